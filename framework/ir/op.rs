@@ -1,0 +1,292 @@
+//! The op table: one row per kind of op, with its name, arity, level, shape rule and reference function.
+//!
+//! There are two levels in one table. *Model* ops have ONNX names and meaning (NCHW). *Engine* ops are what
+//! the engine's passes rewrite them into: NHWC, fused, integer. Both have a reference function, so that the
+//! interpreter can run a graph before and after every pass, and every fast kernel has something plain to equal.
+//!
+//! Adding an op touches three places: a row here (with a rule in `shape.rs`), a function in `reference/`,
+//! a row in the ONNX table; and a kernel row in the engine where it pays.
+
+use crate::reference;
+use crate::shape;
+use crate::shape::{Fact, InferInput};
+use crate::tensor::Tensor;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// ONNX meaning, NCHW layout: what files hold and what training captures.
+    Model,
+    /// NHWC, fused, integer where it can be: what the engine's passes make.
+    Engine,
+}
+
+/// Strides, pads and friends of a 2-D window. `pads` are top, left, bottom, right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    pub kernel: [u32; 2],
+    pub stride: [u32; 2],
+    pub dilation: [u32; 2],
+    pub pads: [u32; 4],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvAttr {
+    pub window: Window,
+    pub group: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolAttr {
+    pub window: Window,
+    pub ceil_mode: bool,
+    pub count_include_pad: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GemmAttr {
+    pub alpha: f32,
+    pub beta: f32,
+    pub trans_a: bool,
+    pub trans_b: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClipAttr {
+    pub min: f32,
+    pub max: f32,
+}
+
+/// A list of at most eight small numbers (a permutation, reduced axes).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Axes {
+    pub len: u8,
+    pub axes: [i8; 8],
+}
+
+impl Axes {
+    pub fn as_slice(&self) -> &[i8] {
+        &self.axes[..self.len as usize]
+    }
+
+    /// `None` when there are more than eight or one does not fit.
+    pub fn new(axes: &[i64]) -> Option<Axes> {
+        let mut a = Axes { len: u8::try_from(axes.len()).ok().filter(|&n| n <= 8)?, axes: [0; 8] };
+        for (slot, &axis) in a.axes.iter_mut().zip(axes) {
+            *slot = i8::try_from(axis).ok()?;
+        }
+        Some(a)
+    }
+}
+
+impl std::fmt::Debug for Axes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_slice().fmt(f)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReduceAttr {
+    /// Empty: all axes.
+    pub axes: Axes,
+    pub keep_dims: bool,
+}
+
+/// How an integer op writes its result: `q = rne(clamp(f, lo - zero, hi - zero)) + zero` where `f` is the
+/// f32 result in units of the output's scale and `rne` rounds to nearest, ties to even. A fused ReLU is `lo = zero`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requant {
+    pub zero: i32,
+    pub lo: i32,
+    pub hi: i32,
+}
+
+/// A fused NHWC f32 convolution: `y = clamp(conv(x, w) + bias + residual, min, max)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FusedConvAttr {
+    pub conv: ConvAttr,
+    pub clip: ClipAttr,
+}
+
+/// An integer NHWC convolution, see [`OpKind::QConv`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QConvAttr {
+    pub conv: ConvAttr,
+    /// Zero point of `x`; padded positions hold it.
+    pub x_zero: i32,
+    pub out: Requant,
+    /// Scale of the residual in units of the output's scale, and its zero point.
+    pub residual_mult: f32,
+    pub residual_zero: i32,
+}
+
+/// An integer matrix product, see [`OpKind::QGemm`]. `out` is absent when the result is f32.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QGemmAttr {
+    pub x_zero: i32,
+    pub out: Option<Requant>,
+}
+
+/// Integer add, see [`OpKind::QAdd`]: scales of both sides in units of the output's scale.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QAddAttr {
+    pub a_mult: f32,
+    pub a_zero: i32,
+    pub b_mult: f32,
+    pub b_zero: i32,
+    pub out: Requant,
+}
+
+/// Integer global average, see [`OpKind::QGlobalAvgPool`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QPoolAttr {
+    pub x_zero: i32,
+    /// Scale of x divided by (scale of y × pixels).
+    pub mult: f32,
+    pub out: Requant,
+}
+
+/// Attributes of one op: a small `Copy` value, one column of the graph.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Attr {
+    None,
+    Conv(ConvAttr),
+    Pool(PoolAttr),
+    Gemm(GemmAttr),
+    Clip(ClipAttr),
+    /// Epsilon of a normalisation.
+    Epsilon(f32),
+    /// One axis (Softmax, Concat, Flatten, Gather, Quantize/DequantizeLinear).
+    Axis(i32),
+    Perm(Axes),
+    Reduce(ReduceAttr),
+    FusedConv(FusedConvAttr),
+    QConv(QConvAttr),
+    QGemm(QGemmAttr),
+    QAdd(QAddAttr),
+    QPool(QPoolAttr),
+}
+
+/// One kind of op. `inputs` is the fewest and the most; a trailing optional input may be `ValueId::NONE`.
+pub struct OpRow {
+    pub kind: OpKind,
+    pub name: &'static str,
+    pub level: Level,
+    pub inputs: (usize, usize),
+    /// The `Attr` variant this kind carries, by name.
+    pub attr: &'static str,
+    pub infer: fn(&Attr, &[Option<InferInput<'_>>]) -> Result<Vec<Fact>, String>,
+    /// Plain evaluation; inputs are checked by `infer` first. Absent inputs are `None`.
+    pub eval: fn(&Attr, &[Option<&Tensor>]) -> Result<Vec<Tensor>, String>,
+}
+
+macro_rules! ops {
+    ($($(#[$doc:meta])* $kind:ident $level:ident $min:literal..=$max:literal $attr:ident $infer:ident $($eval:ident)::+;)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum OpKind { $($(#[$doc])* $kind,)* }
+
+        /// Row `k as usize` describes kind `k`.
+        pub const OPS: &[OpRow] = &[$(OpRow {
+            kind: OpKind::$kind,
+            name: stringify!($kind),
+            level: Level::$level,
+            inputs: ($min, $max),
+            attr: stringify!($attr),
+            infer: shape::$infer,
+            eval: reference::$($eval)::+,
+        },)*];
+    };
+}
+
+ops! {
+    // kind              level  inputs   attr     shape rule      reference function
+    /// x[N,C,H,W], w[O,C/g,kh,kw], optional bias[O].
+    Conv                 Model  2..=3    Conv     conv            conv::conv;
+    /// a[M,K], b[K,N], optional c broadcast to [M,N].
+    Gemm                 Model  2..=3    Gemm     gemm            gemm::gemm;
+    /// numpy matmul.
+    MatMul               Model  2..=2    None     matmul          gemm::matmul;
+    /// x, scale, bias, mean, var: inference form.
+    BatchNormalization   Model  5..=5    Epsilon  first_f32       norm::batch_norm;
+    Relu                 Model  1..=1    None     same            elementwise::relu;
+    Sigmoid              Model  1..=1    None     same_f32        elementwise::sigmoid;
+    Clip                 Model  1..=1    Clip     same_f32        elementwise::clip;
+    Identity             Model  1..=1    None     same            elementwise::identity;
+    Add                  Model  2..=2    None     broadcast       elementwise::add;
+    Sub                  Model  2..=2    None     broadcast       elementwise::sub;
+    Mul                  Model  2..=2    None     broadcast       elementwise::mul;
+    Div                  Model  2..=2    None     broadcast       elementwise::div;
+    /// Correctly rounded square root.
+    Sqrt                 Model  1..=1    None     same_f32        elementwise::sqrt;
+    MaxPool              Model  1..=1    Pool     pool            pool::max_pool;
+    AveragePool          Model  1..=1    Pool     pool            pool::average_pool;
+    GlobalAveragePool    Model  1..=1    None     global_pool     pool::global_average_pool;
+    ReduceMean           Model  1..=1    Reduce   reduce          reduce::mean;
+    /// Softmax along one axis (the meaning since opset 13).
+    Softmax              Model  1..=1    Axis     same_f32        reduce::softmax;
+    /// Second input: the target shape, an i64 constant (0 copies, -1 infers).
+    Reshape              Model  2..=2    None     reshape         layout::reshape;
+    /// [d0 * .. * d(axis-1), d(axis) * ..].
+    Flatten              Model  1..=1    Axis     flatten         layout::flatten;
+    Transpose            Model  1..=1    Perm     transpose       layout::transpose;
+    Concat               Model  1..=64   Axis     concat          layout::concat;
+    /// x f32, scale, zero point: `clamp(rne(x / scale) + zero)`. The zero point's dtype is the result's; per axis if scale is 1-D with more than one element.
+    QuantizeLinear       Model  3..=3    Axis     quantize        quant::quantize_linear;
+    /// q, scale, zero point: `(q - zero) * scale`.
+    DequantizeLinear     Model  3..=3    Axis     dequantize      quant::dequantize_linear;
+
+    /// x f32[N,H,W,C], w f32[O,kh,kw,C/g], bias f32[O], optional residual f32[N,OH,OW,O].
+    FusedConv            Engine 3..=4    FusedConv conv_nhwc      conv::fused_conv;
+    /// x u8[N,H,W,C], w i8[O,kh,kw,C/g], bias i32[O], mult f32[O], optional residual u8[N,OH,OW,O].
+    ///
+    /// `acc = bias[o] + Σ (x - x_zero) · w` in i32; `f = acc as f32 * mult[o]`; with a residual
+    /// `f = f + (r - residual_zero) as f32 * residual_mult` (two roundings, never fused); then `out` ([`Requant`]).
+    QConv                Engine 4..=5    QConv    qconv           conv::qconv;
+    /// x u8[M,K], w i8[N,K], bias i32[N], mult f32[N]. `f` as in `QConv`; result f32 `f` itself when `out` is absent.
+    QGemm                Engine 4..=4    QGemm    qgemm           gemm::qgemm;
+    /// a u8, b u8 of one shape: `f = (a - a_zero) as f32 * a_mult + (b - b_zero) as f32 * b_mult`, then `out`.
+    QAdd                 Engine 2..=2    QAdd     qadd            quant::qadd;
+    /// x u8[N,H,W,C] to u8[N,1,1,C]: `f = (Σ (x - x_zero)) as f32 * mult`, then `out`.
+    QGlobalAvgPool       Engine 1..=1    QPool    qglobal_pool    pool::qglobal_avg_pool;
+    /// x f32[N,H,W,C] or u8[N,H,W,C].
+    MaxPoolNhwc          Engine 1..=1    Pool     pool_nhwc       pool::max_pool_nhwc;
+    /// x f32[N,H,W,C].
+    AveragePoolNhwc      Engine 1..=1    Pool     pool_nhwc       pool::average_pool_nhwc;
+    /// x f32[N,H,W,C] to f32[N,1,1,C].
+    GlobalAvgPoolNhwc    Engine 1..=1    None     global_pool_nhwc pool::global_avg_pool_nhwc;
+}
+
+impl OpKind {
+    pub fn row(self) -> &'static OpRow {
+        &OPS[self as usize]
+    }
+
+    pub fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    pub fn from_name(name: &str) -> Option<OpKind> {
+        OPS.iter().find(|row| row.name == name).map(|row| row.kind)
+    }
+}
+
+impl Attr {
+    /// The variant's name, as in [`OpRow::attr`].
+    pub fn variant(&self) -> &'static str {
+        match self {
+            Attr::None => "None",
+            Attr::Conv(_) => "Conv",
+            Attr::Pool(_) => "Pool",
+            Attr::Gemm(_) => "Gemm",
+            Attr::Clip(_) => "Clip",
+            Attr::Epsilon(_) => "Epsilon",
+            Attr::Axis(_) => "Axis",
+            Attr::Perm(_) => "Perm",
+            Attr::Reduce(_) => "Reduce",
+            Attr::FusedConv(_) => "FusedConv",
+            Attr::QConv(_) => "QConv",
+            Attr::QGemm(_) => "QGemm",
+            Attr::QAdd(_) => "QAdd",
+            Attr::QPool(_) => "QPool",
+        }
+    }
+}
