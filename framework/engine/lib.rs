@@ -1,1 +1,13 @@
+//! Lacuna's engine: from a graph to results, fast, on a CPU.
+//!
+//! [`passes`] lower a graph to NHWC, fused, integer ops; [`plan`] packs weights, picks kernels and lays out
+//! the arena; [`kernels`] do the work; [`workers`] share it out; [`session`] is what callers hold.
 
+pub mod error;
+pub mod kernels;
+pub mod memory;
+pub mod target;
+
+pub use error::{Error, Result};
+pub use memory::AlignedBytes;
+pub use target::{Isa, Target};

@@ -1,0 +1,135 @@
+//! The machine a plan is made for: instruction set rows and cores, found at run time.
+
+use crate::error::{Error, Result};
+use std::fmt;
+
+/// Rows of the kernel tables, from the plainest. Each row needs all of what stands in its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Plain Rust, any processor.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL and VNNI.
+    Avx512Vnni,
+    /// The same and VBMI (`vpermb`).
+    Avx512Vbmi,
+}
+
+impl Isa {
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni, Isa::Avx512Vbmi];
+
+    /// The best row this processor has.
+    pub fn detect() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni");
+            if avx512 && is_x86_feature_detected!("avx512vbmi") {
+                return Isa::Avx512Vbmi;
+            }
+            if avx512 {
+                return Isa::Avx512Vnni;
+            }
+            if avx2 {
+                return Isa::Avx2;
+            }
+        }
+        Isa::Portable
+    }
+
+    /// All rows this processor has, from the plainest: what tests run.
+    pub fn available() -> impl Iterator<Item = Isa> {
+        let best = Isa::detect();
+        Isa::ALL.into_iter().filter(move |&isa| isa <= best)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512Vnni => "avx512vnni",
+            Isa::Avx512Vbmi => "avx512vbmi",
+        }
+    }
+
+    /// Reads a name as in `LACUNA_ISA`: a row's name, or `avx512` for the best AVX-512 row there is.
+    pub fn from_name(name: &str) -> Option<Isa> {
+        match name {
+            "avx512" => Some(Isa::detect().max(Isa::Avx512Vnni)),
+            _ => Isa::ALL.into_iter().find(|isa| isa.name() == name),
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The most threads a session may ask for.
+pub const THREADS_MAX: usize = 1024;
+
+/// What passes and the planner know of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub isa: Isa,
+    pub threads: usize,
+}
+
+impl Target {
+    /// This machine: `LACUNA_ISA` or the best row there is, and all cores.
+    pub fn native() -> Result<Target> {
+        Target::new(None, None)
+    }
+
+    /// `isa` before `LACUNA_ISA` before the best row there is; `threads` before all cores.
+    /// Asking for a row this processor lacks is an error.
+    pub fn new(isa: Option<Isa>, threads: Option<usize>) -> Result<Target> {
+        let best = Isa::detect();
+        let isa = match (isa, std::env::var("LACUNA_ISA")) {
+            (Some(isa), _) => isa,
+            (None, Ok(name)) => Isa::from_name(&name).ok_or_else(|| {
+                Error::Options(format!(
+                    "LACUNA_ISA is '{name}'; use portable, avx2, avx512, avx512vnni or avx512vbmi"
+                ))
+            })?,
+            (None, Err(_)) => best,
+        };
+        if isa > best {
+            return Err(Error::Options(format!("this processor has no {isa}; the best it has is {best}")));
+        }
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = threads.unwrap_or(cores);
+        if threads == 0 || threads > THREADS_MAX {
+            return Err(Error::Options(format!("{threads} threads asked for; use 1 to {THREADS_MAX}")));
+        }
+        Ok(Target { isa, threads })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back() {
+        for isa in Isa::ALL {
+            assert_eq!(Isa::from_name(isa.name()), Some(isa));
+        }
+        assert_eq!(Isa::from_name("sse9"), None);
+    }
+
+    #[test]
+    fn impossible_targets_are_refused() {
+        assert!(Target::new(Some(Isa::Portable), Some(0)).is_err());
+        assert!(Target::new(Some(Isa::Portable), Some(THREADS_MAX + 1)).is_err());
+        assert!(Target::new(Some(Isa::Portable), Some(3)).is_ok());
+    }
+}
