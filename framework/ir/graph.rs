@@ -156,10 +156,8 @@ impl Graph {
 
     /// The symbol of that name, made if it is new.
     pub fn symbol(&mut self, name: &str) -> SymbolId {
-        match self.symbols.iter().find(|(_, n)| *n == name) {
-            Some((id, _)) => id,
-            None => self.symbols.push(name.to_string()),
-        }
+        let known = self.symbols.iter().find(|(_, n)| *n == name).map(|(id, _)| id);
+        known.unwrap_or_else(|| self.symbols.push(name.to_string()))
     }
 
     fn add_value(&mut self, name: &str, dtype: DType, dims: &[Dim], def: Def) -> ValueId {
@@ -180,7 +178,12 @@ impl Graph {
     pub fn add_const(&mut self, name: &str, dtype: DType, dims: &[usize], bytes: Bytes) -> Result<ValueId> {
         let want = element_count(dims).and_then(|n| n.checked_mul(dtype.size()));
         if want != Some(bytes.len()) {
-            return Err(Error::ConstLength { name: name.to_string(), dtype, dims: dims.to_vec(), bytes: bytes.len() });
+            return Err(Error::ConstLength {
+                name: name.to_string(),
+                dtype,
+                dims: dims.to_vec(),
+                bytes: bytes.len(),
+            });
         }
         let c = self.consts.push(bytes);
         let dims: Vec<Dim> = dims.iter().map(|&d| Dim::Fixed(d as u64)).collect();
@@ -216,8 +219,11 @@ impl Graph {
         inputs: &[ValueId],
         outputs: &[&str],
     ) -> Result<OpId> {
-        let facts = crate::shape::infer(self, kind, &attr, inputs)
-            .map_err(|why| Error::Op { op: name.to_string(), kind: kind.name(), why })?;
+        let facts = crate::shape::infer(self, kind, &attr, inputs).map_err(|why| Error::Op {
+            op: name.to_string(),
+            kind: kind.name(),
+            why,
+        })?;
         if facts.len() < outputs.len() || outputs.is_empty() {
             return Err(Error::Op {
                 op: name.to_string(),
@@ -287,8 +293,12 @@ impl Graph {
             let ins = Range32::append(&mut g.operands, &inputs);
             let mut outs = Vec::new();
             for (i, &v) in self.outputs_of(op).iter().enumerate() {
-                let copy =
-                    g.add_value(&self.value_name[v], self.value_dtype[v], self.shape(v), Def::Op(new, i as u32));
+                let copy = g.add_value(
+                    &self.value_name[v],
+                    self.value_dtype[v],
+                    self.shape(v),
+                    Def::Op(new, i as u32),
+                );
                 map[v] = Some(copy);
                 outs.push(copy);
             }

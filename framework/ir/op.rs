@@ -250,7 +250,7 @@ ops! {
     /// x f32[N,H,W,C] or u8[N,H,W,C].
     MaxPoolNhwc          Engine 1..=1    Pool     pool_nhwc       pool::max_pool_nhwc;
     /// x f32[N,H,W,C].
-    AveragePoolNhwc      Engine 1..=1    Pool     pool_nhwc       pool::average_pool_nhwc;
+    AveragePoolNhwc      Engine 1..=1    Pool     pool_nhwc_f32   pool::average_pool_nhwc;
     /// x f32[N,H,W,C] to f32[N,1,1,C].
     GlobalAvgPoolNhwc    Engine 1..=1    None     global_pool_nhwc pool::global_avg_pool_nhwc;
 }

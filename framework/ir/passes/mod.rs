@@ -1,0 +1,1 @@
+//! Rewrites that need no knowledge of a machine.

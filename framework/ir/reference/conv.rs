@@ -1,0 +1,235 @@
+//! Convolutions: NCHW f32, NHWC f32 with its fused tail, NHWC integer.
+//!
+//! f32 sums: from 0, one product at a time, in the order (ky, kx, c) of the window, each product rounded and
+//! each sum rounded; then the bias, then the residual, then the clip. Positions in the padding are skipped.
+
+use super::quant::requantize;
+use super::{Inputs, Outputs, f32s, i8s, i32s, optional, output_dims, u8s, wrong_attr};
+use crate::op::{Attr, ClipAttr, ConvAttr, QConvAttr};
+use crate::shape;
+use crate::tensor::{DType, Elements, Tensor};
+
+/// Sizes of one convolution, whatever its layout.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvShape {
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+    /// Input channels.
+    pub c: usize,
+    pub oh: usize,
+    pub ow: usize,
+    /// Output channels (filters).
+    pub o: usize,
+    pub attr: ConvAttr,
+}
+
+impl ConvShape {
+    /// From x[N,H,W,C] and y[N,OH,OW,O].
+    pub fn nhwc(x: &[usize], y: &[usize], attr: ConvAttr) -> ConvShape {
+        ConvShape { n: x[0], h: x[1], w: x[2], c: x[3], oh: y[1], ow: y[2], o: y[3], attr }
+    }
+
+    /// From x[N,C,H,W] and y[N,O,OH,OW].
+    pub fn nchw(x: &[usize], y: &[usize], attr: ConvAttr) -> ConvShape {
+        ConvShape { n: x[0], c: x[1], h: x[2], w: x[3], o: y[1], oh: y[2], ow: y[3], attr }
+    }
+
+    /// Input row that output row `oy` sees through kernel row `ky`, unless it lies in the padding.
+    pub fn row(&self, oy: usize, ky: usize) -> Option<usize> {
+        window_index(&self.attr.window, 0, oy, ky, self.h)
+    }
+
+    /// Input column that output column `ox` sees through kernel column `kx`, unless it lies in the padding.
+    pub fn column(&self, ox: usize, kx: usize) -> Option<usize> {
+        window_index(&self.attr.window, 1, ox, kx, self.w)
+    }
+}
+
+/// Index into `size` elements that window position `out` sees through kernel element `k`; `None` in the padding.
+#[inline]
+pub fn window_index(w: &crate::op::Window, d: usize, out: usize, k: usize, size: usize) -> Option<usize> {
+    let at = out * w.stride[d] as usize + k * w.dilation[d] as usize;
+    at.checked_sub(w.pads[d] as usize).filter(|&i| i < size)
+}
+
+pub fn conv(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::conv, attr, inputs)?;
+    let Attr::Conv(a) = attr else { return Err(wrong_attr(attr)) };
+    let x = super::tensor(inputs, 0)?;
+    let s = ConvShape::nchw(&x.dims, &dims, *a);
+    let mut y = Tensor::zeros(DType::F32, &dims);
+    if let Elements::F32(y) = &mut y.elements {
+        conv_nchw_f32(
+            &s,
+            f32s(inputs, 0)?,
+            f32s(inputs, 1)?,
+            optional(inputs, 2).and_then(Tensor::as_f32),
+            y,
+        );
+    }
+    Ok(vec![y])
+}
+
+/// x[N,C,H,W], w[O,C/g,kh,kw], y[N,O,OH,OW]. The loop over columns is innermost, so that a row of sums grows
+/// together; each sum still sees its products in the order of the file's head.
+pub fn conv_nchw_f32(s: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    let group = s.attr.group as usize;
+    let (cg, og) = (s.c / group, s.o / group);
+    let [kh, kw] = s.attr.window.kernel.map(|k| k as usize);
+    let (stride, dilation) = (s.attr.window.stride[1] as usize, s.attr.window.dilation[1] as usize);
+    for ((row, y), (no, oy)) in (0..)
+        .zip(y.chunks_exact_mut(s.ow.max(1)))
+        .zip((0..s.n * s.o).flat_map(|no| (0..s.oh).map(move |oy| (no, oy))))
+    {
+        debug_assert_eq!(row, no * s.oh + oy);
+        let (n, o) = (no / s.o, no % s.o);
+        y.fill(0.0);
+        for ky in 0..kh {
+            let Some(iy) = s.row(oy, ky) else { continue };
+            for kx in 0..kw {
+                let Some((first, last)) = columns_inside(s, kx) else { continue };
+                let ix = first * stride + kx * dilation - s.attr.window.pads[1] as usize;
+                for c in 0..cg {
+                    let weight = w[((o * cg + c) * kh + ky) * kw + kx];
+                    let start = ((n * s.c + o / og * cg + c) * s.h + iy) * s.w + ix;
+                    let taps = x[start..].iter().step_by(stride);
+                    for (y, &x) in y[first..=last].iter_mut().zip(taps) {
+                        *y += x * weight;
+                    }
+                }
+            }
+        }
+        if let Some(bias) = bias {
+            y.iter_mut().for_each(|y| *y += bias[o]);
+        }
+    }
+}
+
+/// First and last output column that kernel column `kx` reads data for.
+fn columns_inside(s: &ConvShape, kx: usize) -> Option<(usize, usize)> {
+    let first = (0..s.ow).find(|&ox| s.column(ox, kx).is_some())?;
+    let last = (first..s.ow).rev().find(|&ox| s.column(ox, kx).is_some())?;
+    Some((first, last))
+}
+
+pub fn fused_conv(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::conv_nhwc, attr, inputs)?;
+    let Attr::FusedConv(a) = attr else { return Err(wrong_attr(attr)) };
+    let s = ConvShape::nhwc(&super::tensor(inputs, 0)?.dims, &dims, a.conv);
+    let residual = optional(inputs, 3).and_then(Tensor::as_f32);
+    let mut y = Tensor::zeros(DType::F32, &dims);
+    if let Elements::F32(y) = &mut y.elements {
+        conv_nhwc_f32(&s, f32s(inputs, 0)?, f32s(inputs, 1)?, f32s(inputs, 2)?, residual, a.clip, y);
+    }
+    Ok(vec![y])
+}
+
+/// `y = min(max(sum + bias + residual, clip.min), clip.max)`; x[N,H,W,C], w[O,kh,kw,C/g], y[N,OH,OW,O].
+pub fn conv_nhwc_f32(
+    s: &ConvShape,
+    x: &[f32],
+    w: &[f32],
+    bias: &[f32],
+    residual: Option<&[f32]>,
+    clip: ClipAttr,
+    y: &mut [f32],
+) {
+    for_each_output(s, |at, o, taps| {
+        let mut sum = 0.0f32;
+        taps.each(|xs, ws| {
+            for (&x, &w) in x[xs].iter().zip(&w[ws]) {
+                sum += x * w;
+            }
+        });
+        let mut f = sum + bias[o];
+        if let Some(r) = residual {
+            f += r[at];
+        }
+        y[at] = super::elementwise::clip_value(f, clip);
+    });
+}
+
+pub fn qconv(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::qconv, attr, inputs)?;
+    let Attr::QConv(a) = attr else { return Err(wrong_attr(attr)) };
+    let s = ConvShape::nhwc(&super::tensor(inputs, 0)?.dims, &dims, a.conv);
+    let (x, w, bias, mult) = (u8s(inputs, 0)?, i8s(inputs, 1)?, i32s(inputs, 2)?, f32s(inputs, 3)?);
+    let residual = optional(inputs, 4).and_then(Tensor::as_u8);
+    let mut y = Tensor::zeros(DType::U8, &dims);
+    if let Elements::U8(y) = &mut y.elements {
+        qconv_nhwc(&s, x, w, bias, mult, residual, a, y);
+    }
+    Ok(vec![y])
+}
+
+/// The integer convolution of [`crate::op::OpKind::QConv`]; x[N,H,W,C], w[O,kh,kw,C/g], y[N,OH,OW,O].
+pub fn qconv_nhwc(
+    s: &ConvShape,
+    x: &[u8],
+    w: &[i8],
+    bias: &[i32],
+    mult: &[f32],
+    residual: Option<&[u8]>,
+    attr: &QConvAttr,
+    y: &mut [u8],
+) {
+    for_each_output(s, |at, o, taps| {
+        let mut acc = bias[o];
+        taps.each(|xs, ws| {
+            for (&x, &w) in x[xs].iter().zip(&w[ws]) {
+                acc = acc.wrapping_add((x as i32).wrapping_sub(attr.x_zero).wrapping_mul(w as i32));
+            }
+        });
+        let mut f = acc as f32 * mult[o];
+        if let Some(r) = residual {
+            f += (r[at] as i32).wrapping_sub(attr.residual_zero) as f32 * attr.residual_mult;
+        }
+        y[at] = requantize(f, attr.out) as u8;
+    });
+}
+
+/// The window of one output of an NHWC convolution.
+struct Taps<'a> {
+    s: &'a ConvShape,
+    n: usize,
+    oy: usize,
+    ox: usize,
+    o: usize,
+}
+
+impl Taps<'_> {
+    /// Calls `f` with the ranges of x and w of each window position that is not padding, in order (ky, kx).
+    #[inline]
+    fn each(&self, mut f: impl FnMut(std::ops::Range<usize>, std::ops::Range<usize>)) {
+        let s = self.s;
+        let group = s.attr.group as usize;
+        let cg = s.c / group;
+        let first_channel = self.o / (s.o / group) * cg;
+        let [kh, kw] = s.attr.window.kernel.map(|k| k as usize);
+        for ky in 0..kh {
+            let Some(iy) = s.row(self.oy, ky) else { continue };
+            for kx in 0..kw {
+                let Some(ix) = s.column(self.ox, kx) else { continue };
+                let xs = ((self.n * s.h + iy) * s.w + ix) * s.c + first_channel;
+                let ws = ((self.o * kh + ky) * kw + kx) * cg;
+                f(xs..xs + cg, ws..ws + cg);
+            }
+        }
+    }
+}
+
+/// Calls `f` with the index in y, the filter and the window of every output.
+#[inline]
+fn for_each_output(s: &ConvShape, mut f: impl FnMut(usize, usize, Taps<'_>)) {
+    for n in 0..s.n {
+        for oy in 0..s.oh {
+            for ox in 0..s.ow {
+                for o in 0..s.o {
+                    let at = ((n * s.oh + oy) * s.ow + ox) * s.o + o;
+                    f(at, o, Taps { s, n, oy, ox, o });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Elementwise ops and numpy broadcasting.
+
+use super::gemm::broadcast_steps;
+use super::{Inputs, Outputs, f32s, output_dims, tensor, wrong_attr};
+use crate::op::{Attr, ClipAttr};
+use crate::shape;
+use crate::tensor::{Elements, Tensor};
+
+/// `max(x, 0)`; not a number stays so.
+pub fn relu(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::same, attr, inputs)?;
+    let elements = match &tensor(inputs, 0)?.elements {
+        Elements::F32(x) => Elements::F32(x.iter().map(|&x| relu_value(x)).collect()),
+        Elements::I64(x) => Elements::I64(x.iter().map(|&x| x.max(0)).collect()),
+        Elements::I32(x) => Elements::I32(x.iter().map(|&x| x.max(0)).collect()),
+        Elements::I8(x) => Elements::I8(x.iter().map(|&x| x.max(0)).collect()),
+        Elements::U8(x) => Elements::U8(x.clone()),
+        Elements::Bool(_) => return Err("input 0 is bool, it must be a number".to_string()),
+    };
+    Ok(vec![Tensor { dims, elements }])
+}
+
+#[inline]
+pub fn relu_value(x: f32) -> f32 {
+    // Written so that -0.0 becomes 0.0 and not a number stays what it is.
+    if x <= 0.0 { 0.0 } else { x }
+}
+
+/// `min(max(x, min), max)`; not a number stays so.
+#[inline]
+pub fn clip_value(x: f32, clip: ClipAttr) -> f32 {
+    if x < clip.min {
+        clip.min
+    } else if x > clip.max {
+        clip.max
+    } else {
+        x
+    }
+}
+
+fn map_f32(attr: &Attr, inputs: Inputs<'_>, f: impl Fn(f32) -> f32) -> Outputs {
+    let dims = output_dims(shape::same_f32, attr, inputs)?;
+    Ok(vec![Tensor::from_f32(&dims, f32s(inputs, 0)?.iter().map(|&x| f(x)).collect())])
+}
+
+/// `1 / (1 + exp(-x))`.
+pub fn sigmoid(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    map_f32(attr, inputs, |x| 1.0 / (1.0 + (-x).exp()))
+}
+
+pub fn clip(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let Attr::Clip(clip) = *attr else { return Err(wrong_attr(attr)) };
+    map_f32(attr, inputs, |x| clip_value(x, clip))
+}
+
+pub fn sqrt(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    map_f32(attr, inputs, f32::sqrt)
+}
+
+pub fn identity(_: &Attr, inputs: Inputs<'_>) -> Outputs {
+    Ok(vec![tensor(inputs, 0)?.clone()])
+}
+
+/// Calls `f` for every pair of a broadcast; integers that overflow wrap in the ops below.
+fn pairs<T: Copy>(a: (&[usize], &[T]), b: (&[usize], &[T]), dims: &[usize], mut f: impl FnMut(T, T)) {
+    let (a_steps, b_steps) = (broadcast_steps(a.0, dims), broadcast_steps(b.0, dims));
+    let mut index = vec![0usize; dims.len()];
+    let (mut ia, mut ib) = (0, 0);
+    for _ in 0..dims.iter().product::<usize>() {
+        f(a.1[ia], b.1[ib]);
+        for d in (0..dims.len()).rev() {
+            index[d] += 1;
+            ia += a_steps[d];
+            ib += b_steps[d];
+            if index[d] < dims[d] {
+                break;
+            }
+            ia -= a_steps[d] * dims[d];
+            ib -= b_steps[d] * dims[d];
+            index[d] = 0;
+        }
+    }
+}
+
+fn binary(
+    attr: &Attr,
+    inputs: Inputs<'_>,
+    on_f32: fn(f32, f32) -> f32,
+    on_i64: fn(i64, i64) -> Option<i64>,
+    on_i32: fn(i32, i32) -> Option<i32>,
+) -> Outputs {
+    let dims = output_dims(shape::broadcast, attr, inputs)?;
+    let (a, b) = (tensor(inputs, 0)?, tensor(inputs, 1)?);
+    let mut failed = false;
+    let elements = match (&a.elements, &b.elements) {
+        (Elements::F32(x), Elements::F32(y)) => {
+            let mut out = Vec::new();
+            pairs((&a.dims, x), (&b.dims, y), &dims, |x, y| out.push(on_f32(x, y)));
+            Elements::F32(out)
+        }
+        (Elements::I64(x), Elements::I64(y)) => {
+            let mut out = Vec::new();
+            pairs((&a.dims, x), (&b.dims, y), &dims, |x, y| {
+                out.push(on_i64(x, y).unwrap_or_else(|| (failed = true, 0).1))
+            });
+            Elements::I64(out)
+        }
+        (Elements::I32(x), Elements::I32(y)) => {
+            let mut out = Vec::new();
+            pairs((&a.dims, x), (&b.dims, y), &dims, |x, y| {
+                out.push(on_i32(x, y).unwrap_or_else(|| (failed = true, 0).1))
+            });
+            Elements::I32(out)
+        }
+        _ => return Err("inputs must be two f32, two i64 or two i32".to_string()),
+    };
+    if failed {
+        return Err("integer division by zero: change the divisor".to_string());
+    }
+    Ok(vec![Tensor { dims, elements }])
+}
+
+pub fn add(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    binary(attr, inputs, |a, b| a + b, |a, b| Some(a.wrapping_add(b)), |a, b| Some(a.wrapping_add(b)))
+}
+
+pub fn sub(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    binary(attr, inputs, |a, b| a - b, |a, b| Some(a.wrapping_sub(b)), |a, b| Some(a.wrapping_sub(b)))
+}
+
+pub fn mul(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    binary(attr, inputs, |a, b| a * b, |a, b| Some(a.wrapping_mul(b)), |a, b| Some(a.wrapping_mul(b)))
+}
+
+/// Integers divide towards zero; a zero divisor is an error.
+pub fn div(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    fn quotient64(a: i64, b: i64) -> Option<i64> {
+        (b != 0).then(|| a.wrapping_div(b))
+    }
+    fn quotient32(a: i32, b: i32) -> Option<i32> {
+        (b != 0).then(|| a.wrapping_div(b))
+    }
+    binary(attr, inputs, |a, b| a / b, quotient64, quotient32)
+}

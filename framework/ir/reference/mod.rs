@@ -1,0 +1,83 @@
+//! Reference functions: what each op means, in plain scalar code.
+//!
+//! One file per family. A function of the op table takes whole tensors, asks the op's own shape rule for the
+//! size of its output (so that nothing is allocated from an unchecked size) and calls a loop over slices.
+//! The loops are public: the engine's portable kernels are these very functions, and its fast kernels are
+//! tested against them. Sums run in one documented order; nothing is fused or reassociated behind the reader's
+//! back, except integer sums, which wrap and therefore do not depend on order.
+
+pub mod conv;
+pub mod elementwise;
+pub mod gemm;
+pub mod layout;
+pub mod norm;
+pub mod pool;
+pub mod quant;
+pub mod reduce;
+
+use crate::op::Attr;
+use crate::shape::{Fact, InferInput};
+use crate::tensor::{DType, Dim, Tensor, element_count};
+
+pub type Inputs<'a> = &'a [Option<&'a Tensor>];
+pub type Outputs = Result<Vec<Tensor>, String>;
+
+type Rule = fn(&Attr, &[Option<InferInput<'_>>]) -> Result<Vec<Fact>, String>;
+
+/// Dims of the first output, as the op's shape rule gives them for these very tensors. A rule that accepts
+/// the inputs vouches for dtypes, ranks and lengths, which the functions below it then take for granted.
+pub fn output_dims(rule: Rule, attr: &Attr, inputs: Inputs<'_>) -> Result<Vec<usize>, String> {
+    let dims: Vec<Vec<Dim>> = inputs
+        .iter()
+        .map(|t| t.map_or(Vec::new(), |t| t.dims.iter().map(|&d| Dim::Fixed(d as u64)).collect()))
+        .collect();
+    let seen: Vec<Option<InferInput<'_>>> = inputs
+        .iter()
+        .zip(&dims)
+        .map(|(t, dims)| {
+            t.map(|t| InferInput { dtype: t.dtype(), dims, value: (t.dtype() == DType::I64).then_some(t) })
+        })
+        .collect();
+    let facts = rule(attr, &seen)?;
+    let fact = facts.first().ok_or("the shape rule gives no output")?;
+    let dims: Option<Vec<usize>> =
+        fact.dims.iter().map(|d| d.fixed().and_then(|n| usize::try_from(n).ok())).collect();
+    dims.filter(|d| element_count(d).is_some()).ok_or_else(|| "the result is too large".to_string())
+}
+
+pub(crate) fn wrong_attr(attr: &Attr) -> String {
+    format!("cannot carry {} attributes", attr.variant())
+}
+
+pub(crate) fn f32s<'a>(inputs: Inputs<'a>, i: usize) -> Result<&'a [f32], String> {
+    tensor(inputs, i)?.as_f32().ok_or_else(|| format!("input {i} must be f32"))
+}
+
+pub(crate) fn u8s<'a>(inputs: Inputs<'a>, i: usize) -> Result<&'a [u8], String> {
+    tensor(inputs, i)?.as_u8().ok_or_else(|| format!("input {i} must be u8"))
+}
+
+pub(crate) fn i8s<'a>(inputs: Inputs<'a>, i: usize) -> Result<&'a [i8], String> {
+    tensor(inputs, i)?.as_i8().ok_or_else(|| format!("input {i} must be i8"))
+}
+
+pub(crate) fn i32s<'a>(inputs: Inputs<'a>, i: usize) -> Result<&'a [i32], String> {
+    tensor(inputs, i)?.as_i32().ok_or_else(|| format!("input {i} must be i32"))
+}
+
+pub(crate) fn tensor<'a>(inputs: Inputs<'a>, i: usize) -> Result<&'a Tensor, String> {
+    optional(inputs, i).ok_or_else(|| format!("input {i} is absent"))
+}
+
+pub(crate) fn optional<'a>(inputs: Inputs<'a>, i: usize) -> Option<&'a Tensor> {
+    inputs.get(i).copied().flatten()
+}
+
+/// Row-major strides, in elements.
+pub fn strides(dims: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; dims.len()];
+    for i in (1..dims.len()).rev() {
+        strides[i - 1] = strides[i] * dims[i];
+    }
+    strides
+}
