@@ -1,1 +1,214 @@
-//! The reference interpreter.
+//! The reference interpreter: runs a graph op by op with the functions of the op table.
+//!
+//! It is the meaning of a graph. Slow, allocating, and checked: inputs against the graph's dtypes and shapes
+//! (a symbol is one number in a whole run), every result's size before it is computed, and the sum of what is
+//! alive against [`RUN_BYTES_MAX`]. Values are dropped after their last use. The graph must have passed
+//! [`crate::verify::verify`].
+
+use crate::error::{Error, Result};
+use crate::graph::{Def, Graph};
+use crate::ids::{IdVec, OpId, SymbolId, ValueId};
+use crate::reference::output_dims;
+use crate::tensor::{Dim, Tensor, element_count};
+use std::borrow::Cow;
+
+/// The most bytes of results that one run keeps alive at a time.
+pub const RUN_BYTES_MAX: usize = 8 << 30;
+
+/// Runs `g` on `inputs`, given in the order of `g.inputs`; returns the outputs in the order of `g.outputs`.
+///
+/// # Errors
+/// [`Error::Input`] for an input that does not fit, [`Error::Op`] for an op that cannot be evaluated.
+pub fn run(g: &Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+    let values = evaluate(g, inputs, false)?;
+    g.outputs
+        .iter()
+        .map(|&v| {
+            values[v].clone().map(Cow::into_owned).ok_or_else(|| {
+                Error::Invalid(format!(
+                    "output '{}' is not made by any op: verify the graph",
+                    g.value_name[v]
+                ))
+            })
+        })
+        .collect()
+}
+
+/// As [`run`], but returns every value of the graph, for comparisons layer by layer. `None`: a value that no
+/// live op reads or makes.
+pub fn run_all(g: &Graph, inputs: &[Tensor]) -> Result<IdVec<ValueId, Option<Tensor>>> {
+    let values = evaluate(g, inputs, true)?;
+    let mut owned = IdVec::new();
+    for v in values.into_iter() {
+        owned.push(v.map(Cow::into_owned));
+    }
+    Ok(owned)
+}
+
+/// As [`run`], with inputs given by name, in any order.
+pub fn run_named(g: &Graph, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>> {
+    if let Some((name, _)) = inputs.iter().find(|(n, _)| !g.inputs.iter().any(|&v| g.value_name[v] == *n)) {
+        let known: Vec<&str> = g.inputs.iter().map(|&v| g.value_name[v].as_str()).collect();
+        return Err(Error::Input {
+            name: name.to_string(),
+            why: format!("the graph has no such input: it has {known:?}"),
+        });
+    }
+    let ordered: Result<Vec<Tensor>> =
+        g.inputs
+            .iter()
+            .map(|&v| {
+                let name = &g.value_name[v];
+                inputs.iter().find(|(n, _)| n == name).map(|(_, t)| (*t).clone()).ok_or_else(|| {
+                    Error::Input { name: name.clone(), why: "is missing: pass a tensor for it".to_string() }
+                })
+            })
+            .collect();
+    run(g, &ordered?)
+}
+
+type Values<'a> = IdVec<ValueId, Option<Cow<'a, Tensor>>>;
+
+fn evaluate<'a>(g: &Graph, inputs: &'a [Tensor], keep: bool) -> Result<Values<'a>> {
+    let symbols = bind_inputs(g, inputs)?;
+    let mut values: Values<'a> = IdVec::filled(None, g.value_name.len());
+    for (&v, t) in g.inputs.iter().zip(inputs) {
+        values[v] = Some(Cow::Borrowed(t));
+    }
+    for &v in &g.outputs {
+        load_const(g, v, &mut values)?;
+    }
+    let mut reads = reads_left(g);
+    let mut bytes_alive = 0usize;
+    for &op in &g.order {
+        for &v in g.inputs_of(op).iter().filter(|v| !v.is_none()) {
+            load_const(g, v, &mut values)?;
+        }
+        let outputs = evaluate_op(g, op, &values, &mut bytes_alive)?;
+        for (&v, t) in g.outputs_of(op).iter().zip(outputs) {
+            check_inferred(g, op, v, &t, &symbols)?;
+            values[v] = Some(Cow::Owned(t));
+        }
+        let read = g.inputs_of(op).iter().chain(g.outputs_of(op)).copied().filter(|v| !v.is_none());
+        for v in read.collect::<Vec<_>>() {
+            reads[v] = reads[v].saturating_sub(u32::from(g.inputs_of(op).contains(&v)));
+            if reads[v] == 0 && !keep {
+                let freed = values[v].take();
+                if g.producer(v).is_some() {
+                    bytes_alive -= freed.map_or(0, |t| t.bytes().len()).min(bytes_alive);
+                }
+            }
+        }
+    }
+    Ok(values)
+}
+
+/// How often each value is still to be read; a graph output is read once more, at the end.
+fn reads_left(g: &Graph) -> IdVec<ValueId, u32> {
+    let mut reads = IdVec::filled(0, g.value_name.len());
+    let operands = g.order.iter().flat_map(|&op| g.inputs_of(op)).chain(&g.outputs);
+    for &v in operands.filter(|v| !v.is_none()) {
+        reads[v] += 1;
+    }
+    reads
+}
+
+/// Checks the inputs and finds the number each symbol stands for.
+fn bind_inputs(g: &Graph, inputs: &[Tensor]) -> Result<IdVec<SymbolId, Option<usize>>> {
+    if inputs.len() != g.inputs.len() {
+        return Err(Error::Invalid(format!("takes {} inputs, {} were given", g.inputs.len(), inputs.len())));
+    }
+    let mut bound: IdVec<SymbolId, Option<usize>> = IdVec::filled(None, g.symbols.len());
+    for (&v, t) in g.inputs.iter().zip(inputs) {
+        let fail = |why: String| Error::Input { name: g.value_name[v].clone(), why };
+        if t.dtype() != g.value_dtype[v] {
+            return Err(fail(format!("is {}, the graph takes {}", t.dtype(), g.value_dtype[v])));
+        }
+        let shape = g.shape(v);
+        if element_count(&t.dims) != Some(t.len()) {
+            return Err(fail(format!("has {} elements, its dims are {:?}", t.len(), t.dims)));
+        }
+        if shape.len() != t.dims.len() {
+            return Err(fail(format!("has {} dimensions, the graph takes {}", t.dims.len(), shape.len())));
+        }
+        for (i, (&want, &have)) in shape.iter().zip(&t.dims).enumerate() {
+            match want {
+                Dim::Fixed(n) if n != have as u64 => {
+                    return Err(fail(format!("has {have} in dimension {i}, the graph takes {n}")));
+                }
+                Dim::Symbol(s) if *bound[s].get_or_insert(have) != have => {
+                    let name = &g.symbols[s];
+                    return Err(fail(format!("has {have} in dimension {i}, but '{name}' is {:?}", bound[s])));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(bound)
+}
+
+fn load_const(g: &Graph, v: ValueId, values: &mut Values<'_>) -> Result<()> {
+    if values[v].is_none() && matches!(g.value_def[v], Def::Const(_)) {
+        let t = g.const_tensor(v).ok_or_else(|| {
+            Error::Invalid(format!(
+                "constant '{}' does not fill its shape: verify the graph",
+                g.value_name[v]
+            ))
+        })?;
+        values[v] = Some(Cow::Owned(t));
+    }
+    Ok(())
+}
+
+fn evaluate_op(g: &Graph, op: OpId, values: &Values<'_>, bytes_alive: &mut usize) -> Result<Vec<Tensor>> {
+    let row = g.op_kind[op].row();
+    let fail = |why: String| Error::Op { op: g.op_name[op].clone(), kind: row.name, why };
+    let mut inputs: Vec<Option<&Tensor>> = Vec::with_capacity(g.inputs_of(op).len());
+    for (i, &v) in g.inputs_of(op).iter().enumerate() {
+        let t = if v.is_none() { None } else { values[v].as_deref() };
+        if t.is_none() && !v.is_none() {
+            return Err(fail(format!("input {i} ('{}') is read before it is made", g.value_name[v])));
+        }
+        inputs.push(t);
+    }
+    if inputs.len() < row.inputs.0 || inputs.len() > row.inputs.1 {
+        return Err(fail(format!("takes {} to {} inputs, not {}", row.inputs.0, row.inputs.1, inputs.len())));
+    }
+    let dims = output_dims(row.infer, &g.op_attr[op], &inputs).map_err(fail)?;
+    // Eight bytes an element is the most any dtype takes.
+    let bytes = element_count(&dims).and_then(|n| n.checked_mul(8)).and_then(|n| n.checked_add(*bytes_alive));
+    if bytes.is_none_or(|b| b > RUN_BYTES_MAX) {
+        return Err(fail(format!("the run needs more than {RUN_BYTES_MAX} bytes: use a smaller batch")));
+    }
+    let outputs = (row.eval)(&g.op_attr[op], &inputs).map_err(fail)?;
+    *bytes_alive += outputs.iter().map(|t| t.bytes().len()).sum::<usize>();
+    Ok(outputs)
+}
+
+/// A result must have the dtype and shape that the graph says, with symbols as bound.
+fn check_inferred(
+    g: &Graph,
+    op: OpId,
+    v: ValueId,
+    t: &Tensor,
+    symbols: &IdVec<SymbolId, Option<usize>>,
+) -> Result<()> {
+    let fits = |(&want, &have): (&Dim, &usize)| match want {
+        Dim::Fixed(n) => n == have as u64,
+        Dim::Symbol(s) => symbols[s].is_none_or(|n| n == have),
+    };
+    let shape = g.shape(v);
+    if t.dtype() == g.value_dtype[v] && shape.len() == t.dims.len() && shape.iter().zip(&t.dims).all(fits) {
+        return Ok(());
+    }
+    Err(Error::Op {
+        op: g.op_name[op].clone(),
+        kind: g.op_kind[op].name(),
+        why: format!(
+            "made {}{:?} where the graph says {}{shape:?}: verify the graph",
+            t.dtype(),
+            t.dims,
+            g.value_dtype[v]
+        ),
+    })
+}

@@ -9,8 +9,6 @@
 
 use crate::reference;
 use crate::shape;
-use crate::shape::{Fact, InferInput};
-use crate::tensor::Tensor;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
@@ -174,9 +172,9 @@ pub struct OpRow {
     pub inputs: (usize, usize),
     /// The `Attr` variant this kind carries, by name.
     pub attr: &'static str,
-    pub infer: fn(&Attr, &[Option<InferInput<'_>>]) -> Result<Vec<Fact>, String>,
+    pub infer: shape::Rule,
     /// Plain evaluation; inputs are checked by `infer` first. Absent inputs are `None`.
-    pub eval: fn(&Attr, &[Option<&Tensor>]) -> Result<Vec<Tensor>, String>,
+    pub eval: reference::Eval,
 }
 
 macro_rules! ops {

@@ -60,8 +60,10 @@ pub fn infer(g: &Graph, kind: OpKind, attr: &Attr, inputs: &[ValueId]) -> Result
     (row.infer)(attr, &seen)
 }
 
-type Inputs<'a> = &'a [Option<InferInput<'a>>];
-type Facts = Result<Vec<Fact>, String>;
+/// Absent inputs are `None`.
+pub type Inputs<'a> = &'a [Option<InferInput<'a>>];
+pub type Facts = Result<Vec<Fact>, String>;
+pub type Rule = fn(&Attr, Inputs<'_>) -> Facts;
 
 // ---- what rules share ------------------------------------------------------------------------------
 

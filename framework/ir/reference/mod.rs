@@ -16,13 +16,12 @@ pub mod quant;
 pub mod reduce;
 
 use crate::op::Attr;
-use crate::shape::{Fact, InferInput};
+use crate::shape::{InferInput, Rule};
 use crate::tensor::{DType, Dim, Tensor, element_count};
 
 pub type Inputs<'a> = &'a [Option<&'a Tensor>];
 pub type Outputs = Result<Vec<Tensor>, String>;
-
-type Rule = fn(&Attr, &[Option<InferInput<'_>>]) -> Result<Vec<Fact>, String>;
+pub type Eval = fn(&Attr, Inputs<'_>) -> Outputs;
 
 /// Dims of the first output, as the op's shape rule gives them for these very tensors. A rule that accepts
 /// the inputs vouches for dtypes, ranks and lengths, which the functions below it then take for granted.
