@@ -1,1 +1,21 @@
+//! ONNX files and Lacuna's graph: [`load`] and [`parse`] read operator sets 11 to 21, [`save`] and [`to_bytes`]
+//! write operator set 17. Nothing else knows protobuf.
+//!
+//! One table, [`ops::ONNX_OPS`], says how each op is read and written. Files are not trusted: whatever is wrong
+//! with one is an [`Error`] that says where and what, found before memory is allocated for it.
 
+#![deny(unsafe_code)]
+
+mod error;
+mod node;
+pub mod ops;
+#[doc(hidden)]
+pub mod proto;
+pub mod read;
+mod scan;
+mod tensor;
+pub mod write;
+
+pub use error::{Error, Result};
+pub use read::{load, parse};
+pub use write::{WriteOptions, save, to_bytes};

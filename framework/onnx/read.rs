@@ -1,0 +1,487 @@
+//! ONNX file to [`Graph`].
+//!
+//! The bytes are not trusted. They are scanned before they are decoded (`scan.rs`), every size is checked in
+//! wide arithmetic before it is used, names are resolved through one table, and an op that is not in
+//! [`ONNX_OPS`](crate::ops::ONNX_OPS) is an error that names it. Weights are not copied: a constant is a
+//! range of the file's buffer.
+//!
+//! Order of work: constants and inputs are declared, nodes are ordered, then each node's row of `ONNX_OPS`
+//! turns it into an op. A constant enters the graph when an op reads it, so bounds and axes that become
+//! attributes leave nothing behind.
+
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions
+)]
+
+use crate::error::{Error, Result};
+use crate::node::Node;
+use crate::ops::ONNX_OPS;
+use crate::proto::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
+use crate::proto::{GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
+use crate::scan;
+use crate::tensor::{self, Constant, DIM_MAX, RANK_MAX};
+use bytes::Bytes;
+use lacuna_ir::tensor::TENSOR_ELEMENTS_MAX;
+use lacuna_ir::{DType, Dim, Graph, ValueId};
+use prost::Message;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::fs::File;
+use std::path::Path;
+
+/// Largest file that is read.
+pub const FILE_BYTES_MAX: u64 = 8 << 30;
+/// Versions of the default operator set that are read.
+pub const OPSET_MIN: i64 = 11;
+pub const OPSET_MAX: i64 = 21;
+const GRAPH_OPS_MAX: usize = 1 << 20;
+const NAME_BYTES_MAX: usize = 4096;
+/// Symbols are looked up by a linear search.
+const SYMBOLS_MAX: usize = 1024;
+
+/// Reads a model from a file, which is mapped into memory: weights stay there and are paged in when used.
+pub fn load(path: impl AsRef<Path>) -> Result<Graph> {
+    let path = path.as_ref();
+    map(path).and_then(parse).map_err(|e| match e {
+        e @ Error::Io { .. } => e,
+        e => e.in_file(path),
+    })
+}
+
+#[allow(unsafe_code)]
+fn map(path: &Path) -> Result<Bytes> {
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
+    // Asked before opening: opening a pipe would wait for a writer.
+    let meta = std::fs::metadata(path).map_err(io)?;
+    if !meta.is_file() {
+        return Err(Error::NotAFile);
+    }
+    let file = File::open(path).map_err(io)?;
+    let bytes = file.metadata().map_err(io)?.len();
+    if bytes > FILE_BYTES_MAX {
+        return Err(Error::TooLarge { what: "size of the file, bytes", got: bytes, max: FILE_BYTES_MAX });
+    }
+    if bytes == 0 {
+        return Err(Error::NotOnnx { why: "the file is empty" });
+    }
+    // SAFETY: the map is read-only and private, and lives as long as the `Bytes` that own it. That nobody
+    // shortens or rewrites the file meanwhile is the caller's part; this crate's own `save` never does: it
+    // writes a new file and renames it.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+    Ok(Bytes::from_owner(map))
+}
+
+/// Reads a model from bytes. Constants of the graph are ranges of `file`.
+pub fn parse(file: Bytes) -> Result<Graph> {
+    scan::check(&file)?;
+    let model = ModelProto::decode(file)?;
+    if model.ir_version < 3 {
+        return Err(Error::NotOnnx {
+            why: "it has no IR version, or one below 3 (before initialisers were fixed)",
+        });
+    }
+    let opset = opset(&model)?;
+    let proto = model.graph.as_ref().ok_or(Error::NotOnnx { why: "it holds no graph" })?;
+    let mut graph = read_graph(proto, opset)?;
+    let mut keys = HashSet::with_capacity(model.metadata_props.len());
+    for entry in &model.metadata_props {
+        if !keys.insert(entry.key.as_str()) {
+            return Err(Error::DuplicateName { what: "metadata", name: entry.key.clone() });
+        }
+        graph.metadata.push((entry.key.clone(), entry.value.clone()));
+    }
+    Ok(graph)
+}
+
+fn is_default_domain(domain: &str) -> bool {
+    domain.is_empty() || domain == "ai.onnx"
+}
+
+/// The version of the default operator set that the model was written for.
+fn opset(model: &ModelProto) -> Result<i64> {
+    let mut versions = model.opset_import.iter().filter(|o| is_default_domain(&o.domain)).map(|o| o.version);
+    let (first, second) = (versions.next(), versions.next());
+    match first {
+        _ if second.is_some() => {
+            Err(Error::DuplicateName { what: "operator set", name: "ai.onnx".to_string() })
+        }
+        None => Err(Error::NotOnnx { why: "it names no version of the default operator set" }),
+        Some(version) if (OPSET_MIN..=OPSET_MAX).contains(&version) => Ok(version),
+        Some(version) => Err(Error::Opset { domain: String::new(), version, min: OPSET_MIN, max: OPSET_MAX }),
+    }
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy)]
+enum Source {
+    Value(ValueId),
+    /// Row of [`Reader::constants`].
+    Constant(usize),
+    /// Will be made by that node.
+    Node(usize),
+}
+
+struct Named<'m> {
+    name: &'m str,
+    constant: Constant,
+    /// Its value, once an op reads it.
+    value: Option<ValueId>,
+}
+
+/// The graph as far as it is read, and what names mean.
+pub struct Reader<'m> {
+    pub graph: Graph,
+    pub opset: i64,
+    names: HashMap<&'m str, Source>,
+    constants: Vec<Named<'m>>,
+}
+
+fn read_graph(proto: &GraphProto, opset: i64) -> Result<Graph> {
+    if proto.node.len() > GRAPH_OPS_MAX {
+        let got = u64::try_from(proto.node.len()).unwrap_or(u64::MAX);
+        return Err(Error::TooLarge { what: "nodes", got, max: 1 << 20 });
+    }
+    if let Some(sparse) = proto.sparse_initializer.first() {
+        let name = sparse.values.as_ref().map_or("", |v| v.name.as_str()).to_string();
+        let what = "sparse initialisers are not supported; save the weights densely".to_string();
+        return Err(Error::UnsupportedFeature { name, what });
+    }
+    let mut r =
+        Reader { graph: Graph::new(&proto.name), opset, names: HashMap::new(), constants: Vec::new() };
+    for tensor in &proto.initializer {
+        let constant = tensor::read(tensor, &tensor.name)?;
+        r.declare_constant("initialiser", &tensor.name, constant)?;
+    }
+    for input in &proto.input {
+        r.declare_input(input)?;
+    }
+    let mut nodes = Vec::with_capacity(proto.node.len());
+    for (index, node) in proto.node.iter().enumerate() {
+        nodes.push(Node::new(node, index, opset));
+        r.declare_outputs(node, index)?;
+    }
+    for index in r.topological_order(&nodes)? {
+        if let Some(node) = nodes.get(index) {
+            r.read_node(node)?;
+        }
+    }
+    if proto.output.is_empty() {
+        return Err(Error::NotOnnx { why: "its graph has no outputs" });
+    }
+    let mut outputs = HashSet::with_capacity(proto.output.len());
+    for output in &proto.output {
+        if !outputs.insert(output.name.as_str()) {
+            return Err(Error::DuplicateName { what: "output", name: output.name.clone() });
+        }
+        r.read_output(output)?;
+    }
+    Ok(r.graph)
+}
+
+impl<'m> Reader<'m> {
+    // ---- declarations ------------------------------------------------------------------------------
+
+    fn declare(&mut self, what: &'static str, name: &'m str, source: Source) -> Result<()> {
+        if name.len() > NAME_BYTES_MAX {
+            let got = u64::try_from(name.len()).unwrap_or(u64::MAX);
+            return Err(Error::TooLarge { what: "bytes of a name", got, max: 4096 });
+        }
+        if name.is_empty() {
+            let what = format!("{what} without a name; give it one");
+            return Err(Error::UnsupportedFeature { name: String::new(), what });
+        }
+        match self.names.insert(name, source) {
+            None => Ok(()),
+            Some(_) => Err(Error::DuplicateName { what, name: name.to_string() }),
+        }
+    }
+
+    fn declare_constant(&mut self, what: &'static str, name: &'m str, constant: Constant) -> Result<()> {
+        self.declare(what, name, Source::Constant(self.constants.len()))?;
+        self.constants.push(Named { name, constant, value: None });
+        Ok(())
+    }
+
+    /// An initialiser that is listed as an input too (IR 3 asked for that) is a constant.
+    fn declare_input(&mut self, input: &'m ValueInfoProto) -> Result<()> {
+        let (dtype, shape) = tensor_type(input)?;
+        if let Some(&Source::Constant(_)) = self.names.get(input.name.as_str()) {
+            return Ok(());
+        }
+        let shape = shape.ok_or_else(|| Error::UnsupportedFeature {
+            name: input.name.clone(),
+            what: "an input without a shape; give it one, with a name for each dynamic dimension".to_string(),
+        })?;
+        let mut dims = Vec::with_capacity(shape.dim.len());
+        let mut elements: u64 = 1;
+        for (axis, dim) in shape.dim.iter().enumerate() {
+            let dim = match &dim.value {
+                Some(DimValue::DimValue(n)) => Dim::Fixed(input_dim(&input.name, axis, *n)?),
+                Some(DimValue::DimParam(symbol)) if !symbol.is_empty() => self.symbol(symbol)?,
+                _ => {
+                    let name = self.unused_symbol(&format!("{}.{axis}", input.name));
+                    self.symbol(&name)?
+                }
+            };
+            elements = dim.fixed().map_or(Some(elements), |n| elements.checked_mul(n)).unwrap_or(u64::MAX);
+            dims.push(dim);
+        }
+        if elements > TENSOR_ELEMENTS_MAX {
+            let dims = format!("{dims:?}");
+            return Err(Error::Elements { name: input.name.clone(), dims, max: TENSOR_ELEMENTS_MAX });
+        }
+        let value = self.graph.add_input(&input.name, dtype, &dims);
+        self.declare("input", &input.name, Source::Value(value))
+    }
+
+    fn symbol(&mut self, name: &str) -> Result<Dim> {
+        if self.graph.symbols.len() >= SYMBOLS_MAX {
+            return Err(Error::TooLarge { what: "symbolic dimensions", got: 1025, max: 1024 });
+        }
+        Ok(Dim::Symbol(self.graph.symbol(name)))
+    }
+
+    fn unused_symbol(&self, wanted: &str) -> String {
+        let mut name = wanted.to_string();
+        while self.graph.symbols.iter().any(|(_, taken)| *taken == name) {
+            name.push('_');
+        }
+        name
+    }
+
+    fn declare_outputs(&mut self, node: &'m NodeProto, index: usize) -> Result<()> {
+        for output in node.output.iter().filter(|o| !o.is_empty()) {
+            self.declare("value", output, Source::Node(index))?;
+        }
+        Ok(())
+    }
+
+    // ---- order -------------------------------------------------------------------------------------
+
+    /// Kahn's algorithm (Comm. ACM 5(11), 1962); among nodes that are ready the first of the file comes
+    /// first, so a file that is in order keeps its order.
+    fn topological_order(&self, nodes: &[Node<'_>]) -> Result<Vec<usize>> {
+        let mut readers: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
+        let mut waits: Vec<usize> = vec![0; nodes.len()];
+        for (index, (node, waits)) in nodes.iter().zip(&mut waits).enumerate() {
+            for input in node.proto.input.iter().filter(|i| !i.is_empty()) {
+                let missing =
+                    || Error::MissingValue { value: input.clone(), by: format!("node '{}'", node.name) };
+                if let Source::Node(maker) = self.names.get(input.as_str()).ok_or_else(missing)? {
+                    if let Some(readers) = readers.get_mut(*maker) {
+                        readers.push(index);
+                    }
+                    *waits = waits.saturating_add(1);
+                }
+            }
+        }
+        let ready = waits.iter().enumerate().filter(|(_, waits)| **waits == 0);
+        let mut ready: BinaryHeap<Reverse<usize>> = ready.map(|(i, _)| Reverse(i)).collect();
+        let mut order = Vec::with_capacity(nodes.len());
+        while let Some(Reverse(index)) = ready.pop() {
+            order.push(index);
+            for &reader in readers.get(index).into_iter().flatten() {
+                if let Some(waits) = waits.get_mut(reader) {
+                    *waits = waits.saturating_sub(1);
+                    if *waits == 0 {
+                        ready.push(Reverse(reader));
+                    }
+                }
+            }
+        }
+        match waits.iter().zip(nodes).find(|(waits, _)| **waits > 0) {
+            Some((_, node)) => Err(Error::Cycle { node: node.name.clone() }),
+            None => Ok(order),
+        }
+    }
+
+    // ---- nodes -------------------------------------------------------------------------------------
+
+    fn read_node(&mut self, node: &Node<'m>) -> Result<()> {
+        let proto = node.proto;
+        if !is_default_domain(&proto.domain) {
+            return Err(node.unsupported("; only the default domain is read: export without custom ops"));
+        }
+        if proto.op_type == "Constant" {
+            return self.read_constant_node(node);
+        }
+        let row = ONNX_OPS.iter().find(|row| row.name == proto.op_type);
+        let row = row.ok_or_else(|| node.unsupported(" yet"))?;
+        node.check_attributes(row.attrs)?;
+        let Some(output) = proto.output.first().filter(|o| !o.is_empty()) else {
+            return Err(node.arity("its first output has no name".to_string()));
+        };
+        if let Some(extra) = proto.output.iter().skip(1).find(|o| !o.is_empty() && !row.spare_outputs) {
+            return Err(node.unsupported(&format!(" with a second output, here '{extra}'")));
+        }
+        let (attr, inputs) = (row.read)(self, node)?;
+        let values = self.graph.add_op(row.kind, attr, &node.name, &inputs, &[output])?;
+        if let (Some(&value), Some(source)) = (values.first(), self.names.get_mut(output.as_str())) {
+            *source = Source::Value(value);
+        }
+        for spare in proto.output.iter().skip(1).filter(|o| !o.is_empty()) {
+            self.names.remove(spare.as_str());
+        }
+        Ok(())
+    }
+
+    fn read_constant_node(&mut self, node: &Node<'m>) -> Result<()> {
+        node.check_attributes(&["value", "value_float", "value_floats", "value_int", "value_ints"])?;
+        let [output] = node.proto.output.as_slice() else {
+            return Err(node.arity("it must have one output".to_string()));
+        };
+        let mut found: Vec<Constant> = Vec::new();
+        if let Some(t) = node.tensor("value")? {
+            found.push(tensor::read(t, output)?);
+        }
+        if let Some(v) = node.float("value_float")? {
+            found.push(Constant::scalar_f32(v));
+        }
+        found.extend(node.floats("value_floats")?.map(Constant::list_f32));
+        if let Some(v) = node.int("value_int")? {
+            found.push(Constant { dims: vec![], ..Constant::list_i64(&[v]) });
+        }
+        found.extend(node.ints("value_ints")?.map(Constant::list_i64));
+        let Some(constant) = found.pop().filter(|_| found.is_empty()) else {
+            return Err(node.arity("it must have exactly one value".to_string()));
+        };
+        if let Some(source) = self.names.get_mut(output.as_str()) {
+            *source = Source::Constant(self.constants.len());
+            self.constants.push(Named { name: output, constant, value: None });
+        }
+        Ok(())
+    }
+
+    fn read_output(&mut self, output: &ValueInfoProto) -> Result<()> {
+        let name = output.name.as_str();
+        let value = self.value(name, "the graph's outputs")?;
+        self.graph.outputs.push(value);
+        if output.r#type.is_none() {
+            return Ok(());
+        }
+        let (dtype, shape) = tensor_type(output)?;
+        let computed = self.graph.shape(value);
+        let agree = |declared: &Dimension, computed: &Dim| match (&declared.value, computed.fixed()) {
+            (Some(DimValue::DimValue(n)), Some(computed)) => u64::try_from(*n) == Ok(computed),
+            _ => true,
+        };
+        let agrees = shape.is_none_or(|shape| {
+            shape.dim.len() == computed.len() && shape.dim.iter().zip(computed).all(|(d, c)| agree(d, c))
+        });
+        if dtype == self.dtype(value) && agrees {
+            return Ok(());
+        }
+        let declared = shape.map_or_else(String::new, |s| list(s.dim.iter().map(show_declared)));
+        let computed = list(computed.iter().map(|dim| match dim {
+            Dim::Fixed(n) => n.to_string(),
+            Dim::Symbol(s) => self.graph.symbols.get(*s).cloned().unwrap_or_default(),
+        }));
+        Err(Error::Declared {
+            name: name.to_string(),
+            declared: format!("{dtype}{declared}"),
+            computed: format!("{}{computed}", self.dtype(value)),
+        })
+    }
+
+    // ---- operands, for the rows of ONNX_OPS --------------------------------------------------------
+
+    fn value(&mut self, name: &str, by: &str) -> Result<ValueId> {
+        match self.names.get(name) {
+            Some(Source::Value(value)) => Ok(*value),
+            Some(Source::Constant(row)) if let Some(row) = self.constants.get_mut(*row) => {
+                if let Some(value) = row.value {
+                    return Ok(value);
+                }
+                let Constant { dtype, dims, bytes } = &row.constant;
+                let value = self.graph.add_const(row.name, *dtype, dims, bytes.clone())?;
+                row.value = Some(value);
+                Ok(value)
+            }
+            _ => Err(Error::MissingValue { value: name.to_string(), by: by.to_string() }),
+        }
+    }
+
+    /// Element type of a value of this graph.
+    #[allow(clippy::indexing_slicing)] // Every id that a reader hands out is a row of its own graph.
+    pub fn dtype(&self, value: ValueId) -> DType {
+        self.graph.value_dtype[value]
+    }
+
+    /// Input `i` as a value of the graph, if it is there.
+    pub fn input(&mut self, node: &Node<'_>, i: usize) -> Result<Option<ValueId>> {
+        match node.proto.input.get(i).filter(|name| !name.is_empty()) {
+            Some(name) => self.value(name, &format!("node '{}'", node.name)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    pub fn required(&mut self, node: &Node<'_>, i: usize) -> Result<ValueId> {
+        self.input(node, i)?.ok_or_else(|| node.arity(format!("input {i} is absent")))
+    }
+
+    /// All inputs. Absent ones at the end are dropped, others are `ValueId::NONE`.
+    pub fn inputs(&mut self, node: &Node<'_>) -> Result<Vec<ValueId>> {
+        let given =
+            node.proto.input.iter().rposition(|name| !name.is_empty()).map_or(0, |i| i.saturating_add(1));
+        (0..given).map(|i| Ok(self.input(node, i)?.unwrap_or(ValueId::NONE))).collect()
+    }
+
+    /// Input `i`, if it is there, as data that the op's attributes are made of.
+    pub fn constant(&self, node: &Node<'_>, i: usize) -> Result<Option<&Constant>> {
+        let Some(name) = node.proto.input.get(i).filter(|name| !name.is_empty()) else { return Ok(None) };
+        match self.names.get(name.as_str()) {
+            Some(Source::Constant(row)) => Ok(self.constants.get(*row).map(|row| &row.constant)),
+            _ => {
+                Err(node
+                    .unsupported(&format!(" where input {i} ('{name}') is computed: it must be a constant")))
+            }
+        }
+    }
+
+    /// Adds a constant that the file leaves out, named after `wanted` and not as anything in the file.
+    pub fn add_constant(&mut self, wanted: &str, constant: Constant) -> Result<ValueId> {
+        let mut name = wanted.to_string();
+        while self.names.contains_key(name.as_str()) {
+            name.push('_');
+        }
+        Ok(self.graph.add_const(&name, constant.dtype, &constant.dims, constant.bytes)?)
+    }
+}
+
+fn show_declared(dim: &Dimension) -> String {
+    match &dim.value {
+        Some(DimValue::DimValue(n)) => n.to_string(),
+        Some(DimValue::DimParam(name)) => name.clone(),
+        None => "?".to_string(),
+    }
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    format!("[{}]", items.collect::<Vec<_>>().join(","))
+}
+
+fn input_dim(name: &str, axis: usize, dim: i64) -> Result<u64> {
+    let why = match dim {
+        ..0 => "a dimension cannot be negative; a dynamic one has a name (dim_param)",
+        0 => "an input cannot be empty; a dynamic dimension has a name (dim_param)",
+        1..=DIM_MAX => return Ok(dim.unsigned_abs()),
+        _ => "a dimension cannot be larger than 2^31",
+    };
+    Err(Error::Dimension { name: name.to_string(), axis, dim, why })
+}
+
+/// Element type and shape that the file gives to an input or output.
+fn tensor_type(info: &ValueInfoProto) -> Result<(DType, Option<&crate::proto::TensorShapeProto>)> {
+    let Some(TypeProto { value: Some(type_proto::Value::TensorType(t)), .. }) = &info.r#type else {
+        let what =
+            "not a tensor (a sequence, map or optional, or no type at all); only tensors are supported";
+        return Err(Error::UnsupportedFeature { name: info.name.clone(), what: what.to_string() });
+    };
+    if let Some(shape) = t.shape.as_ref().filter(|s| s.dim.len() > RANK_MAX) {
+        return Err(tensor::rank(&info.name, shape.dim.len()));
+    }
+    Ok((tensor::dtype(t.elem_type, &info.name)?, t.shape.as_ref()))
+}

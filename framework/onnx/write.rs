@@ -1,0 +1,256 @@
+//! [`Graph`] to ONNX file: operator set 17, IR version 8, initialisers as raw data.
+//!
+//! Names of values and ops are kept, symbolic dimensions become `dim_param`, every value carries its type and
+//! shape. Only ops of the model level have a meaning in ONNX: a graph is exported before it is lowered.
+
+use crate::error::{Error, Result};
+use crate::ops::row_of;
+use crate::proto::attribute_proto::AttributeType;
+use crate::proto::tensor_shape_proto::{Dimension, dimension};
+use crate::proto::{self, AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use crate::tensor::{self, Constant};
+use lacuna_ir::op::Level;
+use lacuna_ir::{Def, Dim, Graph, IdVec, OpId, ValueId};
+use prost::Message;
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+pub const OPSET: i64 = 17;
+const IR_VERSION: i64 = 8;
+/// Protobuf's own limit for one message.
+pub const WRITE_BYTES_MAX: usize = (1 << 31) - 1;
+
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    /// Free text for people, shown by viewers: the model's `doc_string`.
+    pub doc: String,
+}
+
+/// Writes `g` to `path`. The file is whole or not there: it is written beside and renamed.
+pub fn save(g: &Graph, path: impl AsRef<Path>, options: &WriteOptions) -> Result<()> {
+    let path = path.as_ref();
+    let bytes = to_bytes(g, options)?;
+    let temporary = temporary_name(path);
+    let written = write_new(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    let synced = written.and_then(|()| sync_directory(path));
+    synced.map_err(|source| Error::Io { path: path.to_path_buf(), source })
+}
+
+/// In the same directory, so that the rename is one step; unique among processes and threads.
+fn temporary_name(path: &Path) -> PathBuf {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}-{n}.tmp", std::process::id()));
+    path.with_file_name(name)
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Makes the rename last. Where directories cannot be opened there is nothing to do.
+fn sync_directory(path: &Path) -> std::io::Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if cfg!(unix) { File::open(parent)?.sync_all() } else { Ok(()) }
+}
+
+/// The file's bytes.
+pub fn to_bytes(g: &Graph, options: &WriteOptions) -> Result<Vec<u8>> {
+    let model = ModelProto {
+        ir_version: IR_VERSION,
+        producer_name: "lacuna".to_string(),
+        producer_version: env!("CARGO_PKG_VERSION").to_string(),
+        doc_string: options.doc.clone(),
+        opset_import: vec![proto::OperatorSetIdProto { domain: String::new(), version: OPSET }],
+        graph: Some(write_graph(g)?),
+        metadata_props: write_metadata(g)?,
+        ..ModelProto::default()
+    };
+    let bytes = model.encoded_len();
+    if bytes > WRITE_BYTES_MAX {
+        let what = "size of the model, bytes (weights in separate files are not written yet)";
+        return Err(Error::TooLarge { what, got: bytes as u64, max: WRITE_BYTES_MAX as u64 });
+    }
+    Ok(model.encode_to_vec())
+}
+
+fn write_metadata(g: &Graph) -> Result<Vec<proto::StringStringEntryProto>> {
+    let mut keys = HashSet::new();
+    g.metadata
+        .iter()
+        .map(|(key, value)| match keys.insert(key) {
+            true => Ok(proto::StringStringEntryProto { key: key.clone(), value: value.clone() }),
+            false => Err(Error::DuplicateName { what: "metadata", name: key.clone() }),
+        })
+        .collect()
+}
+
+/// The names that are taken in the file; ONNX has one space for inputs, constants and results.
+struct Names {
+    taken: HashSet<String>,
+}
+
+impl Names {
+    fn add(&mut self, what: &'static str, name: &str) -> Result<()> {
+        if name.is_empty() {
+            let what = format!("{what} without a name; give it one");
+            return Err(Error::UnsupportedFeature { name: String::new(), what });
+        }
+        match self.taken.insert(name.to_string()) {
+            true => Ok(()),
+            false => Err(Error::DuplicateName { what, name: name.to_string() }),
+        }
+    }
+
+    fn fresh(&mut self, wanted: String) -> String {
+        let mut name = wanted;
+        while !self.taken.insert(name.clone()) {
+            name.push('_');
+        }
+        name
+    }
+}
+
+fn write_graph(g: &Graph) -> Result<GraphProto> {
+    let mut proto = GraphProto { name: g.name.clone(), ..GraphProto::default() };
+    if proto.name.is_empty() {
+        proto.name = "graph".to_string(); // The checker asks for a name.
+    }
+    let mut names = Names { taken: HashSet::new() };
+    for &v in &g.inputs {
+        names.add("input", &g.value_name[v])?;
+        proto.input.push(value_info(g, v));
+    }
+    // Constants in the order in which they are first read.
+    let mut written: IdVec<ValueId, bool> = IdVec::filled(false, g.value_name.len());
+    let reads = g.order.iter().flat_map(|&op| g.inputs_of(op)).chain(&g.outputs);
+    for &v in reads.filter(|v| !v.is_none()) {
+        if let Def::Const(c) = g.value_def[v]
+            && !std::mem::replace(&mut written[v], true)
+        {
+            names.add("constant", &g.value_name[v])?;
+            let dims = g.fixed_shape(v).unwrap_or_default();
+            proto.initializer.push(tensor::write(
+                &g.value_name[v],
+                g.value_dtype[v],
+                &dims,
+                g.consts[c].clone(),
+            ));
+        }
+    }
+    for &v in g.order.iter().flat_map(|&op| g.outputs_of(op)) {
+        names.add("value", &g.value_name[v])?;
+    }
+    for &op in &g.order {
+        let node = write_node(g, op, &mut names, &mut proto.initializer)?;
+        proto.node.push(node);
+        let inner = g.outputs_of(op).iter().filter(|v| !g.outputs.contains(v));
+        proto.value_info.extend(inner.map(|&v| value_info(g, v)));
+    }
+    let mut outputs = HashSet::new();
+    for &v in &g.outputs {
+        if !outputs.insert(v) {
+            return Err(Error::DuplicateName { what: "output", name: g.value_name[v].clone() });
+        }
+        proto.output.push(value_info(g, v));
+    }
+    Ok(proto)
+}
+
+/// A node that is being written: the op's row adds attributes and inputs.
+pub struct NodeOut<'a> {
+    node: NodeProto,
+    names: &'a mut Names,
+    initializers: &'a mut Vec<TensorProto>,
+}
+
+fn write_node(
+    g: &Graph,
+    op: OpId,
+    names: &mut Names,
+    initializers: &mut Vec<TensorProto>,
+) -> Result<NodeProto> {
+    let (kind, name) = (g.op_kind[op], &g.op_name[op]);
+    if kind.row().level != Level::Model {
+        return Err(Error::EngineOp { op: name.clone(), kind: kind.name() });
+    }
+    let fail = |why: String| Error::NotExpressible { op: name.clone(), kind: kind.name(), why };
+    let row = row_of(kind).ok_or_else(|| fail("it has no row in ONNX_OPS".to_string()))?;
+    let write = row.write.ok_or_else(|| fail("it is only read".to_string()))?;
+    let text = |v: &ValueId| if v.is_none() { String::new() } else { g.value_name[*v].clone() };
+    let mut input: Vec<String> = g.inputs_of(op).iter().map(text).collect();
+    while input.last().is_some_and(String::is_empty) {
+        input.pop();
+    }
+    let node = NodeProto {
+        name: name.clone(),
+        op_type: row.name.to_string(),
+        input,
+        output: g.outputs_of(op).iter().map(text).collect(),
+        ..NodeProto::default()
+    };
+    let mut out = NodeOut { node, names, initializers };
+    write(&g.op_attr[op], &mut out).map_err(fail)?;
+    Ok(out.node)
+}
+
+impl NodeOut<'_> {
+    fn attribute(&mut self, name: &str, kind: AttributeType, value: AttributeProto) {
+        self.node.attribute.push(AttributeProto { name: name.to_string(), r#type: kind.into(), ..value });
+    }
+
+    pub fn int(&mut self, name: &str, i: i64) {
+        self.attribute(name, AttributeType::Int, AttributeProto { i, ..AttributeProto::default() });
+    }
+
+    pub fn float(&mut self, name: &str, f: f32) {
+        self.attribute(name, AttributeType::Float, AttributeProto { f, ..AttributeProto::default() });
+    }
+
+    pub fn ints(&mut self, name: &str, ints: impl IntoIterator<Item = i64>) {
+        let ints = ints.into_iter().collect();
+        self.attribute(name, AttributeType::Ints, AttributeProto { ints, ..AttributeProto::default() });
+    }
+
+    /// One more input, which is left out.
+    pub fn absent(&mut self) {
+        self.node.input.push(String::new());
+    }
+
+    /// One more input, which is a constant of this node alone.
+    pub fn constant(&mut self, suffix: &str, c: Constant) {
+        let output = self.node.output.first().map_or("", String::as_str);
+        let name = self.names.fresh(format!("{output}.{suffix}"));
+        self.initializers.push(tensor::write(&name, c.dtype, &c.dims, c.bytes));
+        self.node.input.push(name);
+    }
+}
+
+fn value_info(g: &Graph, v: ValueId) -> ValueInfoProto {
+    let dim = |dim: &Dim| Dimension {
+        denotation: String::new(),
+        value: Some(match *dim {
+            Dim::Fixed(n) => dimension::Value::DimValue(n as i64),
+            Dim::Symbol(s) => dimension::Value::DimParam(g.symbols[s].clone()),
+        }),
+    };
+    let shape = proto::TensorShapeProto { dim: g.shape(v).iter().map(dim).collect() };
+    let tensor = proto::type_proto::Tensor { elem_type: tensor::code(g.value_dtype[v]), shape: Some(shape) };
+    ValueInfoProto {
+        name: g.value_name[v].clone(),
+        r#type: Some(proto::TypeProto {
+            denotation: String::new(),
+            value: Some(proto::type_proto::Value::TensorType(tensor)),
+        }),
+        ..ValueInfoProto::default()
+    }
+}
