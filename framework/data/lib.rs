@@ -1,1 +1,94 @@
+//! Data sets, images and metrics: everything that turns files into batches of plain numbers.
+//!
+//! Nothing here knows a tensor library. A data set is an [`ImageSet`] (flat bytes and labels), a
+//! batch is a flat `Vec<f32>` in NCHW order, and what is random is a pure function of
+//! (seed, epoch, sample), so that a resumed run sees exactly the batches it would have seen.
+//! Files are untrusted: sizes are checked before memory is taken, and every failure is an [`Error`].
 
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod fashion_mnist;
+pub mod idx;
+pub mod images;
+pub mod loader;
+pub mod metrics;
+
+pub use error::{Error, Result};
+pub use images::RgbImage8;
+pub use loader::{Augment, Batch, BatchSpec, Batches, Pad, Prefetch};
+
+/// A labelled set of images of one size, in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageSet {
+    /// `n * h * w * c` bytes, NHWC.
+    pub images: Vec<u8>,
+    /// One class index for each image, below `classes.len()`.
+    pub labels: Vec<u8>,
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    /// Class names; the label is the index.
+    pub classes: Vec<String>,
+    /// Per channel, of pixels scaled to 0..1; a batch holds `(pixel / 255 - mean) / std`.
+    pub mean: Vec<f32>,
+    pub std: Vec<f32>,
+}
+
+impl ImageSet {
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// The `h * w * c` bytes of image `i`.
+    pub fn image(&self, i: usize) -> &[u8] {
+        let len = self.h * self.w * self.c;
+        &self.images[i * len..(i + 1) * len]
+    }
+
+    /// The first `n` images (all, where there are fewer).
+    pub fn take(&self, n: usize) -> ImageSet {
+        let n = n.min(self.len());
+        ImageSet {
+            images: self.images[..n * self.h * self.w * self.c].to_vec(),
+            labels: self.labels[..n].to_vec(),
+            classes: self.classes.clone(),
+            mean: self.mean.clone(),
+            std: self.std.clone(),
+            ..*self
+        }
+    }
+
+    /// That the columns agree with each other; the loader asks once per epoch.
+    pub fn check(&self) -> Result<()> {
+        let bytes = [self.h, self.w, self.c].iter().try_fold(self.len(), |n, &d| n.checked_mul(d));
+        if bytes != Some(self.images.len()) || self.h * self.w * self.c == 0 {
+            let (n, h, w, c) = (self.len(), self.h, self.w, self.c);
+            let have = self.images.len();
+            return Err(Error::argument(
+                "image set",
+                format!("{n} images of {h}x{w}x{c} are not {have} bytes"),
+            ));
+        }
+        if self.mean.len() != self.c || self.std.len() != self.c {
+            return Err(Error::argument("image set", format!("needs {} values of mean and of std", self.c)));
+        }
+        if !self.mean.iter().all(|m| m.is_finite()) || !self.std.iter().all(|s| s.is_finite() && *s > 0.0) {
+            return Err(Error::argument("image set", "mean and std must be finite, and std above 0"));
+        }
+        match self.labels.iter().position(|&l| usize::from(l) >= self.classes.len()) {
+            Some(i) => {
+                let (label, classes) = (self.labels[i], self.classes.len());
+                Err(Error::argument(
+                    "image set",
+                    format!("image {i} has label {label}, of {classes} classes"),
+                ))
+            }
+            None => Ok(()),
+        }
+    }
+}
