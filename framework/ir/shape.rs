@@ -13,6 +13,9 @@ use crate::tensor::{DType, Dim, TENSOR_ELEMENTS_MAX, Tensor};
 /// The most dimensions a value may have.
 pub const RANK_MAX: usize = 8;
 
+/// Rules see the elements of i64 constants up to this size: shapes and axes, not data.
+const VALUE_BYTES_MAX: usize = 1024;
+
 /// Dtype and shape of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fact {
@@ -25,7 +28,7 @@ pub struct Fact {
 pub struct InferInput<'a> {
     pub dtype: DType,
     pub dims: &'a [Dim],
-    /// The elements, where the input is an i64 constant (a target shape, axes).
+    /// The elements, where the input is a small i64 constant (a target shape, axes).
     pub value: Option<&'a Tensor>,
 }
 
@@ -40,7 +43,10 @@ pub fn infer(g: &Graph, kind: OpKind, attr: &Attr, inputs: &[ValueId]) -> Result
     }
     let constants: Vec<Option<Tensor>> = inputs
         .iter()
-        .map(|&v| if !v.is_none() && g.value_dtype[v] == DType::I64 { g.const_tensor(v) } else { None })
+        .map(|&v| {
+            let small = !v.is_none() && g.const_bytes(v).is_some_and(|b| b.len() <= VALUE_BYTES_MAX);
+            if small && g.value_dtype[v] == DType::I64 { g.const_tensor(v) } else { None }
+        })
         .collect();
     let mut seen = Vec::with_capacity(inputs.len());
     for (i, &v) in inputs.iter().enumerate() {
@@ -78,7 +84,9 @@ pub fn check_dims(dims: &[Dim]) -> Result<(), String> {
     if dims.len() > RANK_MAX {
         return Err(format!("the result has {} dimensions, at most {RANK_MAX} are supported", dims.len()));
     }
-    match fixed_product(dims) {
+    // Zeros count as one here, as in `element_count`.
+    let product = dims.iter().filter_map(|d| d.fixed()).try_fold(1u64, |p, d| p.checked_mul(d.max(1)));
+    match product {
         Some(n) if n <= TENSOR_ELEMENTS_MAX => Ok(()),
         _ => Err(format!(
             "the result {} has more than {TENSOR_ELEMENTS_MAX} elements: use smaller dimensions",

@@ -63,13 +63,14 @@ impl Dim {
 /// The most elements any one tensor may have: a shape that asks for more is refused before anything is allocated.
 pub const TENSOR_ELEMENTS_MAX: u64 = 1 << 33;
 
-/// Product of fixed dimensions; `None` when it overflows or passes [`TENSOR_ELEMENTS_MAX`].
+/// Product of fixed dimensions; `None` when it passes [`TENSOR_ELEMENTS_MAX`]. Zeros do not excuse the others,
+/// so that strides and partial products of accepted dims never overflow.
 pub fn element_count(dims: &[usize]) -> Option<usize> {
-    let mut product: u64 = 1;
+    let mut limit: u64 = 1;
     for &d in dims {
-        product = product.checked_mul(d as u64)?;
+        limit = limit.checked_mul(d.max(1) as u64).filter(|&n| n <= TENSOR_ELEMENTS_MAX)?;
     }
-    (product <= TENSOR_ELEMENTS_MAX).then_some(product as usize)
+    Some(if dims.contains(&0) { 0 } else { limit as usize })
 }
 
 /// The elements of a tensor, row-major.

@@ -78,12 +78,8 @@ pub fn conv_nchw_f32(s: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, 
     let (cg, og) = (s.c / group, s.o / group);
     let [kh, kw] = s.attr.window.kernel.map(|k| k as usize);
     let (stride, dilation) = (s.attr.window.stride[1] as usize, s.attr.window.dilation[1] as usize);
-    for ((row, y), (no, oy)) in (0..)
-        .zip(y.chunks_exact_mut(s.ow.max(1)))
-        .zip((0..s.n * s.o).flat_map(|no| (0..s.oh).map(move |oy| (no, oy))))
-    {
-        debug_assert_eq!(row, no * s.oh + oy);
-        let (n, o) = (no / s.o, no % s.o);
+    for (row, y) in y.chunks_exact_mut(s.ow).enumerate() {
+        let (n, o, oy) = (row / s.oh / s.o, row / s.oh % s.o, row % s.oh);
         y.fill(0.0);
         for ky in 0..kh {
             let Some(iy) = s.row(oy, ky) else { continue };
