@@ -6,6 +6,7 @@
 pub mod error;
 pub mod kernels;
 pub mod memory;
+pub mod passes;
 pub mod target;
 
 pub use error::{Error, Result};

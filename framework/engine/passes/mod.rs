@@ -1,0 +1,58 @@
+//! The pass table: how a graph becomes the graph the planner reads.
+//!
+//! Model ops (NCHW, ONNX meaning) become engine ops (NHWC, fused, integer). The lowered graph is still a
+//! [`Graph`]: `lacuna_ir::interp` runs it, and what it gives is what the engine must give, bit for bit where
+//! values are integers.
+
+mod lower_qdq;
+mod rewrite;
+mod settle_layout;
+mod to_nhwc;
+
+use crate::error::{Error, Result};
+use crate::target::Target;
+use lacuna_ir::Graph;
+
+/// What one pass did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassReport {
+    pub pass: &'static str,
+    /// Rewrites made.
+    pub changes: usize,
+    /// Live ops afterwards.
+    pub ops: usize,
+}
+
+pub struct Pass {
+    pub name: &'static str,
+    /// Rewrites the graph in place and says how many rewrites it made.
+    pub run: fn(&mut Graph, &Target) -> Result<usize>,
+}
+
+/// The passes, in the order they run.
+pub const PASSES: &[Pass] = &[
+    Pass { name: "fold_const", run: |g, _| Ok(lacuna_ir::passes::fold_const(g)?) },
+    Pass { name: "fold_batch_norm", run: |g, _| Ok(lacuna_ir::passes::fold_batch_norm(g)?) },
+    Pass { name: "drop_identity", run: |g, _| Ok(lacuna_ir::passes::drop_identity(g)?) },
+    Pass { name: "drop_dead", run: |g, _| Ok(lacuna_ir::passes::drop_dead(g)?) },
+    Pass { name: "lower_qdq", run: lower_qdq::lower_qdq },
+    Pass { name: "to_nhwc", run: to_nhwc::to_nhwc },
+    Pass { name: "settle_layout", run: settle_layout::settle_layout },
+];
+
+/// Runs every pass over a copy of `g` and returns the lowered graph without dead rows.
+/// In debug builds the verifier runs after each pass.
+pub fn lower(g: &Graph, target: &Target) -> Result<(Graph, Vec<PassReport>)> {
+    lacuna_ir::verify::verify(g)?;
+    let mut lowered = g.compact();
+    let mut reports = Vec::with_capacity(PASSES.len());
+    for pass in PASSES {
+        let changes = (pass.run)(&mut lowered, target)?;
+        if cfg!(debug_assertions) {
+            lacuna_ir::verify::verify(&lowered)
+                .map_err(|e| Error::Pass { pass: pass.name, why: format!("left a broken graph: {e}") })?;
+        }
+        reports.push(PassReport { pass: pass.name, changes, ops: lowered.order.len() });
+    }
+    Ok((lowered.compact(), reports))
+}

@@ -1,0 +1,177 @@
+//! Small tools the passes share: placing ops, following single uses, reading quantisation parameters.
+
+use crate::error::Result;
+use lacuna_ir::op::{Axes, ClipAttr};
+use lacuna_ir::{Attr, DType, Dim, Graph, OpId, OpKind, Tensor, Uses, ValueId};
+
+pub const TO_NHWC: [i64; 4] = [0, 2, 3, 1];
+pub const TO_NCHW: [i64; 4] = [0, 3, 1, 2];
+
+/// Scale and zero point of a whole tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QParams {
+    pub scale: f32,
+    pub zero: i32,
+}
+
+/// Appends an op and places it right before `at` in the order. Its outputs are named after `name`.
+pub fn op_before(
+    g: &mut Graph,
+    at: OpId,
+    kind: OpKind,
+    attr: Attr,
+    name: &str,
+    inputs: &[ValueId],
+) -> Result<ValueId> {
+    let out = format!("{name}:{}", g.value_name.len());
+    let op = g.insert_op(kind, attr, name, inputs, &[&out])?;
+    let position = g.order.iter().position(|&o| o == at).expect("the anchor is in the order");
+    g.order.insert(position, op);
+    Ok(g.outputs_of(op)[0])
+}
+
+pub fn perm_attr(perm: &[i64]) -> Attr {
+    Attr::Perm(Axes::new(perm).expect("a permutation of at most eight axes"))
+}
+
+pub fn transpose_before(g: &mut Graph, at: OpId, x: ValueId, perm: &[i64]) -> Result<ValueId> {
+    let name = format!("{}/transpose", g.value_name[x]);
+    op_before(g, at, OpKind::Transpose, perm_attr(perm), &name, &[x])
+}
+
+/// Adds a constant under a name of its own.
+pub fn constant(g: &mut Graph, name: &str, tensor: &Tensor) -> ValueId {
+    let name = format!("{name}:{}", g.value_name.len());
+    g.add_tensor(&name, tensor)
+}
+
+/// Takes ops that no output needs out of the order.
+pub fn sweep(g: &mut Graph) {
+    let mut live = vec![false; g.op_kind.len()];
+    let mut stack = g.outputs.clone();
+    while let Some(v) = stack.pop() {
+        if let Some(op) = g.producer(v)
+            && !std::mem::replace(&mut live[op.0 as usize], true)
+        {
+            stack.extend(g.inputs_of(op).iter().copied().filter(|v| !v.is_none()));
+        }
+    }
+    g.order.retain(|op| live[op.0 as usize]);
+}
+
+/// The only op that reads `v`, if there is just one and `v` is not an output of the graph.
+pub fn sole_use(g: &Graph, uses: &Uses, v: ValueId) -> Option<OpId> {
+    match uses.of(v) {
+        &[op] if !g.outputs.contains(&v) => Some(op),
+        _ => None,
+    }
+}
+
+/// The producer of `v`, if it is of that kind.
+pub fn made_by(g: &Graph, v: ValueId, kind: OpKind) -> Option<OpId> {
+    g.producer(v).filter(|&op| g.op_kind[op] == kind)
+}
+
+/// A one-element f32 constant.
+pub fn const_scalar(g: &Graph, v: ValueId) -> Option<f32> {
+    match *g.const_f32(v)? {
+        [x] => Some(x),
+        _ => None,
+    }
+}
+
+/// A u8, i8 or i32 constant as i32.
+pub fn const_ints(g: &Graph, v: ValueId) -> Option<Vec<i32>> {
+    let t = g.const_tensor(v)?;
+    match t.dtype() {
+        DType::U8 => Some(t.as_u8()?.iter().map(|&x| x as i32).collect()),
+        DType::I8 => Some(t.as_i8()?.iter().map(|&x| x as i32).collect()),
+        DType::I32 => Some(t.as_i32()?.to_vec()),
+        _ => None,
+    }
+}
+
+/// Parameters of a Quantize/DequantizeLinear op that treats its whole tensor alike.
+pub fn tensor_params(g: &Graph, op: OpId) -> Option<QParams> {
+    let scale = const_scalar(g, g.input_of(op, 1)?)?;
+    let zero = match *const_ints(g, g.input_of(op, 2)?)? {
+        [z] => z,
+        _ => return None,
+    };
+    (scale.is_finite() && scale > 0.0).then_some(QParams { scale, zero })
+}
+
+/// If `v` is a u8 tensor dequantised with one scale: the u8 tensor and its parameters.
+pub fn dequantised(g: &Graph, v: ValueId) -> Option<(ValueId, QParams)> {
+    let op = made_by(g, v, OpKind::DequantizeLinear)?;
+    let q = g.input_of(op, 0)?;
+    if g.value_dtype[q] != DType::U8 || g.const_bytes(q).is_some() {
+        return None;
+    }
+    Some((q, tensor_params(g, op)?))
+}
+
+/// `clamp(clamp(x, inner), outer)` as one clamp.
+pub fn compose_clips(inner: ClipAttr, outer: ClipAttr) -> ClipAttr {
+    ClipAttr {
+        min: inner.min.max(outer.min).min(outer.max),
+        max: inner.max.max(outer.min).min(outer.max),
+    }
+}
+
+pub const NO_CLIP: ClipAttr = ClipAttr { min: f32::NEG_INFINITY, max: f32::INFINITY };
+
+/// What an activation that is a clamp clamps to.
+pub fn clip_of(g: &Graph, op: OpId) -> Option<ClipAttr> {
+    match (g.op_kind[op], g.op_attr[op]) {
+        (OpKind::Relu, _) => Some(ClipAttr { min: 0.0, max: f32::INFINITY }),
+        (OpKind::Clip, Attr::Clip(c)) if c.min <= c.max => Some(c),
+        _ => None,
+    }
+}
+
+/// Whether `op` is the mean over height and width of an NCHW tensor, and keeps the axes.
+pub fn spatial_mean(g: &Graph, op: OpId) -> Option<bool> {
+    let x = g.input_of(op, 0)?;
+    if g.shape(x).len() != 4 {
+        return None;
+    }
+    match (g.op_kind[op], g.op_attr[op]) {
+        (OpKind::GlobalAveragePool, _) => Some(true),
+        (OpKind::ReduceMean, Attr::Reduce(r)) => {
+            let mut axes: Vec<i64> = r.axes.as_slice().iter().map(|&a| (a as i64).rem_euclid(4)).collect();
+            axes.sort_unstable();
+            (axes == [2, 3]).then_some(r.keep_dims)
+        }
+        _ => None,
+    }
+}
+
+/// Whether a permutation of `dims` leaves the elements in their order (it only moves axes of length one).
+pub fn keeps_order(dims: &[Dim], perm: &[i64]) -> bool {
+    let moved: Vec<i64> = perm.iter().copied().filter(|&a| dims[a as usize] != Dim::Fixed(1)).collect();
+    moved.is_sorted()
+}
+
+pub fn perm_of(g: &Graph, op: OpId) -> Option<Vec<i64>> {
+    match g.op_attr[op] {
+        Attr::Perm(a) if g.op_kind[op] == OpKind::Transpose => {
+            Some(a.as_slice().iter().map(|&x| x as i64).collect())
+        }
+        _ => None,
+    }
+}
+
+/// `OIHW` to `OHWI`.
+pub fn to_ohwi<T: Copy + Default>(w: &[T], dims: [usize; 4]) -> Vec<T> {
+    let [o, c, h, wd] = dims;
+    let mut out = vec![T::default(); w.len()];
+    for i in 0..o {
+        for k in 0..c {
+            for p in 0..h * wd {
+                out[(i * h * wd + p) * c + k] = w[(i * c + k) * h * wd + p];
+            }
+        }
+    }
+    out
+}

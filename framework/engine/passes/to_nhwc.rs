@@ -1,0 +1,168 @@
+//! f32 convolutions, pools and means become their fused NHWC forms, with transposes at the borders
+//! (`settle_layout` moves and cancels those). What quantisation left over is folded here too.
+
+use super::lower_qdq::pool_nhwc;
+use super::rewrite::*;
+use crate::error::Result;
+use crate::target::Target;
+use lacuna_ir::op::FusedConvAttr;
+use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, Tensor, Uses, ValueId};
+
+pub fn to_nhwc(g: &mut Graph, _: &Target) -> Result<usize> {
+    let mut changes = dequantise_constants(g)?;
+    for op in g.order.clone() {
+        let uses = g.uses();
+        let out = g.outputs_of(op)[0];
+        if uses.of(out).is_empty() && !g.outputs.contains(&out) {
+            continue;
+        }
+        let changed = match (g.op_kind[op], g.op_attr[op]) {
+            (OpKind::Conv, _) => fuse_conv(g, &uses, op)?,
+            (OpKind::BatchNormalization, _) => affine(g, op)?,
+            (OpKind::MaxPool, Attr::Pool(attr)) => {
+                replace(g, op, |g, x| pool_nhwc(g, op, OpKind::MaxPoolNhwc, attr, x))?
+            }
+            (OpKind::AveragePool, Attr::Pool(attr)) => {
+                replace(g, op, |g, x| pool_nhwc(g, op, OpKind::AveragePoolNhwc, attr, x))?
+            }
+            (OpKind::GlobalAveragePool | OpKind::ReduceMean, _) => mean_nhwc(g, op)?,
+            _ => false,
+        };
+        changes += changed as usize;
+    }
+    sweep(g);
+    Ok(changes)
+}
+
+fn replace(
+    g: &mut Graph,
+    op: OpId,
+    make: impl FnOnce(&mut Graph, ValueId) -> Result<ValueId>,
+) -> Result<bool> {
+    let x = g.inputs_of(op)[0];
+    if g.shape(x).len() != 4 {
+        return Ok(false);
+    }
+    let y = make(g, x)?;
+    g.replace_uses(g.outputs_of(op)[0], y);
+    Ok(true)
+}
+
+/// Weights that no integer op took are dequantised once, now.
+fn dequantise_constants(g: &mut Graph) -> Result<usize> {
+    let mut changes = 0;
+    for op in g.order.clone() {
+        if g.op_kind[op] != OpKind::DequantizeLinear {
+            continue;
+        }
+        let tensors: Option<Vec<Tensor>> = g.inputs_of(op).iter().map(|&v| g.const_tensor(v)).collect();
+        let Some(tensors) = tensors else { continue };
+        let inputs: Vec<Option<&Tensor>> = tensors.iter().map(Some).collect();
+        let made = (OpKind::DequantizeLinear.row().eval)(&g.op_attr[op], &inputs)
+            .map_err(|why| lacuna_ir::Error::Op { op: g.op_name[op].clone(), kind: "DequantizeLinear", why })?;
+        let out = g.outputs_of(op)[0];
+        let name = g.value_name[out].clone();
+        let v = constant(g, &name, &made[0]);
+        g.replace_uses(out, v);
+        changes += 1;
+    }
+    sweep(g);
+    Ok(changes)
+}
+
+/// `Conv [-> Add(residual)] [-> Relu|Clip]` becomes one `FusedConv`.
+fn fuse_conv(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
+    let Attr::Conv(conv) = g.op_attr[op] else { return Ok(false) };
+    let inputs = g.inputs_of(op).to_vec();
+    let (x, Some(w)) = (inputs[0], g.const_tensor(inputs[1])) else { return Ok(false) };
+    let (Some(w_f32), 4) = (w.as_f32(), w.dims.len()) else { return Ok(false) };
+    let dims: [usize; 4] = w.dims.clone().try_into().expect("four axes");
+    let bias = match g.input_of(op, 2) {
+        None => vec![0.0; dims[0]],
+        Some(b) => match g.const_f32(b) {
+            Some(b) => b.into_owned(),
+            None => return Ok(false),
+        },
+    };
+    let (last, residual, clip) = fusable_tail(g, uses, op);
+    let name = g.op_name[op].clone();
+    let ohwi = Tensor::from_f32(&[dims[0], dims[2], dims[3], dims[1]], to_ohwi(w_f32, dims));
+    let mut inputs = vec![
+        transpose_before(g, last, x, &TO_NHWC)?,
+        constant(g, &format!("{name}/weight"), &ohwi),
+        constant(g, &format!("{name}/bias"), &Tensor::from_f32(&[dims[0]], bias)),
+    ];
+    if let Some(r) = residual {
+        inputs.push(transpose_before(g, last, r, &TO_NHWC)?);
+    }
+    let attr = Attr::FusedConv(FusedConvAttr { conv, clip });
+    let y = op_before(g, last, OpKind::FusedConv, attr, &name, &inputs)?;
+    let y = transpose_before(g, last, y, &TO_NCHW)?;
+    g.replace_uses(g.outputs_of(last)[0], y);
+    Ok(true)
+}
+
+/// The last op that can run inside the convolution `op`, the residual and the clamp.
+fn fusable_tail(g: &Graph, uses: &Uses, op: OpId) -> (OpId, Option<ValueId>, lacuna_ir::op::ClipAttr) {
+    let (mut last, mut residual, mut clip) = (op, None, NO_CLIP);
+    while let Some(next) = sole_use(g, uses, g.outputs_of(last)[0]) {
+        let v = g.outputs_of(last)[0];
+        match g.op_kind[next] {
+            OpKind::Add if residual.is_none() && clip == NO_CLIP => {
+                let Some(&other) = g.inputs_of(next).iter().find(|&&x| x != v) else { break };
+                if g.shape(other) != g.shape(v) || g.const_bytes(other).is_some() {
+                    break;
+                }
+                residual = Some(other);
+            }
+            OpKind::Relu | OpKind::Clip => match clip_of(g, next) {
+                Some(c) => clip = compose_clips(clip, c),
+                None => break,
+            },
+            _ => break,
+        }
+        last = next;
+    }
+    (last, residual, clip)
+}
+
+fn mean_nhwc(g: &mut Graph, op: OpId) -> Result<bool> {
+    let Some(keep_dims) = spatial_mean(g, op) else { return Ok(false) };
+    if g.value_dtype[g.inputs_of(op)[0]] != DType::F32 {
+        return Ok(false);
+    }
+    replace(g, op, |g, x| {
+        let name = g.op_name[op].clone();
+        let x = transpose_before(g, op, x, &TO_NHWC)?;
+        let y = op_before(g, op, OpKind::GlobalAvgPoolNhwc, Attr::None, &name, &[x])?;
+        let y = transpose_before(g, op, y, &TO_NCHW)?;
+        if keep_dims {
+            return Ok(y);
+        }
+        op_before(g, op, OpKind::Flatten, Attr::Axis(1), &format!("{name}/flatten"), &[y])
+    })
+}
+
+/// A batch norm that no convolution took: `x * a + b` per channel.
+fn affine(g: &mut Graph, op: OpId) -> Result<bool> {
+    let inputs = g.inputs_of(op).to_vec();
+    let Attr::Epsilon(epsilon) = g.op_attr[op] else { return Ok(false) };
+    let stats: Option<Vec<Vec<f32>>> =
+        inputs[1..].iter().map(|&v| g.const_f32(v).map(|c| c.into_owned())).collect();
+    let rank = g.shape(inputs[0]).len();
+    let (Some(stats), true) = (stats, rank >= 2) else { return Ok(false) };
+    let [scale, bias, mean, var] = &stats[..] else { return Ok(false) };
+    let n = scale.len();
+    let a: Vec<f64> = (0..n).map(|i| scale[i] as f64 / (var[i] as f64 + epsilon as f64).sqrt()).collect();
+    let b: Vec<f32> = (0..n).map(|i| (bias[i] as f64 - mean[i] as f64 * a[i]) as f32).collect();
+    let mut dims = vec![1; rank];
+    dims[1] = n;
+    let name = g.op_name[op].clone();
+    let a = Tensor::from_f32(&dims, a.iter().map(|&x| x as f32).collect());
+    let a = constant(g, &format!("{name}/scale"), &a);
+    let b = constant(g, &format!("{name}/shift"), &Tensor::from_f32(&dims, b));
+    let y = op_before(g, op, OpKind::Mul, Attr::None, &name, &[inputs[0], a])?;
+    let y = op_before(g, op, OpKind::Add, Attr::None, &format!("{name}/add"), &[y, b])?;
+    g.replace_uses(g.outputs_of(op)[0], y);
+    Ok(true)
+}
