@@ -1,0 +1,270 @@
+//! Dense convolutions on AVX2: int8 exactly without VNNI, f32 with FMA. Panels of 16 channels in two registers.
+//!
+//! Int8: `vpmaddubsw` would saturate, so weights are stored as i16 and each 4 bytes of x are split into two pairs
+//! of 16-bit lanes, (x0, x2) by a mask and (x1, x3) by a shift; two `vpmaddwd` then add exact 32-bit sums.
+//!
+//! ```text
+//! format "D16w", step of 4 neighbours: [pair (0,2), (1,3)][16 lanes][2] i16
+//! format "D16f", step of 1:            [16 lanes] f32
+//! ```
+
+use super::packed::{LANES, Panels, Sections, expect, read};
+use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks};
+use std::arch::x86_64::*;
+
+pub(super) fn pack_i8(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    expect(KernelType::Int8, weights);
+    // Panels puts neighbour k of lane l at l * 4 + k of a step of 64.
+    Panels::new(g, 4, 1).pack::<2>(b"D16w", weights, g, LANES, |slot| {
+        let (step, lane, k) = (slot / 64, slot % 64 / 4, slot % 4);
+        step * 64 + k % 2 * 32 + lane * 2 + k / 2
+    })
+}
+
+pub(super) fn pack_f32(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    expect(KernelType::F32, weights);
+    Panels::new(g, 1, 4).pack::<4>(b"D16f", weights, g, LANES, |slot| slot)
+}
+
+/// A block of pixels of one panel of up to 16 channels. Strides are bytes.
+struct Block<'a> {
+    table: &'a [u32],
+    steps_per_run: u32,
+    weights: *const u8,
+    bias: *const i32,
+    mult: *const f32,
+    x: *const u8,
+    x_stride: usize,
+}
+
+/// # Safety
+/// See [`super::RunFn`].
+pub(super) unsafe fn run_i8(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    let s = read(b"D16w", g, packed);
+    for_each_block(g, &s, tile, (4, e.has_residual, 1, 8), x, |flat, block, first, row, cols| {
+        let mut acc = [[0i32; LANES]; 4];
+        let mut f = [[0f32; LANES]; 4];
+        // SAFETY: the caller vouches for AVX2 and for the pixels and channels of the tile.
+        unsafe {
+            match cols.len() {
+                1 => block_i8::<1>(&block, &mut acc),
+                2 => block_i8::<2>(&block, &mut acc),
+                3 => block_i8::<3>(&block, &mut acc),
+                _ => block_i8::<4>(&block, &mut acc),
+            }
+            let n = (tile.ocs.end as usize - first).min(LANES);
+            for (p, col) in cols.enumerate() {
+                let y_at = flat.y_at(row, col) + first;
+                if e.out_f32 {
+                    scale(&block, &acc[p], &mut f[p]);
+                    y.cast::<f32>().add(y_at).copy_from_nonoverlapping(f[p].as_ptr(), n);
+                    continue;
+                }
+                let mut residual = [0u8; LANES];
+                if e.has_residual {
+                    r.add(flat.r_at(row, col) + first).copy_to_nonoverlapping(residual.as_mut_ptr(), n);
+                }
+                let bytes = requant(&block, e, &acc[p], &residual);
+                if n == LANES {
+                    y.add(y_at).cast::<[u8; LANES]>().write(bytes);
+                } else {
+                    y.add(y_at).copy_from_nonoverlapping(bytes.as_ptr(), n);
+                }
+            }
+        }
+    });
+}
+
+/// # Safety
+/// See [`super::RunFn`].
+pub(super) unsafe fn run_f32(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    let s = read(b"D16f", g, packed);
+    let (r, y): (*const f32, *mut f32) = (r.cast(), y.cast());
+    for_each_block(g, &s, tile, (6, e.has_residual, 4, 4), x, |flat, block, first, row, cols| {
+        let mut acc = [[0f32; LANES]; 6];
+        // SAFETY: as in `run_i8`.
+        unsafe {
+            match cols.len() {
+                1 => block_f32::<1>(&block, &mut acc),
+                2 => block_f32::<2>(&block, &mut acc),
+                3 => block_f32::<3>(&block, &mut acc),
+                4 => block_f32::<4>(&block, &mut acc),
+                5 => block_f32::<5>(&block, &mut acc),
+                _ => block_f32::<6>(&block, &mut acc),
+            }
+            let n = (tile.ocs.end as usize - first).min(LANES);
+            for (p, col) in cols.enumerate() {
+                if e.has_residual {
+                    let residual = std::slice::from_raw_parts(r.add(flat.r_at(row, col) + first), n);
+                    acc[p].iter_mut().zip(residual).for_each(|(f, &r)| *f += r);
+                }
+                acc[p].iter_mut().for_each(|f| *f = e.clip(*f));
+                y.add(flat.y_at(row, col) + first).copy_from_nonoverlapping(acc[p].as_ptr(), n);
+            }
+        }
+    });
+}
+
+/// Calls `each(geometry, block, first channel, row, columns)`, panels outside and pixels inside. `most` pixels a
+/// block; bytes of an element of x and of all weights of a lane and step.
+fn for_each_block(
+    g: &ConvGeom,
+    s: &Sections<'_>,
+    tile: &Tile,
+    (most, residual, x_size, lane_bytes): (u32, bool, usize, usize),
+    x: *const u8,
+    mut each: impl FnMut(&ConvGeom, Block<'_>, usize, u32, std::ops::Range<u32>),
+) {
+    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
+    debug_assert!((tile.ocs.start as usize).is_multiple_of(LANES));
+    let (flat, tile) = g.flattened(tile, residual);
+    let panel_bytes = s.table.len() * s.args[0] as usize * LANES * lane_bytes;
+    for first in tile.ocs.clone().step_by(LANES) {
+        let first = first as usize;
+        let weights = &s.data[first / LANES * panel_bytes..][..panel_bytes];
+        for row in tile.rows.clone() {
+            for cols in blocks(tile.cols.clone(), most) {
+                let block = Block {
+                    table: s.table,
+                    steps_per_run: s.args[0],
+                    weights: weights.as_ptr(),
+                    bias: s.bias[first..first + LANES].as_ptr(),
+                    mult: s.mult[first..first + LANES].as_ptr(),
+                    x: x.wrapping_add(flat.x_at(row, cols.start) * x_size),
+                    x_stride: (flat.sw * flat.x_pixel) as usize * x_size,
+                };
+                each(&flat, block, first, row, cols);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX2 is there; `P` pixels from `block.x` belong to the tile.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn block_i8<const P: usize>(block: &Block<'_>, out: &mut [[i32; LANES]; 4]) {
+    // SAFETY: `for_each_block` cut bias and weights to the panel's size; every run and its last step (at most
+    // 3 bytes past the run) is readable for pixels of the tile.
+    unsafe {
+        let bias: *const __m256i = block.bias.cast();
+        let mut acc = [[_mm256_loadu_si256(bias), _mm256_loadu_si256(bias.add(1))]; P];
+        let low = _mm256_set1_epi32(0x00ff_00ff);
+        let mut w: *const __m256i = block.weights.cast();
+        for &run in block.table {
+            let mut x = block.x.add(run as usize);
+            for _ in 0..block.steps_per_run {
+                for p in 0..P {
+                    let quad = x.add(p * block.x_stride).cast::<i32>().read_unaligned();
+                    let quad = _mm256_set1_epi32(quad);
+                    let (even, odd) = (_mm256_and_si256(quad, low), _mm256_srli_epi16(quad, 8));
+                    for v in 0..2 {
+                        let a = _mm256_madd_epi16(even, _mm256_load_si256(w.add(v)));
+                        let b = _mm256_madd_epi16(odd, _mm256_load_si256(w.add(v + 2)));
+                        acc[p][v] = _mm256_add_epi32(acc[p][v], _mm256_add_epi32(a, b));
+                    }
+                }
+                w = w.add(4);
+                x = x.add(4);
+            }
+        }
+        for p in 0..P {
+            _mm256_storeu_si256(out[p].as_mut_ptr().cast(), acc[p][0]);
+            _mm256_storeu_si256(out[p].as_mut_ptr().add(8).cast(), acc[p][1]);
+        }
+    }
+}
+
+/// # Safety
+/// AVX2 and FMA are there; `P` pixels from `block.x` belong to the tile.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn block_f32<const P: usize>(block: &Block<'_>, out: &mut [[f32; LANES]; 6]) {
+    // SAFETY: as in `block_i8`; a step reads one float of a run.
+    unsafe {
+        let bias: *const f32 = block.bias.cast();
+        let mut acc = [[_mm256_loadu_ps(bias), _mm256_loadu_ps(bias.add(8))]; P];
+        let mut weights: *const f32 = block.weights.cast();
+        for &run in block.table {
+            let mut x = block.x.add(run as usize);
+            for _ in 0..block.steps_per_run {
+                let w = [_mm256_load_ps(weights), _mm256_load_ps(weights.add(8))];
+                for p in 0..P {
+                    let value = _mm256_set1_ps(x.add(p * block.x_stride).cast::<f32>().read());
+                    acc[p][0] = _mm256_fmadd_ps(value, w[0], acc[p][0]);
+                    acc[p][1] = _mm256_fmadd_ps(value, w[1], acc[p][1]);
+                }
+                weights = weights.add(LANES);
+                x = x.add(4);
+            }
+        }
+        for p in 0..P {
+            _mm256_storeu_ps(out[p].as_mut_ptr(), acc[p][0]);
+            _mm256_storeu_ps(out[p].as_mut_ptr().add(8), acc[p][1]);
+        }
+    }
+}
+
+/// `acc as f32 * mult` of 16 channels.
+///
+/// # Safety
+/// AVX2 is there.
+#[target_feature(enable = "avx2")]
+unsafe fn scale(block: &Block<'_>, acc: &[i32; LANES], out: &mut [f32; LANES]) {
+    for at in [0, 8] {
+        // SAFETY: `mult` points at 16 floats, the arrays hold 16.
+        unsafe {
+            let f = _mm256_cvtepi32_ps(_mm256_loadu_si256(acc.as_ptr().add(at).cast()));
+            _mm256_storeu_ps(out.as_mut_ptr().add(at), _mm256_mul_ps(f, _mm256_loadu_ps(block.mult.add(at))));
+        }
+    }
+}
+
+/// [`QEpilogue::requant`] of 16 channels.
+///
+/// # Safety
+/// AVX2 is there.
+#[target_feature(enable = "avx2")]
+unsafe fn requant(
+    block: &Block<'_>,
+    e: &QEpilogue,
+    acc: &[i32; LANES],
+    residual: &[u8; LANES],
+) -> [u8; LANES] {
+    let (lo, hi) = e.bounds();
+    let mut q = [_mm256_setzero_si256(); 2];
+    for v in 0..2 {
+        // SAFETY: `mult` points at 16 floats, the arrays hold 16.
+        unsafe {
+            let f = _mm256_cvtepi32_ps(_mm256_loadu_si256(acc.as_ptr().add(v * 8).cast()));
+            let mut f = _mm256_mul_ps(f, _mm256_loadu_ps(block.mult.add(v * 8)));
+            if e.has_residual {
+                let r = _mm256_cvtepu8_epi32(_mm_loadl_epi64(residual.as_ptr().add(v * 8).cast()));
+                let r = _mm256_cvtepi32_ps(_mm256_sub_epi32(r, _mm256_set1_epi32(e.residual_zero)));
+                f = _mm256_add_ps(f, _mm256_mul_ps(r, _mm256_set1_ps(e.residual_mult)));
+            }
+            f = _mm256_min_ps(_mm256_max_ps(f, _mm256_set1_ps(lo)), _mm256_set1_ps(hi));
+            q[v] = _mm256_add_epi32(_mm256_cvtps_epi32(f), _mm256_set1_epi32(e.zero));
+        }
+    }
+    let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(q[0], q[1]));
+    let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+    let mut out = [0; LANES];
+    // SAFETY: `out` holds 16 bytes.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), bytes) };
+    out
+}

@@ -1,0 +1,360 @@
+//! The table of convolution kernels and the contract all of them keep.
+//!
+//! A kernel is a row of [`CONV_KERNELS`]: what it needs, how it packs weights, how it runs one tile. Names
+//! follow `{op}_{dtype}_{pixels}x{channels}_{isa}[_variant]`. A matrix product is a convolution with
+//! `kh = kw = 1`, one row and M columns. The planner picks a row, packs once, and hands disjoint tiles of
+//! one output to its threads.
+//!
+//! What a kernel may touch:
+//! * it reads `x` at every tap of every output of its tile (borders are part of the buffer and hold
+//!   `x_zero` or 0.0), and up to [`READ_AFTER`] bytes past the buffer's end;
+//! * channels of a pixel beyond `c` hold arbitrary bytes: they are multiplied by zero or never read;
+//! * it writes the channels `tile.ocs` of the pixels of its tile and nothing else.
+//!
+//! Arithmetic is that of `lacuna_ir`'s `QConv`, `QGemm` and `FusedConv`. Integer kernels equal it bit for bit:
+//! `f = acc as f32 * mult`, a residual is a separate multiplication and addition, `f` is clamped as a float,
+//! rounded to nearest even, and gets its zero point. Float kernels may sum in any order and fuse
+//! multiplication and addition: `|y - exact| <= 1.01 * (K + 3) * 2^-24 * (Σ|x·w| + |bias| + |residual|)`
+//! for K products, as for any order of summation (Higham, Accuracy and Stability, section 3.1).
+
+use crate::memory::AlignedBytes;
+use crate::target::Isa;
+use std::ops::Range;
+
+#[cfg(target_arch = "x86_64")]
+mod dense_avx2;
+#[cfg(target_arch = "x86_64")]
+mod dense_avx512;
+mod depthwise;
+pub mod lane_gather;
+mod packed;
+mod portable;
+pub mod steps;
+#[cfg(all(test, unix))]
+mod tests;
+
+/// Readable bytes that lie behind every activation buffer.
+pub const READ_AFTER: usize = 128;
+/// Readable bytes that lie before every activation buffer.
+pub const READ_BEFORE: usize = 64;
+
+/// Shape and strides of one convolution. Strides and origins count elements (u8 or f32) of their tensor.
+/// All taps of all outputs are physically readable.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConvGeom {
+    /// Output rows of all images: n * oh.
+    pub rows: u32,
+    pub oh: u32,
+    pub ow: u32,
+    pub oc: u32,
+    /// Input channels, of all groups.
+    pub c: u32,
+    pub group: u32,
+    pub kh: u32,
+    pub kw: u32,
+    pub sh: u32,
+    pub sw: u32,
+    pub dh: u32,
+    pub dw: u32,
+    /// Where tap (0, 0) of output (0, 0) of image 0 lies in x.
+    pub x_origin: u32,
+    pub x_image: u32,
+    pub x_row: u32,
+    pub x_pixel: u32,
+    pub y_origin: u32,
+    pub y_image: u32,
+    pub y_row: u32,
+    pub y_pixel: u32,
+    pub r_origin: u32,
+    pub r_image: u32,
+    pub r_row: u32,
+    pub r_pixel: u32,
+}
+
+/// How accumulators become results. Integer kernels read all but `min` and `max`, f32 kernels read
+/// `has_residual`, `min` and `max`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QEpilogue {
+    /// Zero point of x. Kernels fold it into the bias when they pack; it stands here for whoever fills borders.
+    pub x_zero: i32,
+    /// Scale of the residual in units of the output's scale.
+    pub residual_mult: f32,
+    pub residual_zero: i32,
+    pub zero: i32,
+    pub lo: i32,
+    pub hi: i32,
+    pub has_residual: bool,
+    /// y is f32 and gets `acc * mult`: no residual, no clamp.
+    pub out_f32: bool,
+    pub min: f32,
+    pub max: f32,
+}
+
+/// A part of an output: disjoint tiles may run at the same time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tile {
+    pub rows: Range<u32>,
+    pub cols: Range<u32>,
+    /// Starts at a multiple of the kernel's `oc_granule`.
+    pub ocs: Range<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelType {
+    /// u8 activations, i8 weights, i32 sums.
+    Int8,
+    F32,
+}
+
+/// Weights as the graph has them: `w` is `[O, kh, kw, C / group]`, `bias` and `mult` are `[O]`.
+#[derive(Clone, Copy, Debug)]
+pub enum ConvWeights<'a> {
+    Int8 { w: &'a [i8], bias: &'a [i32], mult: &'a [f32], x_zero: i32 },
+    F32 { w: &'a [f32], bias: &'a [f32] },
+}
+
+/// Weights in a kernel's own order, on a 64-byte boundary.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    pub bytes: AlignedBytes,
+    /// Trips of the innermost loop over all channels, per block of pixels.
+    pub steps: u64,
+    /// Weights that those steps multiply, zeros included.
+    pub slots: u64,
+    pub nonzeros: u64,
+}
+
+/// `pack` depends on the weights, `x_row`, `x_pixel` and the window only: a new batch needs no repacking.
+pub type PackFn = fn(&ConvWeights<'_>, &ConvGeom) -> Packed;
+
+/// Computes one tile: geometry, epilogue, packed weights, x, residual, y, tile.
+///
+/// # Safety
+/// The processor has the kernel's `isa`. `packed` lies on a 64-byte boundary and is what `pack` of the same row
+/// made for this geometry's window, channels, `x_row` and `x_pixel`. `x`, the residual (if there is one) and `y` are
+/// the starts of buffers that hold all that the geometry addresses for this tile, with [`READ_BEFORE`] and
+/// [`READ_AFTER`] readable bytes around x and the residual. Nobody else writes what this tile reads or writes.
+pub type RunFn = unsafe fn(&ConvGeom, &QEpilogue, &[u8], *const u8, *const u8, *mut u8, &Tile);
+
+pub struct ConvKernel {
+    pub name: &'static str,
+    pub isa: Isa,
+    pub dtype: KernelType,
+    /// Its time falls with the number of nonzero weights.
+    pub sparse: bool,
+    /// Tiles start at a multiple of so many output channels.
+    pub oc_granule: u32,
+    pub supports: fn(&ConvGeom) -> bool,
+    pub pack: PackFn,
+    pub run: RunFn,
+}
+
+/// All convolution kernels. For one type the first supported row is always right, later rows are faster.
+pub const CONV_KERNELS: &[ConvKernel] = &[
+    ConvKernel {
+        name: "conv_i8_1x1_portable",
+        isa: Isa::Portable,
+        dtype: KernelType::Int8,
+        sparse: false,
+        oc_granule: 1,
+        supports: any,
+        pack: portable::pack,
+        run: portable::run_i8,
+    },
+    ConvKernel {
+        name: "conv_f32_1x1_portable",
+        isa: Isa::Portable,
+        dtype: KernelType::F32,
+        sparse: false,
+        oc_granule: 1,
+        supports: any,
+        pack: portable::pack,
+        run: portable::run_f32,
+    },
+    ConvKernel {
+        name: "dwconv_i8_1x16_portable",
+        isa: Isa::Portable,
+        dtype: KernelType::Int8,
+        sparse: false,
+        oc_granule: 16,
+        supports: depthwise,
+        pack: depthwise::pack,
+        run: depthwise::run_i8,
+    },
+    ConvKernel {
+        name: "dwconv_f32_1x16_portable",
+        isa: Isa::Portable,
+        dtype: KernelType::F32,
+        sparse: false,
+        oc_granule: 16,
+        supports: depthwise,
+        pack: depthwise::pack,
+        run: depthwise::run_f32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_i8_4x16_avx2",
+        isa: Isa::Avx2,
+        dtype: KernelType::Int8,
+        sparse: false,
+        oc_granule: 16,
+        supports: one_group,
+        pack: dense_avx2::pack_i8,
+        run: dense_avx2::run_i8,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_f32_6x16_avx2",
+        isa: Isa::Avx2,
+        dtype: KernelType::F32,
+        sparse: false,
+        oc_granule: 16,
+        supports: one_group,
+        pack: dense_avx2::pack_f32,
+        run: dense_avx2::run_f32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_i8_6x64_avx512vnni",
+        isa: Isa::Avx512Vnni,
+        dtype: KernelType::Int8,
+        sparse: false,
+        oc_granule: 64,
+        supports: one_group,
+        pack: dense_avx512::pack_i8,
+        run: dense_avx512::run_i8,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_f32_6x64_avx512vnni",
+        isa: Isa::Avx512Vnni,
+        dtype: KernelType::F32,
+        sparse: false,
+        oc_granule: 64,
+        supports: one_group,
+        pack: dense_avx512::pack_f32,
+        run: dense_avx512::run_f32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_i8_16x16_avx512vbmi_lanegather",
+        isa: Isa::Avx512Vbmi,
+        dtype: KernelType::Int8,
+        sparse: true,
+        oc_granule: 16,
+        supports: one_group,
+        pack: lane_gather::pack,
+        run: lane_gather::avx512::run,
+    },
+];
+
+fn any(_: &ConvGeom) -> bool {
+    true
+}
+
+fn one_group(g: &ConvGeom) -> bool {
+    g.group == 1
+}
+
+fn depthwise(g: &ConvGeom) -> bool {
+    g.group == g.c && g.group == g.oc
+}
+
+impl ConvGeom {
+    /// Products per output.
+    pub fn depth(&self) -> usize {
+        self.kh as usize * self.kw as usize * (self.c / self.group) as usize
+    }
+
+    /// Element of x under tap (0, 0) of an output, `row` counted over all images.
+    fn x_at(&self, row: u32, col: u32) -> usize {
+        let strides = [self.x_origin, self.x_image, self.sh * self.x_row, self.sw * self.x_pixel];
+        self.pixel_at(strides, row, col)
+    }
+
+    fn y_at(&self, row: u32, col: u32) -> usize {
+        self.pixel_at([self.y_origin, self.y_image, self.y_row, self.y_pixel], row, col)
+    }
+
+    fn r_at(&self, row: u32, col: u32) -> usize {
+        self.pixel_at([self.r_origin, self.r_image, self.r_row, self.r_pixel], row, col)
+    }
+
+    fn pixel_at(&self, [origin, image, line, pixel]: [u32; 4], row: u32, col: u32) -> usize {
+        let (n, y) = (row / self.oh, row % self.oh);
+        origin as usize
+            + n as usize * image as usize
+            + y as usize * line as usize
+            + col as usize * pixel as usize
+    }
+
+    /// Elements of x from tap (0, 0) to tap (ky, kx) of one output.
+    fn tap_at(&self, ky: u32, kx: u32) -> usize {
+        ky as usize * (self.dh * self.x_row) as usize + kx as usize * (self.dw * self.x_pixel) as usize
+    }
+
+    /// The same pixels as one row, where a tile's rows lie back to back in x, y and residual: longer rows
+    /// mean full blocks of pixels. Otherwise the geometry and tile as they are.
+    fn flattened(&self, tile: &Tile, residual: bool) -> (ConvGeom, Tile) {
+        let back_to_back = |image: u32, line: u32, pixel: u32| {
+            let one_image =
+                tile.rows.is_empty() || tile.rows.start / self.oh == (tile.rows.end - 1) / self.oh;
+            line as u64 == self.ow as u64 * pixel as u64
+                && (one_image || image as u64 == self.oh as u64 * line as u64)
+        };
+        let joined = tile.rows.len() > 1
+            && tile.cols == (0..self.ow)
+            && back_to_back(self.x_image, self.sh * self.x_row, self.sw * self.x_pixel)
+            && back_to_back(self.y_image, self.y_row, self.y_pixel)
+            && (!residual || back_to_back(self.r_image, self.r_row, self.r_pixel));
+        if !joined {
+            return (*self, tile.clone());
+        }
+        let ow = tile.rows.len() as u32 * self.ow;
+        let flat = ConvGeom {
+            rows: 1,
+            oh: 1,
+            ow,
+            x_origin: self.x_at(tile.rows.start, 0) as u32,
+            y_origin: self.y_at(tile.rows.start, 0) as u32,
+            r_origin: if residual { self.r_at(tile.rows.start, 0) as u32 } else { 0 },
+            ..*self
+        };
+        (flat, Tile { rows: 0..1, cols: 0..ow, ocs: tile.ocs.clone() })
+    }
+}
+
+impl QEpilogue {
+    /// The one definition of requantisation; vector code repeats it operation by operation.
+    fn requant(&self, acc: i32, mult: f32, residual: Option<u8>) -> u8 {
+        let mut f = acc as f32 * mult;
+        if let Some(r) = residual {
+            f += (r as i32 - self.residual_zero) as f32 * self.residual_mult;
+        }
+        let (lo, hi) = self.bounds();
+        ((f.max(lo).min(hi)).round_ties_even() as i32 + self.zero) as u8
+    }
+
+    /// Bounds of a result before its zero point is added.
+    fn bounds(&self) -> (f32, f32) {
+        ((self.lo - self.zero) as f32, (self.hi - self.zero) as f32)
+    }
+
+    /// Clamp of an f32 result; NaN stays NaN.
+    fn clip(&self, f: f32) -> f32 {
+        let f = if f < self.min { self.min } else { f };
+        if f > self.max { self.max } else { f }
+    }
+}
+
+/// Cuts `range` into the fewest blocks of at most `most`, as even as can be.
+fn blocks(range: Range<u32>, most: u32) -> impl Iterator<Item = Range<u32>> {
+    let len = range.end.saturating_sub(range.start);
+    let count = len.div_ceil(most).max(1);
+    let (size, longer) = (len / count, len % count);
+    (0..if len == 0 { 0 } else { count }).map(move |i| {
+        let start = range.start + i * size + i.min(longer);
+        start..start + size + u32::from(i < longer)
+    })
+}
