@@ -134,7 +134,7 @@ fn write_plain(_: &Attr, _: &mut NodeOut<'_>) -> Result<(), String> {
 /// At inference Dropout copies its input. The ratio does not matter then.
 fn read_dropout(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {
     if let Some(training) = r.constant(node, 2)?
-        && training.bytes.iter().any(|&b| b != 0)
+        && r.graph.const_bytes(training).is_some_and(|bytes| bytes.iter().any(|&b| b != 0))
     {
         return Err(node.unsupported(" in training mode; export the model for inference"));
     }
@@ -347,13 +347,9 @@ fn read_clip(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)
     let bound = |i: usize, name: &str, absent: f32| -> Result<f32> {
         let input = match r.constant(node, i)? {
             None => None,
-            Some(c) => match c.as_f32().as_deref() {
-                Some([v]) => Some(*v),
-                _ => {
-                    return Err(
-                        node.arity(format!("'{name}' must be one f32, it is {}{:?}", c.dtype, c.dims))
-                    );
-                }
+            Some(v) => match r.graph.const_f32(v).as_deref() {
+                Some([bound]) => Some(*bound),
+                _ => return Err(node.arity(format!("'{name}' must be one f32"))),
             },
         };
         match (input, node.float(name)?) {
@@ -386,9 +382,11 @@ fn write_clip(attr: &Attr, out: &mut NodeOut<'_>) -> Result<(), String> {
 fn read_reduce_mean(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {
     let from_input = match r.constant(node, 1)? {
         None => None,
-        Some(c) => {
-            Some(c.as_i64().ok_or_else(|| node.arity(format!("axes must be i64, they are {}", c.dtype)))?)
-        }
+        Some(v) => Some(
+            r.graph
+                .const_i64(v)
+                .ok_or_else(|| node.arity(format!("axes are {}, they must be i64", r.dtype(v))))?,
+        ),
     };
     let (attr, input) = (node.ints("axes")?, from_input.as_deref());
     if attr.is_some() && node.opset >= 18 {
@@ -418,7 +416,7 @@ fn write_reduce_mean(attr: &Attr, out: &mut NodeOut<'_>) -> Result<(), String> {
 
 /// In the graph a 0 copies the input's dimension; with `allowzero` it would be a dimension of size zero.
 fn read_reshape(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {
-    let shape = r.constant(node, 1)?.and_then(Constant::as_i64);
+    let shape = r.constant(node, 1)?.and_then(|v| r.graph.const_i64(v));
     let shape = shape.ok_or_else(|| node.arity("its shape must be an i64 list".to_string()))?;
     if node.flag("allowzero", false)? && shape.contains(&0) {
         return Err(node.unsupported(" to a tensor without elements (allowzero)"));

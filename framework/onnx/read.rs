@@ -6,8 +6,7 @@
 //! range of the file's buffer.
 //!
 //! Order of work: constants and inputs are declared, nodes are ordered, then each node's row of `ONNX_OPS`
-//! turns it into an op. A constant enters the graph when an op reads it, so bounds and axes that become
-//! attributes leave nothing behind.
+//! turns it into an op. Bounds and axes that become attributes stay behind as constants that nothing reads.
 
 #![deny(
     clippy::indexing_slicing,
@@ -40,7 +39,7 @@ pub const OPSET_MAX: i64 = 21;
 const GRAPH_OPS_MAX: usize = 1 << 20;
 const NAME_BYTES_MAX: usize = 4096;
 /// Symbols are looked up by a linear search.
-const SYMBOLS_MAX: usize = 1024;
+const SYMBOLS_MAX: usize = 256;
 
 /// Reads a model from a file, which is mapped into memory: weights stay there and are paged in when used.
 pub fn load(path: impl AsRef<Path>) -> Result<Graph> {
@@ -118,25 +117,14 @@ fn opset(model: &ModelProto) -> Result<i64> {
 #[derive(Clone, Copy)]
 enum Source {
     Value(ValueId),
-    /// Row of [`Reader::constants`].
-    Constant(usize),
     /// Will be made by that node.
     Node(usize),
-}
-
-struct Named<'m> {
-    name: &'m str,
-    constant: Constant,
-    /// Its value, once an op reads it.
-    value: Option<ValueId>,
 }
 
 /// The graph as far as it is read, and what names mean.
 pub struct Reader<'m> {
     pub graph: Graph,
-    pub opset: i64,
     names: HashMap<&'m str, Source>,
-    constants: Vec<Named<'m>>,
 }
 
 fn read_graph(proto: &GraphProto, opset: i64) -> Result<Graph> {
@@ -149,11 +137,11 @@ fn read_graph(proto: &GraphProto, opset: i64) -> Result<Graph> {
         let what = "sparse initialisers are not supported; save the weights densely".to_string();
         return Err(Error::UnsupportedFeature { name, what });
     }
-    let mut r =
-        Reader { graph: Graph::new(&proto.name), opset, names: HashMap::new(), constants: Vec::new() };
+    let mut r = Reader { graph: Graph::new(&proto.name), names: HashMap::new() };
     for tensor in &proto.initializer {
         let constant = tensor::read(tensor, &tensor.name)?;
-        r.declare_constant("initialiser", &tensor.name, constant)?;
+        let value = r.graph.add_const(&tensor.name, constant.dtype, &constant.dims, constant.bytes)?;
+        r.declare("initialiser", &tensor.name, Source::Value(value))?;
     }
     for input in &proto.input {
         r.declare_input(input)?;
@@ -199,16 +187,12 @@ impl<'m> Reader<'m> {
         }
     }
 
-    fn declare_constant(&mut self, what: &'static str, name: &'m str, constant: Constant) -> Result<()> {
-        self.declare(what, name, Source::Constant(self.constants.len()))?;
-        self.constants.push(Named { name, constant, value: None });
-        Ok(())
-    }
-
     /// An initialiser that is listed as an input too (IR 3 asked for that) is a constant.
     fn declare_input(&mut self, input: &'m ValueInfoProto) -> Result<()> {
         let (dtype, shape) = tensor_type(input)?;
-        if let Some(&Source::Constant(_)) = self.names.get(input.name.as_str()) {
+        if let Some(&Source::Value(value)) = self.names.get(input.name.as_str())
+            && self.graph.const_bytes(value).is_some()
+        {
             return Ok(());
         }
         let shape = shape.ok_or_else(|| Error::UnsupportedFeature {
@@ -239,7 +223,7 @@ impl<'m> Reader<'m> {
 
     fn symbol(&mut self, name: &str) -> Result<Dim> {
         if self.graph.symbols.len() >= SYMBOLS_MAX {
-            return Err(Error::TooLarge { what: "symbolic dimensions", got: 1025, max: 1024 });
+            return Err(Error::TooLarge { what: "symbolic dimensions", got: 257, max: 256 });
         }
         Ok(Dim::Symbol(self.graph.symbol(name)))
     }
@@ -348,9 +332,9 @@ impl<'m> Reader<'m> {
         let Some(constant) = found.pop().filter(|_| found.is_empty()) else {
             return Err(node.arity("it must have exactly one value".to_string()));
         };
+        let value = self.graph.add_const(output, constant.dtype, &constant.dims, constant.bytes)?;
         if let Some(source) = self.names.get_mut(output.as_str()) {
-            *source = Source::Constant(self.constants.len());
-            self.constants.push(Named { name: output, constant, value: None });
+            *source = Source::Value(value);
         }
         Ok(())
     }
@@ -388,18 +372,9 @@ impl<'m> Reader<'m> {
 
     // ---- operands, for the rows of ONNX_OPS --------------------------------------------------------
 
-    fn value(&mut self, name: &str, by: &str) -> Result<ValueId> {
+    fn value(&self, name: &str, by: &str) -> Result<ValueId> {
         match self.names.get(name) {
             Some(Source::Value(value)) => Ok(*value),
-            Some(Source::Constant(row)) if let Some(row) = self.constants.get_mut(*row) => {
-                if let Some(value) = row.value {
-                    return Ok(value);
-                }
-                let Constant { dtype, dims, bytes } = &row.constant;
-                let value = self.graph.add_const(row.name, *dtype, dims, bytes.clone())?;
-                row.value = Some(value);
-                Ok(value)
-            }
             _ => Err(Error::MissingValue { value: name.to_string(), by: by.to_string() }),
         }
     }
@@ -411,33 +386,31 @@ impl<'m> Reader<'m> {
     }
 
     /// Input `i` as a value of the graph, if it is there.
-    pub fn input(&mut self, node: &Node<'_>, i: usize) -> Result<Option<ValueId>> {
+    pub fn input(&self, node: &Node<'_>, i: usize) -> Result<Option<ValueId>> {
         match node.proto.input.get(i).filter(|name| !name.is_empty()) {
             Some(name) => self.value(name, &format!("node '{}'", node.name)).map(Some),
             None => Ok(None),
         }
     }
 
-    pub fn required(&mut self, node: &Node<'_>, i: usize) -> Result<ValueId> {
+    pub fn required(&self, node: &Node<'_>, i: usize) -> Result<ValueId> {
         self.input(node, i)?.ok_or_else(|| node.arity(format!("input {i} is absent")))
     }
 
     /// All inputs. Absent ones at the end are dropped, others are `ValueId::NONE`.
-    pub fn inputs(&mut self, node: &Node<'_>) -> Result<Vec<ValueId>> {
+    pub fn inputs(&self, node: &Node<'_>) -> Result<Vec<ValueId>> {
         let given =
             node.proto.input.iter().rposition(|name| !name.is_empty()).map_or(0, |i| i.saturating_add(1));
         (0..given).map(|i| Ok(self.input(node, i)?.unwrap_or(ValueId::NONE))).collect()
     }
 
-    /// Input `i`, if it is there, as data that the op's attributes are made of.
-    pub fn constant(&self, node: &Node<'_>, i: usize) -> Result<Option<&Constant>> {
-        let Some(name) = node.proto.input.get(i).filter(|name| !name.is_empty()) else { return Ok(None) };
-        match self.names.get(name.as_str()) {
-            Some(Source::Constant(row)) => Ok(self.constants.get(*row).map(|row| &row.constant)),
-            _ => {
-                Err(node
-                    .unsupported(&format!(" where input {i} ('{name}') is computed: it must be a constant")))
+    /// Input `i`, if it is there, which must be a constant: data that the op's attributes are made of.
+    pub fn constant(&self, node: &Node<'_>, i: usize) -> Result<Option<ValueId>> {
+        match self.input(node, i)? {
+            Some(value) if self.graph.const_bytes(value).is_none() => {
+                Err(node.unsupported(&format!(" where input {i} is computed: it must be a constant")))
             }
+            value => Ok(value),
         }
     }
 

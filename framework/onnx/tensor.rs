@@ -47,16 +47,6 @@ impl Constant {
     pub fn list_i64(values: &[i64]) -> Constant {
         Constant { dtype: DType::I64, dims: vec![values.len()], bytes: collect(values, |v| v.to_le_bytes()) }
     }
-
-    pub fn as_f32(&self) -> Option<Vec<f32>> {
-        let words = self.bytes.as_chunks::<4>().0;
-        (self.dtype == DType::F32).then(|| words.iter().map(|b| f32::from_le_bytes(*b)).collect())
-    }
-
-    pub fn as_i64(&self) -> Option<Vec<i64>> {
-        let words = self.bytes.as_chunks::<8>().0;
-        (self.dtype == DType::I64).then(|| words.iter().map(|b| i64::from_le_bytes(*b)).collect())
-    }
 }
 
 pub fn dtype(code: i32, name: &str) -> Result<DType> {

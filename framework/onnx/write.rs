@@ -1,6 +1,6 @@
 //! [`Graph`] to ONNX file: operator set 17, IR version 8, initialisers as raw data.
 //!
-//! Names of values and ops are kept, symbolic dimensions become `dim_param`, every value carries its type and
+//! Names are kept, symbolic dimensions become `dim_param`, every value carries its type and
 //! shape. Only ops of the model level have a meaning in ONNX: a graph is exported before it is lowered.
 
 use crate::error::{Error, Result};
@@ -94,21 +94,35 @@ fn write_metadata(g: &Graph) -> Result<Vec<proto::StringStringEntryProto>> {
         .collect()
 }
 
-/// The names that are taken in the file; ONNX has one space for inputs, constants and results.
+/// What values are called in the file. ONNX has one space for inputs, constants and results.
 struct Names {
+    of: IdVec<ValueId, String>,
     taken: HashSet<String>,
 }
 
 impl Names {
-    fn add(&mut self, what: &'static str, name: &str) -> Result<()> {
-        if name.is_empty() {
-            let what = format!("{what} without a name; give it one");
-            return Err(Error::UnsupportedFeature { name: String::new(), what });
+    /// Inputs and outputs keep their names. Others do if they can: a name that is empty or taken is changed.
+    fn new(g: &Graph, consts: &[ValueId]) -> Result<Names> {
+        let mut names = Names { of: IdVec::filled(String::new(), g.value_name.len()), taken: HashSet::new() };
+        for &v in g.inputs.iter().chain(g.outputs.iter().filter(|v| !g.inputs.contains(v))) {
+            let name = &g.value_name[v];
+            if name.is_empty() {
+                let what = "an input or output without a name; give it one".to_string();
+                return Err(Error::UnsupportedFeature { name: String::new(), what });
+            }
+            if !names.taken.insert(name.clone()) {
+                return Err(Error::DuplicateName { what: "input or output", name: name.clone() });
+            }
+            names.of[v] = name.clone();
         }
-        match self.taken.insert(name.to_string()) {
-            true => Ok(()),
-            false => Err(Error::DuplicateName { what, name: name.to_string() }),
+        for &v in consts.iter().chain(g.order.iter().flat_map(|&op| g.outputs_of(op))) {
+            if names.of[v].is_empty() {
+                let name = &g.value_name[v];
+                names.of[v] =
+                    names.fresh(if name.is_empty() { format!("value_{}", v.0) } else { name.clone() });
+            }
         }
+        Ok(names)
     }
 
     fn fresh(&mut self, wanted: String) -> String {
@@ -121,49 +135,36 @@ impl Names {
 }
 
 fn write_graph(g: &Graph) -> Result<GraphProto> {
+    lacuna_ir::verify::verify(g)?;
     let mut proto = GraphProto { name: g.name.clone(), ..GraphProto::default() };
     if proto.name.is_empty() {
         proto.name = "graph".to_string(); // The checker asks for a name.
     }
-    let mut names = Names { taken: HashSet::new() };
-    for &v in &g.inputs {
-        names.add("input", &g.value_name[v])?;
-        proto.input.push(value_info(g, v));
-    }
-    // Constants in the order in which they are first read.
-    let mut written: IdVec<ValueId, bool> = IdVec::filled(false, g.value_name.len());
-    let reads = g.order.iter().flat_map(|&op| g.inputs_of(op)).chain(&g.outputs);
-    for &v in reads.filter(|v| !v.is_none()) {
-        if let Def::Const(c) = g.value_def[v]
-            && !std::mem::replace(&mut written[v], true)
-        {
-            names.add("constant", &g.value_name[v])?;
-            let dims = g.fixed_shape(v).unwrap_or_default();
-            proto.initializer.push(tensor::write(
-                &g.value_name[v],
-                g.value_dtype[v],
-                &dims,
-                g.consts[c].clone(),
-            ));
+    let consts = live_consts(g);
+    let mut names = Names::new(g, &consts)?;
+    proto.input.extend(g.inputs.iter().map(|&v| value_info(g, v, &names)));
+    for &v in &consts {
+        if let (Def::Const(c), Some(dims)) = (g.value_def[v], g.fixed_shape(v)) {
+            proto.initializer.push(tensor::write(&names.of[v], g.value_dtype[v], &dims, g.consts[c].clone()));
         }
-    }
-    for &v in g.order.iter().flat_map(|&op| g.outputs_of(op)) {
-        names.add("value", &g.value_name[v])?;
     }
     for &op in &g.order {
         let node = write_node(g, op, &mut names, &mut proto.initializer)?;
         proto.node.push(node);
         let inner = g.outputs_of(op).iter().filter(|v| !g.outputs.contains(v));
-        proto.value_info.extend(inner.map(|&v| value_info(g, v)));
+        proto.value_info.extend(inner.map(|&v| value_info(g, v, &names)));
     }
-    let mut outputs = HashSet::new();
-    for &v in &g.outputs {
-        if !outputs.insert(v) {
-            return Err(Error::DuplicateName { what: "output", name: g.value_name[v].clone() });
-        }
-        proto.output.push(value_info(g, v));
-    }
+    proto.output.extend(g.outputs.iter().map(|&v| value_info(g, v, &names)));
     Ok(proto)
+}
+
+/// Constants that an op or an output reads, in the order of their rows.
+fn live_consts(g: &Graph) -> Vec<ValueId> {
+    let mut live: IdVec<ValueId, bool> = IdVec::filled(false, g.value_name.len());
+    for &v in g.order.iter().flat_map(|&op| g.inputs_of(op)).chain(&g.outputs).filter(|v| !v.is_none()) {
+        live[v] = true;
+    }
+    g.value_def.iter().filter(|(v, def)| matches!(def, Def::Const(_)) && live[*v]).map(|(v, _)| v).collect()
 }
 
 /// A node that is being written: the op's row adds attributes and inputs.
@@ -186,7 +187,7 @@ fn write_node(
     let fail = |why: String| Error::NotExpressible { op: name.clone(), kind: kind.name(), why };
     let row = row_of(kind).ok_or_else(|| fail("it has no row in ONNX_OPS".to_string()))?;
     let write = row.write.ok_or_else(|| fail("it is only read".to_string()))?;
-    let text = |v: &ValueId| if v.is_none() { String::new() } else { g.value_name[*v].clone() };
+    let text = |v: &ValueId| if v.is_none() { String::new() } else { names.of[*v].clone() };
     let mut input: Vec<String> = g.inputs_of(op).iter().map(text).collect();
     while input.last().is_some_and(String::is_empty) {
         input.pop();
@@ -235,7 +236,7 @@ impl NodeOut<'_> {
     }
 }
 
-fn value_info(g: &Graph, v: ValueId) -> ValueInfoProto {
+fn value_info(g: &Graph, v: ValueId, names: &Names) -> ValueInfoProto {
     let dim = |dim: &Dim| Dimension {
         denotation: String::new(),
         value: Some(match *dim {
@@ -246,7 +247,7 @@ fn value_info(g: &Graph, v: ValueId) -> ValueInfoProto {
     let shape = proto::TensorShapeProto { dim: g.shape(v).iter().map(dim).collect() };
     let tensor = proto::type_proto::Tensor { elem_type: tensor::code(g.value_dtype[v]), shape: Some(shape) };
     ValueInfoProto {
-        name: g.value_name[v].clone(),
+        name: names.of[v].clone(),
         r#type: Some(proto::TypeProto {
             denotation: String::new(),
             value: Some(proto::type_proto::Value::TensorType(tensor)),
