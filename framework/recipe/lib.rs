@@ -1,1 +1,35 @@
+//! The recipe language: reading it, checking it, and compiling it to a flat table of events before training starts.
+//!
+//! A recipe is the classic SparseML YAML: variables, `eval(...)`, and lists of `!NameModifier` entries over fractional
+//! epochs. This crate knows names and numbers, never tensors, and nothing in a recipe can run code.
+//!
+//! ```text
+//! text ─ yaml ─► Document ─ recipe ─► Recipe (modifiers) ─ compile ─► Schedule (events by step)
+//! ```
+//!
+//! Start at [`parse`] or [`Recipe::load`], then [`compile`].
 
+#![forbid(unsafe_code)]
+
+mod diagnostic;
+mod expr;
+mod modifier;
+mod modifier_table;
+mod params;
+mod plan;
+mod recipe;
+mod schedule;
+mod yaml;
+
+pub use diagnostic::{Diagnostic, Pos, Severity, render};
+pub use expr::{EXPR_BYTES_MAX, EXPR_NODES_MAX};
+pub use modifier::{
+    Arg, Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Modifier, Pruning, PruningGroup,
+    QuantArgs, Quantization, Scope,
+};
+pub use modifier_table::{Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type};
+pub use params::{Pattern, Rule, Selector};
+pub use plan::{Action, EVENTS_MAX, Event, LayerScheme, ParamRow, PoolRange, QuantScheme, compile};
+pub use recipe::{Recipe, Stage, parse, parse_overrides};
+pub use schedule::{Schedule, ScheduleRow};
+pub use yaml::{Data, Document, NODES_MAX, NodeId, RECIPE_BYTES_MAX, YAML_DEPTH_MAX};

@@ -1,0 +1,122 @@
+//! Which parameters a recipe means: names, `re:` patterns and the tokens `__ALL__` and `__ALL_PRUNABLE__`,
+//! and their match against a model's parameter names.
+
+use crate::diagnostic::{Diagnostic, Pos, nearest};
+use crate::yaml::{Document, NodeId};
+use regex::{Regex, RegexBuilder};
+
+/// Largest compiled form of one `re:` pattern, in bytes.
+const REGEX_BYTES_MAX: usize = 1 << 20;
+
+/// A list of patterns, as a recipe gives it.
+#[derive(Clone, Debug)]
+pub struct Selector {
+    pub pos: Pos,
+    pub patterns: Vec<Pattern>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    pub pos: Pos,
+    /// As written, `re:` included.
+    pub text: String,
+    pub rule: Rule,
+}
+
+#[derive(Clone, Debug)]
+pub enum Rule {
+    All,
+    AllPrunable,
+    Name,
+    /// Anchored at the start only, as Python's `re.match`.
+    Regex(Regex),
+}
+
+impl PartialEq for Selector {
+    fn eq(&self, other: &Selector) -> bool {
+        self.patterns.iter().map(|p| &p.text).eq(other.patterns.iter().map(|p| &p.text))
+    }
+}
+
+impl Pattern {
+    /// Whether the pattern means this parameter.
+    pub fn matches(&self, name: &str, prunable: bool) -> bool {
+        match &self.rule {
+            Rule::All => true,
+            Rule::AllPrunable => prunable,
+            Rule::Name => self.text == name,
+            Rule::Regex(regex) => regex.is_match(name),
+        }
+    }
+
+    /// Whether the pattern means this layer: its name, a module above it, or a `re:` pattern.
+    pub fn covers_layer(&self, layer: &str) -> bool {
+        match &self.rule {
+            Rule::Name => layer
+                .strip_prefix(self.text.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.')),
+            _ => self.matches(layer, true),
+        }
+    }
+}
+
+/// Reads one pattern or a list of them; a bad regular expression is reported with its place.
+pub(crate) fn selector(
+    doc: &Document,
+    file: &str,
+    node: NodeId,
+    found: &mut Vec<Diagnostic>,
+) -> Option<Selector> {
+    let single = [node];
+    let is_list = matches!(doc.data(node), crate::yaml::Data::List(_));
+    let nodes = if is_list { doc.list(node) } else { &single };
+    let mut patterns = Vec::with_capacity(nodes.len());
+    for &item in nodes {
+        let text = doc.text(item).map_or_else(|| doc.show(item), str::to_owned);
+        let rule = match text.as_str() {
+            "__ALL__" => Rule::All,
+            "__ALL_PRUNABLE__" => Rule::AllPrunable,
+            _ => match text.strip_prefix("re:") {
+                None => Rule::Name,
+                Some(expression) => match compile(expression) {
+                    Ok(regex) => Rule::Regex(regex),
+                    Err(reason) => {
+                        let message = format!("`{text}` is no regular expression: {reason}");
+                        let help = "look-around and back-references are not supported";
+                        found.push(Diagnostic::error(file, doc.pos(item), message, help));
+                        return None;
+                    }
+                },
+            },
+        };
+        patterns.push(Pattern { pos: doc.pos(item), text, rule });
+    }
+    Some(Selector { pos: doc.pos(node), patterns })
+}
+
+fn compile(expression: &str) -> Result<Regex, String> {
+    let anchored = format!("^(?:{expression})");
+    RegexBuilder::new(&anchored).size_limit(REGEX_BYTES_MAX).build().map_err(|error| match error {
+        regex::Error::CompiledTooBig(limit) => format!("it compiles to more than {limit} bytes"),
+        error => {
+            let text = error.to_string();
+            text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        }
+    })
+}
+
+/// What to say about a pattern that matched nothing: the names nearest to it.
+pub(crate) fn no_match_help<'a>(pattern: &Pattern, names: impl IntoIterator<Item = &'a str>) -> String {
+    let plain: String = pattern
+        .text
+        .trim_start_matches("re:")
+        .chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        .collect();
+    let close = nearest(&plain, names, 3);
+    if close.is_empty() {
+        "the names of a model: `lacuna analyze`".to_owned()
+    } else {
+        format!("nearest: {}", close.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "))
+    }
+}

@@ -1,0 +1,483 @@
+//! Compiles a recipe, for one model and one number of steps per epoch, to a [`Schedule`]: every event of the training in
+//! one table sorted by step, made and checked before the first step and only looked up afterwards.
+//!
+//! ```text
+//! events   [ step | epoch | modifier | action ]   by step, then by (end, start, place in the recipe)
+//! pool     [ parameter row, ... ]                 what an action's PoolRange points into
+//! layers   [ layer row | input | weight | output ]
+//! rates    [ first step | last step | curve ]     closed forms; see `schedule.rs`
+//! ```
+//! Step `s` is epoch `s / steps_per_epoch`. An event of step `s` happens before that step's forward pass; those of
+//! step [`Schedule::steps`] happen after the last step. An epoch between two steps takes effect at the later one.
+
+use crate::diagnostic::{Diagnostic, Pos, did_you_mean};
+use crate::modifier::{
+    Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Modifier, Pruning, PruningGroup,
+    Quantization, Scope,
+};
+use crate::modifier_table::Status;
+use crate::params::{Pattern, Selector, no_match_help};
+use crate::recipe::Recipe;
+use crate::schedule::{Curve, RateRow, Schedule};
+
+/// Most events in one schedule.
+pub const EVENTS_MAX: u64 = 1 << 20;
+
+/// Part of a step that rounding may have added to an epoch times the steps per epoch.
+const STEP_SLACK: f64 = 1e-6;
+
+/// One parameter of the model that a recipe is compiled for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ParamRow {
+    pub name: String,
+    /// Output channels first, then input channels, then the kernel.
+    pub shape: Vec<usize>,
+    /// The weight of a convolution or linear layer.
+    pub prunable: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Event {
+    pub step: u64,
+    pub epoch: f64,
+    /// Number of the modifier in [`Recipe::modifiers`].
+    pub modifier: u32,
+    pub action: Action,
+}
+
+/// What happens. Parameters are rows of the table that `compile` was given: [`Schedule::params`] resolves the range.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Action {
+    /// Make new masks from the current weights so that this part of them is zero, and hold them until the next event.
+    SetSparsity {
+        params: PoolRange,
+        sparsity: f64,
+        structure: MaskStructure,
+        scope: Scope,
+    },
+    /// The weights under the masks may move again.
+    ReleaseMasks {
+        params: PoolRange,
+    },
+    /// Mask what is exactly zero now, and hold that.
+    FixMasks {
+        params: PoolRange,
+    },
+    /// A learning-rate curve begins, at this value. [`Schedule::learning_rate`] gives the value of every step.
+    SetLearningRate(f64),
+    SetWeightDecay(f64),
+    StartQuantization(QuantScheme),
+    /// Scales and zero points stay as they are.
+    FreezeObservers,
+    /// Running statistics of batch norm stay as they are.
+    FreezeBatchNorm,
+    SetTrainable {
+        params: PoolRange,
+        trainable: bool,
+    },
+    /// Back to what they were before `SetTrainable`.
+    RestoreTrainable {
+        params: PoolRange,
+    },
+}
+
+/// A range of one of the schedule's pools.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PoolRange {
+    pub start: u32,
+    pub len: u32,
+}
+
+impl PoolRange {
+    pub(crate) fn range(self) -> std::ops::Range<usize> {
+        self.start as usize..self.start as usize + self.len as usize
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QuantScheme {
+    /// The layers to quantise: [`Schedule::layers`] resolves the range.
+    pub layers: PoolRange,
+    /// Whether convolution, batch norm and activation are fused first.
+    pub fuse: bool,
+    /// Whether the inputs of linear layers, of convolutions, and embeddings are quantised at all.
+    pub linear_activations: bool,
+    pub conv_activations: bool,
+    pub embeddings: bool,
+    /// Batches to run through the observers before training goes on.
+    pub calibration_steps: u32,
+}
+
+/// How one layer is quantised; `layer` is a row of the names that `compile` was given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LayerScheme {
+    pub layer: u32,
+    pub quant: LayerQuant,
+}
+
+/// Compiles `recipe` for a model with these parameters and these layers that can be quantised.
+///
+/// Errors: all found, each with its place in the recipe: a pattern that matches nothing, a modifier that is not carried
+/// out yet, a mask structure that does not fit a shape, too many events.
+pub fn compile(
+    recipe: &Recipe,
+    params: &[ParamRow],
+    quantizable: &[String],
+    steps_per_epoch: u32,
+) -> Result<Schedule, Vec<Diagnostic>> {
+    let mut compiler = Compiler {
+        recipe,
+        params,
+        quantizable,
+        steps_per_epoch: f64::from(steps_per_epoch),
+        schedule: Schedule::empty(recipe, steps_per_epoch),
+        errors: Vec::new(),
+    };
+    if steps_per_epoch == 0 {
+        compiler.error(Pos::default(), "an epoch has no steps: the data set is smaller than one batch", "");
+        return Err(compiler.errors);
+    }
+    // SparseML's order, for events of one step: by end (never = last), by start, by place in the recipe.
+    let mut order: Vec<u32> = (0..recipe.modifiers.len() as u32).collect();
+    order.retain(|&m| recipe.modifiers[m as usize].enabled);
+    let end = |m: &Modifier| if m.end_epoch() < 0.0 { f64::INFINITY } else { m.end_epoch() };
+    order.sort_by(|&a, &b| {
+        let (a, b) = (&recipe.modifiers[a as usize], &recipe.modifiers[b as usize]);
+        end(a).total_cmp(&end(b)).then(a.start_epoch().total_cmp(&b.start_epoch()))
+    });
+    for number in order {
+        compiler.modifier(number);
+    }
+    if !compiler.errors.is_empty() {
+        return Err(compiler.errors);
+    }
+    let mut schedule = compiler.schedule;
+    schedule.events.sort_by_key(|event| event.step);
+    Ok(schedule)
+}
+
+struct Compiler<'a> {
+    recipe: &'a Recipe,
+    params: &'a [ParamRow],
+    quantizable: &'a [String],
+    steps_per_epoch: f64,
+    schedule: Schedule,
+    errors: Vec<Diagnostic>,
+}
+
+impl Compiler<'_> {
+    fn modifier(&mut self, number: u32) {
+        let recipe = self.recipe;
+        let modifier = &recipe.modifiers[number as usize];
+        if modifier.row.status == Status::ParsedOnly {
+            let message = format!("`!{}` is read but not carried out yet", modifier.class());
+            self.error(modifier.pos, message, "remove it, or set `enabled: false`");
+            return;
+        }
+        match &modifier.kind {
+            Kind::EpochRange { .. } | Kind::Distillation { .. } | Kind::ParsedOnly { .. } => {}
+            Kind::SetLearningRate { learning_rate, start } => {
+                let first = self.step(*start);
+                self.rate(number, RateRow { first, last: first, curve: Curve::Constant(*learning_rate) });
+            }
+            &Kind::LearningRateFunction { function, init, last, start, end, cycle_epochs } => {
+                let start = start.max(0.0);
+                let curve = match function {
+                    LrFunction::Linear => Curve::Linear { init, last, start, end },
+                    LrFunction::Cosine => Curve::Cosine { init, last, start, end },
+                    LrFunction::CyclicLinear => Curve::Cyclic { init, last, start, end, cycle_epochs },
+                };
+                self.rate(number, RateRow { first: self.step(start), last: self.step(end), curve });
+            }
+            Kind::LearningRate { class, init, start, end } => {
+                self.rate_class(number, class, *init, *start, *end)
+            }
+            Kind::SetWeightDecay { weight_decay, start } => {
+                self.event(number, self.step(*start), Action::SetWeightDecay(*weight_decay));
+            }
+            Kind::TrainableParams { params, trainable, strict, start, end } => {
+                let Some(params) = self.select(params, false, *strict) else { return };
+                let action = Action::SetTrainable { params, trainable: *trainable };
+                self.event(number, self.step(*start), action);
+                if *end >= 0.0 {
+                    self.event(number, self.step(*end), Action::RestoreTrainable { params });
+                }
+            }
+            Kind::Pruning(pruning) => self.pruning(number, modifier, pruning),
+            Kind::ConstantPruning { params, start, end } => {
+                let Some(params) = self.select(params, true, true) else { return };
+                self.event(number, self.step(*start), Action::FixMasks { params });
+                if *end >= 0.0 {
+                    self.event(number, self.step(*end), Action::ReleaseMasks { params });
+                }
+            }
+            Kind::Quantization(quantization) => self.quantization(number, modifier.pos, quantization),
+        }
+    }
+
+    fn rate_class(&mut self, number: u32, class: &LrClass, init: f64, start: f64, end: f64) {
+        let start = start.max(0.0);
+        let first = self.step(start);
+        // Such a scheduler does nothing at its end, so the step before is its last.
+        let last = if end < 0.0 { u64::MAX } else { self.step(end).saturating_sub(1).max(first) };
+        let steps = |epochs: f64| (epochs * self.steps_per_epoch).round_ties_even();
+        let curve = match class {
+            LrClass::Step { step_size, gamma } => {
+                Curve::Step { init, gamma: *gamma, size: steps(*step_size).max(1.0) }
+            }
+            LrClass::Exponential { gamma } => Curve::Step { init, gamma: *gamma, size: self.steps_per_epoch },
+            LrClass::MultiStep { milestones, gamma } => Curve::MultiStep {
+                init,
+                gamma: *gamma,
+                milestones: milestones.iter().map(|milestone| steps(milestone - start)).collect(),
+            },
+            LrClass::CosineWarmRestarts { minimum, cycle_epochs } => {
+                Curve::Restarts { init, minimum: *minimum, start, cycle_epochs: *cycle_epochs }
+            }
+        };
+        self.rate(number, RateRow { first, last, curve });
+    }
+
+    fn rate(&mut self, number: u32, row: RateRow) {
+        let value = row.at(row.first, self.steps_per_epoch);
+        self.event(number, row.first, Action::SetLearningRate(value));
+        self.schedule.rates.push(row);
+    }
+
+    fn pruning(&mut self, number: u32, modifier: &Modifier, pruning: &Pruning) {
+        let Some(init) = pruning.init_sparsity else {
+            let message = "`init_sparsity: __FROM_PARAM__` is not carried out yet";
+            self.error(modifier.pos, message, "give the sparsity that the model has");
+            return;
+        };
+        let (first, last) = (self.step(pruning.start), self.step(pruning.end));
+        let period = match pruning.update_frequency {
+            -1.0 => 1,
+            epochs => self.step(epochs).max(1),
+        };
+        let updates = (last - first).div_ceil(period).saturating_mul(pruning.groups.len() as u64);
+        if updates.saturating_add(self.schedule.events.len() as u64) >= EVENTS_MAX {
+            let message = format!("the schedule has more than {EVENTS_MAX} events");
+            self.error(modifier.pos, message, "raise `update_frequency`");
+            return;
+        }
+        for group in &pruning.groups {
+            let Some(params) = self.select(&group.params, true, true) else { continue };
+            self.check_structure(modifier.pos, pruning, init, group, params);
+            let mut step = first;
+            loop {
+                let epoch = step as f64 / self.steps_per_epoch;
+                let start = pruning.start.max(0.0);
+                let part = if step >= last { 1.0 } else { (epoch - start) / (pruning.end - start) };
+                let sparsity = init + interpolate(pruning.inter, part) * (group.final_sparsity - init);
+                let sparsity = if step >= last { group.final_sparsity } else { sparsity };
+                let (structure, scope) = (pruning.structure, pruning.scope);
+                self.event(number, step, Action::SetSparsity { params, sparsity, structure, scope });
+                if step >= last {
+                    break;
+                }
+                step = (step + period).min(last);
+            }
+            if !pruning.leave_enabled {
+                self.event(number, last, Action::ReleaseMasks { params });
+            }
+        }
+    }
+
+    fn check_structure(
+        &mut self,
+        pos: Pos,
+        pruning: &Pruning,
+        init: f64,
+        group: &PruningGroup,
+        params: PoolRange,
+    ) {
+        match pruning.structure {
+            MaskStructure::NOfM { keep, of } => {
+                let zeros = 1.0 - f64::from(keep) / f64::from(of);
+                if [init, group.final_sparsity].iter().any(|s| (s - zeros).abs() > 0.01) {
+                    let message = format!("a {keep}:{of} mask is {zeros} sparse at all times");
+                    self.error(pos, message, format!("set `init_sparsity` and `final_sparsity` to {zeros}"));
+                }
+            }
+            MaskStructure::Block { rows, columns } => {
+                for &row in self.schedule.params(params).to_vec().iter() {
+                    let param = &self.params[row as usize];
+                    let [outputs, inputs] = [0, 1].map(|d| param.shape.get(d).copied().unwrap_or(1));
+                    let side = |side: i32, whole: usize| usize::try_from(side).unwrap_or(whole).max(1);
+                    let block = side(rows, outputs).saturating_mul(side(columns, inputs));
+                    if outputs.saturating_mul(inputs) % block != 0 {
+                        let name = &param.name;
+                        let message = format!(
+                            "blocks of [{rows}, {columns}] do not divide `{name}` with {outputs} outputs and {inputs} inputs"
+                        );
+                        self.error(pos, message, "leave it out of `params`, or use another `mask_type`");
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn quantization(&mut self, number: u32, pos: Pos, quantization: &Quantization) {
+        if quantization.reduce_range {
+            self.error(pos, "`reduce_range: true` is not carried out yet", "set it to false");
+        }
+        let start = quantization.start.max(0.0);
+        for (name, epoch) in [
+            ("disable_quantization_observer_epoch", quantization.disable_observer),
+            ("freeze_bn_stats_epoch", quantization.freeze_bn),
+        ] {
+            if epoch.is_some_and(|epoch| epoch < start) {
+                self.error(
+                    pos,
+                    format!("`{name}` lies before the quantisation starts, at epoch {start}"),
+                    "",
+                );
+            }
+        }
+        self.check_layers(&quantization.submodules, true);
+        self.check_layers(&quantization.ignore, quantization.strict);
+        for (names, _) in &quantization.overrides {
+            self.check_layers(&Some(names.clone()), quantization.strict);
+        }
+        let covers = |names: &Selector, layer: &str| names.patterns.iter().any(|p| p.covers_layer(layer));
+        let begin = self.schedule.layers.len() as u32;
+        for (row, layer) in self.quantizable.iter().enumerate() {
+            let inside = quantization.submodules.as_ref().is_none_or(|names| covers(names, layer));
+            let ignored = quantization.ignore.as_ref().is_some_and(|names| covers(names, layer));
+            let overriding = quantization.overrides.iter().rev().find(|(names, _)| covers(names, layer));
+            let quant = overriding.map_or(quantization.scheme, |(_, scheme)| *scheme);
+            if inside && !ignored && quant != LayerQuant::default() {
+                self.schedule.layers.push(LayerScheme { layer: row as u32, quant });
+            }
+        }
+        let layers = PoolRange { start: begin, len: self.schedule.layers.len() as u32 - begin };
+        if layers.len == 0 {
+            self.error(pos, "this modifier leaves no layer to quantise", "look at `ignore` and `submodules`");
+        }
+        let scheme = QuantScheme {
+            layers,
+            fuse: quantization.fuse,
+            linear_activations: quantization.linear_activations,
+            conv_activations: quantization.conv_activations,
+            embeddings: quantization.embeddings,
+            calibration_steps: quantization.calibration_steps.unwrap_or(0),
+        };
+        self.event(number, self.step(quantization.start), Action::StartQuantization(scheme));
+        if let Some(epoch) = quantization.disable_observer {
+            self.event(number, self.step(epoch), Action::FreezeObservers);
+        }
+        if let Some(epoch) = quantization.freeze_bn {
+            self.event(number, self.step(epoch), Action::FreezeBatchNorm);
+        }
+    }
+
+    /// Names of layers: each must be a layer, a module, or a layer type that is never quantised.
+    fn check_layers(&mut self, names: &Option<Selector>, strict: bool) {
+        let (params, quantizable) = (self.params, self.quantizable);
+        for pattern in names.iter().flat_map(|names| &names.patterns) {
+            let mut known =
+                quantizable.iter().map(String::as_str).chain(params.iter().map(|p| p.name.as_str()));
+            if known.any(|layer| pattern.covers_layer(layer)) {
+                continue;
+            }
+            if is_type_name(&pattern.text) {
+                if QUANTIZED_TYPES.contains(&pattern.text.as_str()) {
+                    let message =
+                        format!("`{}` is a type of layer; types cannot be told apart yet", pattern.text);
+                    self.error(pattern.pos, message, "name the layers, or use a `re:` pattern");
+                }
+            } else if strict {
+                let help = no_match_help(pattern, quantizable.iter().map(String::as_str));
+                self.error(pattern.pos, format!("no layer matches `{}`", pattern.text), help);
+            }
+        }
+    }
+
+    /// The parameters that a selector means, each once, in the order of the model. `None` after an error.
+    fn select(&mut self, selector: &Selector, prunable_only: bool, strict: bool) -> Option<PoolRange> {
+        let params = self.params;
+        let errors = self.errors.len();
+        let mut chosen = vec![false; params.len()];
+        for pattern in &selector.patterns {
+            let mut matched = 0;
+            let mut usable = 0;
+            for (row, param) in params.iter().enumerate() {
+                if pattern.matches(&param.name, param.prunable) {
+                    matched += 1;
+                    if param.prunable || !prunable_only {
+                        usable += 1;
+                        chosen[row] = true;
+                    }
+                }
+            }
+            if usable == 0 && (strict || matched > 0) {
+                self.no_match(pattern, prunable_only, matched);
+            }
+        }
+        if self.errors.len() > errors {
+            return None;
+        }
+        let start = self.schedule.pool.len() as u32;
+        self.schedule.pool.extend((0..params.len() as u32).filter(|&row| chosen[row as usize]));
+        Some(PoolRange { start, len: self.schedule.pool.len() as u32 - start })
+    }
+
+    fn no_match(&mut self, pattern: &Pattern, prunable_only: bool, matched: usize) {
+        let candidates =
+            || self.params.iter().filter(|p| p.prunable || !prunable_only).map(|p| p.name.as_str());
+        let (message, help) = if matched > 0 {
+            let message = format!("`{}` matches only parameters that cannot be pruned", pattern.text);
+            (message, no_match_help(pattern, candidates()))
+        } else {
+            let token = did_you_mean(&pattern.text, ["__ALL__", "__ALL_PRUNABLE__"]);
+            let help = if token.is_empty() { no_match_help(pattern, candidates()) } else { token };
+            (format!("no parameter matches `{}`", pattern.text), help)
+        };
+        self.error(pattern.pos, message, help);
+    }
+
+    /// The first step at or after an epoch; -1 is the first step.
+    fn step(&self, epoch: f64) -> u64 {
+        // At most 1e6 epochs of 2^32 steps: below 2^53.
+        (epoch * self.steps_per_epoch - STEP_SLACK).ceil().max(0.0) as u64
+    }
+
+    fn event(&mut self, modifier: u32, step: u64, action: Action) {
+        let epoch = step as f64 / self.steps_per_epoch;
+        self.schedule.events.push(Event { step, epoch, modifier, action });
+    }
+
+    fn error(&mut self, pos: Pos, message: impl Into<String>, help: impl Into<String>) {
+        self.errors.push(Diagnostic::error(&self.recipe.source, pos, message, help));
+    }
+}
+
+/// Types of layers that a schedule would quantise, as PyTorch names them.
+const QUANTIZED_TYPES: [&str; 8] = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "Linear",
+    "Embedding",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+];
+
+/// Types begin with a capital letter and modules of a model do not.
+fn is_type_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_uppercase()) && !name.contains('.')
+}
+
+/// The part of the way from initial to final sparsity at the part `x` of the time: SparseML's three curves.
+/// The cubic one is equation 1 of Zhu & Gupta 2017.
+fn interpolate(inter: Inter, x: f64) -> f64 {
+    let x = x.clamp(0.0, 1.0);
+    match inter {
+        Inter::Linear => x,
+        Inter::Cubic => 1.0 - (1.0 - x).powi(3),
+        Inter::InverseCubic => 1.0 - (1.0 - x).cbrt(),
+    }
+}

@@ -1,0 +1,429 @@
+//! From recipe text to a [`Recipe`]: front matter of a card, variables and overrides, `eval(...)`, stages, modifiers.
+
+use crate::diagnostic::{Diagnostic, Pos, Severity, did_you_mean};
+use crate::expr::{self, Number};
+use crate::modifier::{self, Modifier, numeric_text};
+use crate::modifier_table::{Absent, COMMON_KEYS};
+use crate::yaml::{self, Data, Document, NodeId, RECIPE_BYTES_MAX};
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::ops::Range;
+use std::path::Path;
+
+/// Longest chain of variables that refer to variables.
+const VARIABLE_DEPTH_MAX: usize = 32;
+
+/// An evaluated recipe.
+#[derive(Clone)]
+pub struct Recipe {
+    /// Name of the file, as diagnostics show it.
+    pub source: String,
+    /// The file's text as it was read, before overrides.
+    pub text: String,
+    /// In the order of the text.
+    pub modifiers: Vec<Modifier>,
+    /// Stages in the order of the text; empty for an ordinary recipe. Their epochs are absolute.
+    pub stages: Vec<Stage>,
+    /// Top-level variables after overrides and evaluation, with the text that stands for their value.
+    pub variables: Vec<(String, String)>,
+    /// Findings that did not stop the reading.
+    pub warnings: Vec<Diagnostic>,
+    /// The evaluated nodes that the modifiers' arguments refer to.
+    pub doc: Document,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stage {
+    pub name: String,
+    pub pos: Pos,
+}
+
+/// Reads a recipe. `source` names it in diagnostics; a name that ends in `.md` makes the text a card, whose recipe is its
+/// front matter. `overrides` replace variables by name.
+///
+/// Errors: everything found wrong, each with its place.
+pub fn parse(text: &str, source: &str, overrides: &[(String, String)]) -> Result<Recipe, Vec<Diagnostic>> {
+    if text.len() > RECIPE_BYTES_MAX {
+        let message = format!("the recipe is {} bytes long; the limit is {RECIPE_BYTES_MAX}", text.len());
+        return Err(vec![Diagnostic::error(source, Pos::default(), message, "")]);
+    }
+    let (yaml_text, first_line) = front_matter(text, source).map_err(|error| vec![error])?;
+    let doc = yaml::parse(yaml_text, source, first_line).map_err(|error| vec![error])?;
+    let mut reader = Reader { doc, file: source, found: Vec::new(), scopes: Vec::new() };
+    let layout = reader.layout();
+    if reader.failed() {
+        return Err(reader.found);
+    }
+    reader.override_variables(overrides);
+    reader.evaluate();
+    let modifiers = reader.modifiers(&layout);
+    if reader.failed() {
+        reader.found.retain(|d| d.severity == Severity::Error);
+        return Err(reader.found);
+    }
+    let doc = reader.doc;
+    let global = &reader.scopes[0];
+    let variables = global.order.iter().map(|name| (name.clone(), doc.show(global.names[name]))).collect();
+    let stages = layout.stages;
+    let warnings = summarise(reader.found);
+    Ok(Recipe {
+        source: source.to_owned(),
+        text: text.to_owned(),
+        modifiers,
+        stages,
+        variables,
+        warnings,
+        doc,
+    })
+}
+
+impl Recipe {
+    /// Reads the recipe file at `path`.
+    pub fn load(path: impl AsRef<Path>, overrides: &[(String, String)]) -> Result<Recipe, Vec<Diagnostic>> {
+        let path = path.as_ref();
+        let source = path.display().to_string();
+        let fail = |message: String| vec![Diagnostic::error(&source, Pos::default(), message, "")];
+        let size = std::fs::metadata(path).map_err(|e| fail(format!("cannot read the recipe: {e}")))?.len();
+        if size > RECIPE_BYTES_MAX as u64 {
+            return Err(fail(format!("the recipe is {size} bytes long; the limit is {RECIPE_BYTES_MAX}")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot read the recipe: {e}")))?;
+        parse(&text, &source, overrides)
+    }
+
+    /// Length of the training: the last start or end of any modifier, rounded up to a whole epoch.
+    pub fn max_epochs(&self) -> u32 {
+        let last = self.modifiers.iter().filter(|m| m.enabled).flat_map(|m| [m.start_epoch(), m.end_epoch()]);
+        // Epochs are at most 1e6.
+        last.fold(0.0_f64, |max, epoch| max.max(epoch.ceil())) as u32
+    }
+
+    /// The recipe with every expression evaluated and every default written out: one YAML list.
+    pub fn expanded(&self) -> String {
+        let mut out = String::from("modifiers:\n");
+        for modifier in &self.modifiers {
+            let _ = writeln!(out, "  - !{}", modifier.class());
+            for key in modifier.row.keys.iter().chain(COMMON_KEYS) {
+                let given = modifier.args.iter().find(|arg| arg.key.name == key.name);
+                let value = match (given, key.default) {
+                    (Some(arg), _) => self.doc.show(arg.value),
+                    (None, Absent::Null) => "null".to_owned(),
+                    (None, Absent::Bool(value)) => value.to_string(),
+                    (None, Absent::Int(value)) => value.to_string(),
+                    (None, Absent::Float(value)) => format!("{value:?}"),
+                    (None, Absent::Text(value)) => value.to_owned(),
+                    (None, Absent::Empty) => "[]".to_owned(),
+                    (None, Absent::Required | Absent::Dropped) => continue,
+                };
+                if key.name != "enabled" || value == "false" {
+                    let _ = writeln!(out, "      {}: {value}", key.name);
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Reads `--recipe-args`: a JSON object, or `name=value,name=value`.
+pub fn parse_overrides(text: &str) -> Result<Vec<(String, String)>, Diagnostic> {
+    let fail = |message: String| {
+        let help = "write `num_epochs=10,init_lr=0.1` or a JSON object";
+        Diagnostic::error("--recipe-args", Pos::default(), message, help)
+    };
+    if text.trim_start().starts_with('{') {
+        let value: serde_json::Value =
+            serde_json::from_str(text).map_err(|e| fail(format!("invalid JSON: {e}")))?;
+        let entries = value.as_object().into_iter().flatten();
+        return Ok(entries
+            .map(|(name, value)| {
+                (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+            })
+            .collect());
+    }
+    let mut overrides = Vec::new();
+    for part in text.split(',').filter(|part| !part.trim().is_empty()) {
+        let (name, value) =
+            part.split_once('=').ok_or_else(|| fail(format!("`{part}` is not name=value")))?;
+        if name.trim().is_empty() {
+            return Err(fail(format!("`{part}` has no name")));
+        }
+        overrides.push((name.trim().to_owned(), value.trim().to_owned()));
+    }
+    Ok(overrides)
+}
+
+/// The YAML of a card and the number of its first line; the whole text for anything but `.md`.
+fn front_matter<'a>(text: &'a str, source: &str) -> Result<(&'a str, u32), Diagnostic> {
+    if !source.to_ascii_lowercase().ends_with(".md") {
+        return Ok((text, 1));
+    }
+    let mut begin: Option<(usize, u32, &str)> = None;
+    let mut offset = 0;
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let fence = line.trim();
+        match begin {
+            None if fence == "---" || fence == "+++" => {
+                begin = Some((offset + line.len(), number as u32 + 2, fence))
+            }
+            Some((start, first_line, opening)) if fence == opening => {
+                return Ok((&text[start..offset], first_line));
+            }
+            _ => {}
+        }
+        offset += line.len();
+    }
+    let (message, pos) = match begin {
+        None => ("the card has no front matter", Pos { line: 1, column: 1 }),
+        Some((_, line, _)) => ("the card's front matter does not end", Pos { line: line - 1, column: 1 }),
+    };
+    Err(Diagnostic::error(source, pos, message, "put the recipe between two lines of `---`"))
+}
+
+/// One warning for each message, with the number of places.
+fn summarise(found: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    let mut order: Vec<Diagnostic> = Vec::new();
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for diagnostic in found {
+        let count = counts.entry(diagnostic.message.clone()).or_insert(0);
+        *count += 1;
+        if *count == 1 {
+            order.push(diagnostic);
+        }
+    }
+    for diagnostic in &mut order {
+        let count = counts[&diagnostic.message];
+        if count > 1 {
+            diagnostic.message = format!("{} ({count} places, here the first)", diagnostic.message);
+        }
+    }
+    order
+}
+
+/// The lists of modifiers in a recipe.
+struct Layout {
+    groups: Vec<Group>,
+    stages: Vec<Stage>,
+}
+
+struct Group {
+    name: String,
+    list: NodeId,
+    stage: Option<u32>,
+}
+
+/// The variables that an expression can see: those of its stage, then the top level's (scope 0).
+struct Scope {
+    /// Rows of the text that it holds for.
+    rows: Range<u32>,
+    names: HashMap<String, NodeId>,
+    order: Vec<String>,
+}
+
+struct Reader<'a> {
+    doc: Document,
+    file: &'a str,
+    found: Vec<Diagnostic>,
+    scopes: Vec<Scope>,
+}
+
+impl Reader<'_> {
+    fn failed(&self) -> bool {
+        self.found.iter().any(|d| d.severity == Severity::Error)
+    }
+
+    fn error(&mut self, pos: Pos, message: impl Into<String>, help: impl Into<String>) {
+        self.found.push(Diagnostic::error(self.file, pos, message, help));
+    }
+
+    /// Sorts the top level into modifier lists, stages and variables.
+    fn layout(&mut self) -> Layout {
+        let mut layout = Layout { groups: Vec::new(), stages: Vec::new() };
+        let root = self.doc.root();
+        self.scopes.push(Scope { rows: 0..u32::MAX, names: HashMap::new(), order: Vec::new() });
+        if !self.doc.is_map(root) {
+            let pos = self.doc.pos(root);
+            self.error(
+                pos,
+                "a recipe is a map with a list of modifiers",
+                "write `modifiers:` and below it `- !EpochRangeModifier`",
+            );
+            return layout;
+        }
+        for (key, value) in self.entries(root) {
+            let name = self.key_name(key);
+            let is_stage = self.doc.map(value).any(|(k, _)| self.key_name(k).contains("modifiers"));
+            if name.contains("modifiers") {
+                self.group(&mut layout, name, value, None);
+            } else if is_stage {
+                self.stage(&mut layout, name, key, value);
+            } else {
+                self.scopes[0].order.push(name.clone());
+                self.scopes[0].names.insert(name, value);
+            }
+        }
+        if layout.groups.is_empty() && !self.failed() {
+            let pos = self.doc.pos(root);
+            self.error(
+                pos,
+                "the recipe has no list of modifiers",
+                "name one `modifiers:` or `..._modifiers:`",
+            );
+        }
+        layout
+    }
+
+    fn stage(&mut self, layout: &mut Layout, name: String, key: NodeId, value: NodeId) {
+        let stage = layout.stages.len() as u32;
+        layout.stages.push(Stage { name, pos: self.doc.pos(key) });
+        let mut scope = Scope { rows: self.doc.subtree(value), names: HashMap::new(), order: Vec::new() };
+        for (key, value) in self.entries(value) {
+            let name = self.key_name(key);
+            if name.contains("modifiers") {
+                self.group(layout, name, value, Some(stage));
+            } else {
+                scope.order.push(name.clone());
+                scope.names.insert(name, value);
+            }
+        }
+        self.scopes.push(scope);
+    }
+
+    fn group(&mut self, layout: &mut Layout, name: String, value: NodeId, stage: Option<u32>) {
+        match self.doc.data(value) {
+            Data::List(_) => layout.groups.push(Group { name, list: value, stage }),
+            Data::Null => {}
+            Data::Map(_) => {
+                for (key, _) in self.entries(value) {
+                    let class = self.key_name(key);
+                    let message =
+                        format!("`{class}` is written in the session style (a map from name to arguments)");
+                    let help = format!("not supported yet; the classic style is a list: `- !{class}`");
+                    self.error(self.doc.pos(key), message, help);
+                }
+            }
+            _ => self.error(self.doc.pos(value), format!("`{name}` must be a list of modifiers"), ""),
+        }
+    }
+
+    fn entries(&self, node: NodeId) -> Vec<(NodeId, NodeId)> {
+        self.doc.map(node).collect()
+    }
+
+    fn key_name(&self, key: NodeId) -> String {
+        self.doc.text(key).map_or_else(|| self.doc.show(key), str::to_owned)
+    }
+
+    /// Replaces variables, wherever a scope declares them, and whatever refers to them by alias.
+    fn override_variables(&mut self, overrides: &[(String, String)]) {
+        for (name, value) in overrides {
+            let nodes: Vec<NodeId> = self.scopes.iter().filter_map(|s| s.names.get(name).copied()).collect();
+            if nodes.is_empty() {
+                let known = self.scopes.iter().flat_map(|scope| scope.order.iter().map(String::as_str));
+                let mut help = did_you_mean(name, known.clone());
+                if help.is_empty() {
+                    help = format!("variables: {}", known.collect::<Vec<_>>().join(", "));
+                }
+                self.error(Pos::default(), format!("the recipe has no variable `{name}` to set"), help);
+                continue;
+            }
+            let data = self.doc.scalar(value);
+            for node in nodes {
+                self.doc.set_with_aliases(node, data);
+            }
+        }
+    }
+
+    /// Computes every `eval(...)` of the document in place.
+    fn evaluate(&mut self) {
+        for node in self.doc.nodes() {
+            if self.expression(node).is_some() {
+                let mut chain = Vec::new();
+                let scope = self.scope_of(node);
+                if let Err(reason) = self.resolve(node, scope, &mut chain) {
+                    let message =
+                        format!("cannot compute `{}`: {reason}", self.doc.text(node).unwrap_or_default());
+                    self.error(self.doc.pos(node), message, "");
+                }
+            }
+        }
+    }
+
+    fn expression(&self, node: NodeId) -> Option<&str> {
+        self.doc.text(node)?.trim().strip_prefix("eval(")?.strip_suffix(')')
+    }
+
+    fn scope_of(&self, node: NodeId) -> usize {
+        let inside = |scope: &Scope| scope.rows.contains(&node.number());
+        self.scopes.iter().skip(1).position(inside).map_or(0, |stage| stage + 1)
+    }
+
+    /// Evaluates one node and stores the result. A lone name passes any value through, a list or a text too.
+    fn resolve(&mut self, node: NodeId, scope: usize, chain: &mut Vec<NodeId>) -> Result<(), String> {
+        let Some(text) = self.expression(node).map(str::to_owned) else { return Ok(()) };
+        if chain.contains(&node) {
+            return Err("its variables refer to each other in a circle".to_owned());
+        }
+        if chain.len() >= VARIABLE_DEPTH_MAX {
+            return Err(format!("more than {VARIABLE_DEPTH_MAX} variables refer to each other in a row"));
+        }
+        chain.push(node);
+        let data = match self.variable(text.trim(), scope) {
+            Some((variable, scope)) => {
+                self.resolve(variable, scope, chain)?;
+                self.doc.data(variable)
+            }
+            None => {
+                let number = expr::evaluate(&text, &mut |name| self.number(name, scope, chain))?;
+                match number {
+                    Number::Int(value) => Data::Int(value),
+                    Number::Float(value) => Data::Float(value),
+                }
+            }
+        };
+        chain.pop();
+        self.doc.set(node, data);
+        Ok(())
+    }
+
+    /// The node of a variable and the scope that it was found in.
+    fn variable(&self, name: &str, scope: usize) -> Option<(NodeId, usize)> {
+        let find = |scope: usize| self.scopes[scope].names.get(name).map(|&node| (node, scope));
+        find(scope).or_else(|| find(0))
+    }
+
+    fn number(&mut self, name: &str, scope: usize, chain: &mut Vec<NodeId>) -> Result<Number, String> {
+        let Some((node, scope)) = self.variable(name, scope) else {
+            let known = self.scopes.iter().flat_map(|scope| scope.order.iter().map(String::as_str));
+            let help = did_you_mean(name, known);
+            let separator = if help.is_empty() { "" } else { ", " };
+            return Err(format!("there is no variable `{name}`{separator}{help}"));
+        };
+        self.resolve(node, scope, chain)?;
+        match self.doc.data(node) {
+            Data::Int(value) => Ok(Number::Int(value)),
+            Data::Float(value) if value.is_finite() => Ok(Number::Float(value)),
+            Data::Bool(value) => Ok(Number::Int(i64::from(value))),
+            _ => match self.doc.text(node).and_then(numeric_text) {
+                Some(value) => Ok(Number::Float(value)),
+                None => Err(format!("the variable `{name}` is `{}`, not a number", self.doc.show(node))),
+            },
+        }
+    }
+
+    fn modifiers(&mut self, layout: &Layout) -> Vec<Modifier> {
+        let mut modifiers = Vec::new();
+        for group in &layout.groups {
+            for item in self.doc.list(group.list).to_vec() {
+                if self.doc.tag(item).is_none() {
+                    let message = format!("`{}` is not a modifier", self.doc.show(item));
+                    self.error(self.doc.pos(item), message, "a modifier is written `- !NameModifier`");
+                    continue;
+                }
+                let read =
+                    modifier::read(&self.doc, self.file, item, &group.name, group.stage, &mut self.found);
+                modifiers.extend(read);
+            }
+        }
+        modifiers
+    }
+}
