@@ -14,6 +14,8 @@ use super::packed::{Panels, Sections, expect, read};
 use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks};
 use std::arch::x86_64::*;
 
+mod int8;
+
 const PANEL: usize = 64;
 
 pub(super) fn pack_i8(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
@@ -51,6 +53,11 @@ impl Requant {
             has_residual: e.has_residual,
             out_f32: e.out_f32,
         }
+    }
+
+    /// Bytes of an element of y.
+    pub fn y_size(&self) -> usize {
+        if self.out_f32 { 4 } else { 1 }
     }
 
     /// Writes the channels in `mask` of one pixel; `y` and `r` point at the first of 16 channels.
@@ -99,7 +106,10 @@ pub(super) fn lanes_before(first: usize, end: usize) -> __mmask16 {
 struct Panel<'a> {
     sections: &'a Sections<'a>,
     weights: *const u8,
+    /// 16-channel vectors: 1 to 4.
+    vectors: usize,
     first: usize,
+    /// First channel that is not the tile's.
     end: usize,
     x_stride: usize,
     y_stride: usize,
@@ -112,16 +122,6 @@ struct Pixels {
     x: *const u8,
     y: *mut u8,
     r: *const u8,
-}
-
-/// Calls `f::<pixels, vectors>` for a number of pixels known at run time.
-macro_rules! by_pixels {
-    ($n:ident, 6, $f:ident, $v:literal, $args:tt) => { by_pixels!(@ $n, $f, $v, $args, 1 2 3 4 5 6) };
-    ($n:ident, 12, $f:ident, $v:literal, $args:tt) => { by_pixels!(@ $n, $f, $v, $args, 1 2 3 4 5 6 7 8 9 10 11 12) };
-    (@ $n:ident, $f:ident, $v:literal, $args:tt, $($p:literal)*) => {
-        match $n { $($p => by_pixels!(@call $f, $p, $v, $args),)* _ => unreachable!("blocks of pixels have 1 to 12") }
-    };
-    (@call $f:ident, $p:literal, $v:literal, ($a:expr, $b:expr, $c:expr)) => { $f::<$p, $v>($a, $b, $c) };
 }
 
 /// # Safety
@@ -140,15 +140,23 @@ pub(super) unsafe fn run_i8(
     // SAFETY: the caller vouches for the processor, and for all pixels and channels of the tile.
     unsafe {
         let q = Requant::new(e);
-        let each = |panel: &Panel<'_>, vectors, pixels, at: Pixels| match (vectors, pixels) {
-            (1, n) => by_pixels!(n, 12, block_i8, 1, (panel, &q, at)),
-            (2, n) => by_pixels!(n, 12, block_i8, 2, (panel, &q, at)),
-            (3, n) => by_pixels!(n, 6, block_i8, 3, (panel, &q, at)),
-            (_, n) => by_pixels!(n, 6, block_i8, 4, (panel, &q, at)),
-        };
-        for_each_block(g, &s, tile, e.has_residual, (1, y_size, 4), Pixels { x, y, r }, each);
+        for_each_block(g, &s, tile, e.has_residual, (1, y_size, 4), Pixels { x, y, r }, |panel, pixels, at| {
+            int8::BLOCKS[panel.vectors - 1][pixels - 1](panel, &q, at);
+        });
     }
 }
+
+macro_rules! by_pixels {
+    ($v:literal: $($p:literal)*) => { [$(block_f32::<$p, $v>),*] };
+}
+
+/// Blocks of 1 to 6 or 12 pixels, by vectors of a panel.
+const F32_BLOCKS: [&[unsafe fn(&Panel<'_>, &QEpilogue, Pixels)]; 4] = [
+    &by_pixels!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
+    &by_pixels!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
+    &by_pixels!(3: 1 2 3 4 5 6),
+    &by_pixels!(4: 1 2 3 4 5 6),
+];
 
 /// # Safety
 /// See [`super::RunFn`].
@@ -164,13 +172,9 @@ pub(super) unsafe fn run_f32(
     let s = read(b"D64f", g, packed);
     // SAFETY: as in `run_i8`.
     unsafe {
-        let each = |panel: &Panel<'_>, vectors, pixels, at: Pixels| match (vectors, pixels) {
-            (1, n) => by_pixels!(n, 12, block_f32, 1, (panel, e, at)),
-            (2, n) => by_pixels!(n, 12, block_f32, 2, (panel, e, at)),
-            (3, n) => by_pixels!(n, 6, block_f32, 3, (panel, e, at)),
-            (_, n) => by_pixels!(n, 6, block_f32, 4, (panel, e, at)),
-        };
-        for_each_block(g, &s, tile, e.has_residual, (4, 4, 4), Pixels { x, y, r }, each);
+        for_each_block(g, &s, tile, e.has_residual, (4, 4, 4), Pixels { x, y, r }, |panel, pixels, at| {
+            F32_BLOCKS[panel.vectors - 1][pixels - 1](panel, e, at);
+        });
     }
 }
 
@@ -186,7 +190,7 @@ unsafe fn for_each_block(
     residual: bool,
     (x_size, y_size, lane_bytes): (usize, usize, usize),
     at: Pixels,
-    each: impl Fn(&Panel<'_>, usize, u32, Pixels),
+    each: impl Fn(&Panel<'_>, usize, Pixels),
 ) {
     debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
     debug_assert!((tile.ocs.start as usize).is_multiple_of(PANEL));
@@ -199,6 +203,7 @@ unsafe fn for_each_block(
         let panel = Panel {
             sections: s,
             weights: data.as_ptr(),
+            vectors,
             first,
             end: tile.ocs.end as usize,
             x_stride: (flat.sw * flat.x_pixel) as usize * x_size,
@@ -220,7 +225,7 @@ unsafe fn for_each_block(
                         },
                     }
                 };
-                each(&panel, vectors, cols.end - cols.start, start);
+                each(&panel, cols.len(), start);
             }
         }
     }
@@ -228,55 +233,11 @@ unsafe fn for_each_block(
 
 /// # Safety
 /// `P` pixels from `at` belong to the tile; `V` is the panel's number of vectors.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn block_i8<const P: usize, const V: usize>(panel: &Panel<'_>, q: &Requant, at: Pixels) {
-    let s = panel.sections;
-    // SAFETY: `read` and `for_each_block` cut bias, mult, table and weights to the panel's size; every run and its
-    // last step (at most 3 bytes past the run) is readable for pixels of the tile.
-    unsafe {
-        let mut acc = [[_mm512_setzero_si512(); V]; P];
-        for v in 0..V {
-            let bias = _mm512_loadu_si512(s.bias.as_ptr().add(panel.first + v * 16).cast());
-            for p in 0..P {
-                acc[p][v] = bias;
-            }
-        }
-        let mut weights = panel.weights;
-        for &run in s.table {
-            let mut x = at.x.add(run as usize);
-            for _ in 0..s.args[0] {
-                let mut w = [_mm512_setzero_si512(); V];
-                for v in 0..V {
-                    w[v] = _mm512_load_si512(weights.add(v * 64).cast());
-                }
-                for p in 0..P {
-                    let quad = _mm512_set1_epi32(x.add(p * panel.x_stride).cast::<i32>().read_unaligned());
-                    for v in 0..V {
-                        acc[p][v] = _mm512_dpbusd_epi32(acc[p][v], quad, w[v]);
-                    }
-                }
-                weights = weights.add(V * 64);
-                x = x.add(4);
-            }
-        }
-        for v in 0..V {
-            let mult = _mm512_loadu_ps(s.mult.as_ptr().add(panel.first + v * 16));
-            let mask = lanes_before(panel.first + v * 16, panel.end);
-            let lane = v * 16 * if q.out_f32 { 4 } else { 1 };
-            for p in 0..P {
-                let y = at.y.wrapping_add(p * panel.y_stride + lane);
-                q.store(acc[p][v], mult, mask, y, at.r.wrapping_add(p * panel.r_stride + v * 16));
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As for [`block_i8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn block_f32<const P: usize, const V: usize>(panel: &Panel<'_>, e: &QEpilogue, at: Pixels) {
     let s = panel.sections;
-    // SAFETY: as in `block_i8`; a step reads one float of a run.
+    // SAFETY: `read` and `for_each_block` cut bias, table and weights to the panel's size; every run is readable
+    // for pixels of the tile.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); V]; P];
         for v in 0..V {

@@ -108,6 +108,7 @@ pub(super) struct Panels {
 impl Panels {
     /// `unit` elements a step; `x_size` bytes per element of x.
     pub fn new(g: &ConvGeom, unit: usize, x_size: usize) -> Panels {
+        assert!(g.depth() > 0, "a convolution has taps and channels");
         let joined = g.kw > 1 && g.dw == 1 && g.x_pixel == g.c;
         let kxs = if joined { 1 } else { g.kw };
         let run_len = (if joined { g.kw } else { 1 } * g.c) as usize;
