@@ -205,7 +205,7 @@ ops! {
     MatMul               Model  2..=2    None     matmul          gemm::matmul;
     /// x, scale, bias, mean, var: inference form.
     BatchNormalization   Model  5..=5    Epsilon  first_f32       norm::batch_norm;
-    Relu                 Model  1..=1    None     same            elementwise::relu;
+    Relu                 Model  1..=1    None     same_number     elementwise::relu;
     Sigmoid              Model  1..=1    None     same_f32        elementwise::sigmoid;
     Clip                 Model  1..=1    Clip     same_f32        elementwise::clip;
     Identity             Model  1..=1    None     same            elementwise::identity;

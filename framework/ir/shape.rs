@@ -82,14 +82,14 @@ fn one(dtype: DType, dims: Vec<Dim>) -> Facts {
 /// Checks rank and the product of the fixed dimensions against [`RANK_MAX`] and [`TENSOR_ELEMENTS_MAX`].
 pub fn check_dims(dims: &[Dim]) -> Result<(), String> {
     if dims.len() > RANK_MAX {
-        return Err(format!("the result has {} dimensions, at most {RANK_MAX} are supported", dims.len()));
+        return Err(format!("the shape has {} dimensions, at most {RANK_MAX} are supported", dims.len()));
     }
     // Zeros count as one here, as in `element_count`.
     let product = dims.iter().filter_map(|d| d.fixed()).try_fold(1u64, |p, d| p.checked_mul(d.max(1)));
     match product {
         Some(n) if n <= TENSOR_ELEMENTS_MAX => Ok(()),
         _ => Err(format!(
-            "the result {} has more than {TENSOR_ELEMENTS_MAX} elements: use smaller dimensions",
+            "the shape {} has more than {TENSOR_ELEMENTS_MAX} elements: use smaller dimensions",
             show(dims)
         )),
     }
@@ -194,7 +194,7 @@ fn positions(size: u64, w: &Window, d: usize, ceil: bool) -> Result<u64, String>
         format!("a window that spans {reach} does not fit {size} elements with pads {before} and {after}")
     })?;
     let mut n = room / stride + 1;
-    if ceil && !room.is_multiple_of(stride) && n * stride < size + before {
+    if ceil && !room.is_multiple_of(stride) && n.saturating_mul(stride) < size + before {
         n += 1;
     }
     Ok(n)
@@ -217,6 +217,14 @@ fn window_dim(i: usize, dim: Dim, w: &Window, d: usize, ceil: bool) -> Result<Di
 pub fn same(_: &Attr, inputs: Inputs<'_>) -> Facts {
     let x = input(inputs, 0)?;
     one(x.dtype, x.dims.to_vec())
+}
+
+/// As [`same`], for numbers.
+pub fn same_number(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    if input(inputs, 0)?.dtype == DType::Bool {
+        return Err("input 0 is bool, it must be a number".to_string());
+    }
+    same(attr, inputs)
 }
 
 /// As [`same`], f32 only; also checks the bounds of Clip and the axis of Softmax.

@@ -30,6 +30,8 @@ pub const TEXT_BYTES_MAX: usize = 1 << 30;
 pub const TEXT_LINES_MAX: usize = 1 << 20;
 /// The most distinct symbols that [`parse`] reads.
 pub const TEXT_SYMBOLS_MAX: usize = 256;
+/// The most results of one op that [`parse`] reads.
+const OP_OUTPUTS_MAX: usize = 8;
 /// Constants of up to this many elements are printed in decimal.
 const INLINE_ELEMENTS_MAX: usize = 16;
 
@@ -617,6 +619,7 @@ impl Parser {
                 ));
             }
         }
+        crate::shape::check_dims(&dims)?;
         Ok((dtype, dims))
     }
 
@@ -653,8 +656,8 @@ impl Parser {
         let (mut names, mut types) = (Vec::<String>::new(), Vec::new());
         while names.is_empty() || c.eat(",") {
             let name = self.definition(c)?;
-            if names.contains(&name) {
-                return Err(format!("'%{name}' is made twice by one line: give the results distinct names"));
+            if names.contains(&name) || names.len() >= OP_OUTPUTS_MAX {
+                return Err(format!("'%{name}' is made twice by one line, or is one of too many results"));
             }
             names.push(name);
             types.push(self.value_type(c)?);

@@ -8,7 +8,7 @@ use crate::tensor::{Elements, Tensor};
 
 /// `max(x, 0)`; not a number stays so.
 pub fn relu(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
-    let dims = output_dims(shape::same, attr, inputs)?;
+    let dims = output_dims(shape::same_number, attr, inputs)?;
     let elements = match &tensor(inputs, 0)?.elements {
         Elements::F32(x) => Elements::F32(x.iter().map(|&x| relu_value(x)).collect()),
         Elements::I64(x) => Elements::I64(x.iter().map(|&x| x.max(0)).collect()),
