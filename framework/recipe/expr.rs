@@ -376,7 +376,7 @@ mod tests {
             ("1 2", "unexpected number"),
             ("(1", "`)` expected"),
             ("open(1)", "no function"),
-            ("n.real", "unexpected number"),
+            ("n.real", "`.real` is not a number"),
             ("'a'", "unexpected character"),
             ("1e999", "not a number"),
             ("0x10", "not a number"),

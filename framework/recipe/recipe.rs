@@ -48,18 +48,17 @@ pub fn parse(text: &str, source: &str, overrides: &[(String, String)]) -> Result
         return Err(vec![Diagnostic::error(source, Pos::default(), message, "")]);
     }
     let (yaml_text, first_line) = front_matter(text, source).map_err(|error| vec![error])?;
-    let doc = yaml::parse(yaml_text, source, first_line).map_err(|error| vec![error])?;
-    let mut reader = Reader { doc, file: source, found: Vec::new(), scopes: Vec::new() };
+    let (doc, found) = yaml::parse(yaml_text, source, first_line).map_err(|error| vec![error])?;
+    let mut reader = Reader { doc, file: source, found, scopes: Vec::new() };
     let layout = reader.layout();
     if reader.failed() {
-        return Err(reader.found);
+        return Err(reader.errors());
     }
     reader.override_variables(overrides);
     reader.evaluate();
     let modifiers = reader.modifiers(&layout);
     if reader.failed() {
-        reader.found.retain(|d| d.severity == Severity::Error);
-        return Err(reader.found);
+        return Err(reader.errors());
     }
     let doc = reader.doc;
     let global = &reader.scopes[0];
@@ -229,6 +228,11 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn failed(&self) -> bool {
         self.found.iter().any(|d| d.severity == Severity::Error)
+    }
+
+    fn errors(mut self) -> Vec<Diagnostic> {
+        self.found.retain(|d| d.severity == Severity::Error);
+        self.found
     }
 
     fn error(&mut self, pos: Pos, message: impl Into<String>, help: impl Into<String>) {

@@ -21,7 +21,8 @@
 use crate::diagnostic::{Diagnostic, Pos, did_you_mean};
 use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 use regex::Regex;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::LazyLock;
 
@@ -220,8 +221,11 @@ impl Document {
 
 /// Parses one YAML document. `first_line` is the number of the text's first line in its file (1 for a whole file).
 ///
+/// A key given twice is an error, but in a tagged map a warning, and the last value counts: PyYAML takes it so
+/// everywhere, and recipes of 2021 repeat keys in their modifiers.
+///
 /// Errors: syntax, unknown alias, repeated key, a limit exceeded, more than one document; the first one found.
-pub fn parse(text: &str, file: &str, first_line: u32) -> Result<Document, Diagnostic> {
+pub fn parse(text: &str, file: &str, first_line: u32) -> Result<(Document, Vec<Diagnostic>), Diagnostic> {
     if text.len() > RECIPE_BYTES_MAX {
         let message = format!("the recipe is {} bytes long; the limit is {RECIPE_BYTES_MAX}", text.len());
         return Err(Diagnostic::error(file, Pos::default(), message, ""));
@@ -252,6 +256,7 @@ struct Builder<'a> {
     /// The row made last, which an anchor event that follows belongs to.
     last: NodeId,
     documents: u32,
+    warnings: Vec<Diagnostic>,
 }
 
 impl<'a> Builder<'a> {
@@ -266,10 +271,11 @@ impl<'a> Builder<'a> {
             anchor_names: Vec::new(),
             last: NodeId(0),
             documents: 0,
+            warnings: Vec::new(),
         }
     }
 
-    fn build(mut self, text: &str, options: Options) -> Result<Document, Diagnostic> {
+    fn build(mut self, text: &str, options: Options) -> Result<(Document, Vec<Diagnostic>), Diagnostic> {
         for next in Parser::new_from_str_with_options(text, options) {
             match next {
                 Ok((event, span)) => self.event(&event, &span)?,
@@ -283,7 +289,7 @@ impl<'a> Builder<'a> {
             let pos = Pos { line: self.first_line, column: 1 };
             self.push(pos, None, Data::Null);
         }
-        Ok(self.doc)
+        Ok((self.doc, self.warnings))
     }
 
     fn event(&mut self, event: &Event<'_>, span: &Span) -> Result<(), Diagnostic> {
@@ -390,9 +396,10 @@ impl<'a> Builder<'a> {
     }
 
     /// The entries of a closing map: keys checked for repeats, `<<` replaced by what it merges in.
-    fn map_children(&self, frame: &Frame) -> Result<Vec<NodeId>, Diagnostic> {
+    fn map_children(&mut self, frame: &Frame) -> Result<Vec<NodeId>, Diagnostic> {
         let doc = &self.doc;
-        let mut seen: HashSet<String> = HashSet::new();
+        // Key to the place of its value in `children`.
+        let mut seen: HashMap<String, usize> = HashMap::new();
         let mut children = Vec::with_capacity(frame.children.len());
         let mut merged = Vec::new();
         for &[key, value] in frame.children.as_chunks::<2>().0 {
@@ -402,13 +409,24 @@ impl<'a> Builder<'a> {
                 Data::List(_) | Data::Map(_) => {
                     return Err(self.error(doc.pos(key), "a key must be a single word or number", ""));
                 }
-                _ => {
-                    if !seen.insert(doc.show(key)) {
-                        let message = format!("the key `{}` is given twice", doc.show(key));
+                _ => match seen.entry(doc.show(key)) {
+                    Entry::Vacant(entry) => {
+                        entry.insert(children.len().saturating_add(1));
+                        children.extend([key, value]);
+                    }
+                    Entry::Occupied(entry) if doc.tag(frame.node).is_some() => {
+                        let message =
+                            format!("the key `{}` is given twice, the last value counts", entry.key());
+                        self.warnings.push(Diagnostic::warning(self.file, doc.pos(key), message, ""));
+                        if let Some(slot) = children.get_mut(*entry.get()) {
+                            *slot = value;
+                        }
+                    }
+                    Entry::Occupied(entry) => {
+                        let message = format!("the key `{}` is given twice", entry.key());
                         return Err(self.error(doc.pos(key), message, "keep one of them"));
                     }
-                    children.extend([key, value]);
-                }
+                },
             }
         }
         for source in merged {
@@ -416,7 +434,8 @@ impl<'a> Builder<'a> {
                 return Err(self.error(doc.pos(source), "`<<` can only merge maps", ""));
             }
             for (key, value) in doc.map(source) {
-                if seen.insert(doc.show(key)) {
+                if let Entry::Vacant(entry) = seen.entry(doc.show(key)) {
+                    entry.insert(children.len().saturating_add(1));
                     children.extend([key, value]);
                 }
             }
