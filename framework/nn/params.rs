@@ -1,0 +1,156 @@
+//! The parameters of a module as a table: one row per float tensor in the order in which burn visits them.
+//!
+//! Masks, optimiser state and recipes refer to rows; nothing here knows what a layer is beyond its name and the
+//! name of its struct.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Tensor, TensorData};
+
+/// What a tensor is for, told from the struct that holds it and its field name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Weight of a convolution or a linear layer: what recipes call prunable.
+    Weight,
+    Bias,
+    /// Scale or shift of a normalisation.
+    Norm,
+    /// Not trained: running statistics, observed ranges.
+    Buffer,
+}
+
+/// Row `i` of every column describes the `i`-th float tensor of the module.
+#[derive(Clone, Debug, Default)]
+pub struct ParamTable {
+    pub name: Vec<String>,
+    pub shape: Vec<Vec<usize>>,
+    pub role: Vec<Role>,
+    pub id: Vec<ParamId>,
+}
+
+impl ParamTable {
+    pub fn of<M: Module>(module: &M) -> ParamTable {
+        let mut collect = Collect { path: Vec::new(), structs: Vec::new(), table: ParamTable::default() };
+        module.visit(&mut collect);
+        collect.table
+    }
+
+    pub fn len(&self) -> usize {
+        self.name.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.name.is_empty()
+    }
+
+    pub fn elements(&self, row: usize) -> usize {
+        self.shape[row].iter().product()
+    }
+
+    pub fn row(&self, name: &str) -> Option<usize> {
+        self.name.iter().position(|n| n == name)
+    }
+
+    /// Trained elements in all.
+    pub fn trained_elements(&self) -> usize {
+        (0..self.len()).filter(|&i| self.role[i] != Role::Buffer).map(|i| self.elements(i)).sum()
+    }
+}
+
+struct Collect {
+    path: Vec<String>,
+    structs: Vec<String>,
+    table: ParamTable,
+}
+
+impl ModuleVisitor for Collect {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.push(name.to_string());
+        self.structs.push(container.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+        self.structs.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let leaf = self.path.last().map_or("", String::as_str);
+        let normalises = self.structs.iter().any(|s| s.ends_with("Norm"));
+        let role = match leaf {
+            _ if !param.val().is_require_grad() && !param.is_require_grad() => Role::Buffer,
+            _ if normalises => Role::Norm,
+            "bias" => Role::Bias,
+            _ => Role::Weight,
+        };
+        self.table.name.push(self.path.join("."));
+        self.table.shape.push(param.val().dims().to_vec());
+        self.table.role.push(role);
+        self.table.id.push(param.id);
+    }
+}
+
+/// Reads every tensor of the module, in table order.
+pub fn for_each<M: Module>(module: &M, f: impl FnMut(usize, &[f32])) {
+    struct Read<F> {
+        row: usize,
+        f: F,
+    }
+    impl<F: FnMut(usize, &[f32])> ModuleVisitor for Read<F> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let data = param.val().without_autodiff().into_data();
+            (self.f)(self.row, data.as_slice().expect("parameters are f32"));
+            self.row += 1;
+        }
+    }
+    module.visit(&mut Read { row: 0, f });
+}
+
+/// Rewrites every tensor of the module, in table order: `f(row, values)` changes the values in place.
+pub fn update_each<M: Module>(module: M, f: impl FnMut(usize, &mut Vec<f32>)) -> M {
+    struct Update<F> {
+        row: usize,
+        f: F,
+    }
+    impl<F: FnMut(usize, &mut Vec<f32>)> ModuleMapper for Update<F> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let (row, f) = (self.row, &mut self.f);
+            self.row += 1;
+            param.map(|t| {
+                let (device, dims, trained) = (t.device(), t.dims(), t.is_require_grad());
+                let mut values: Vec<f32> = t.without_autodiff().into_data().into_vec().expect("parameters are f32");
+                f(row, &mut values);
+                let t = Tensor::from_data(TensorData::new(values, dims), &device);
+                if trained { t.require_grad() } else { t }
+            })
+        }
+    }
+    module.map(&mut Update { row: 0, f })
+}
+
+/// Rewrites every tensor that has a gradient: `f(row, values, gradient)`.
+pub fn update_with_gradients<M: Module>(
+    module: M,
+    gradients: &burn::tensor::Gradients,
+    f: impl FnMut(usize, &mut Vec<f32>, &[f32]),
+) -> M {
+    struct Update<'a, F> {
+        row: usize,
+        gradients: &'a burn::tensor::Gradients,
+        f: F,
+    }
+    impl<F: FnMut(usize, &mut Vec<f32>, &[f32])> ModuleMapper for Update<'_, F> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let (row, f, gradients) = (self.row, &mut self.f, self.gradients);
+            self.row += 1;
+            let Some(gradient) = param.val().grad(gradients) else { return param };
+            param.map(|t| {
+                let (device, dims) = (t.device(), t.dims());
+                let gradient = gradient.into_data();
+                let mut values: Vec<f32> = t.without_autodiff().into_data().into_vec().expect("parameters are f32");
+                f(row, &mut values, gradient.as_slice().expect("gradients are f32"));
+                Tensor::from_data(TensorData::new(values, dims), &device).require_grad()
+            })
+        }
+    }
+    module.map(&mut Update { row: 0, gradients, f })
+}
