@@ -89,9 +89,14 @@ pub fn conv_nchw_f32(s: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, 
                 for c in 0..cg {
                     let weight = w[((o * cg + c) * kh + ky) * kw + kx];
                     let start = ((n * s.c + o / og * cg + c) * s.h + iy) * s.w + ix;
-                    let taps = x[start..].iter().step_by(stride);
-                    for (y, &x) in y[first..=last].iter_mut().zip(taps) {
-                        *y += x * weight;
+                    let y = &mut y[first..=last];
+                    if stride == 1 {
+                        // The same sums; without the step the compiler computes several columns at once.
+                        y.iter_mut().zip(&x[start..]).for_each(|(y, &x)| *y += x * weight);
+                    } else {
+                        y.iter_mut()
+                            .zip(x[start..].iter().step_by(stride))
+                            .for_each(|(y, &x)| *y += x * weight);
                     }
                 }
             }

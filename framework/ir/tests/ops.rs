@@ -208,7 +208,7 @@ fn engine_cases() -> Vec<Case> {
     let qgemm_in = [u(&[1, 2], &[1, 2]), i(&[2, 2], &[1, 2, 3, -4]), n(&[2], &[0, 1]), f(&[2], &[1.5, 0.25])];
     let qconv_in = [u(&[1, 1, 2, 1], &[10, 20]), i(&[1, 1, 1, 1], &[3]), n(&[1], &[5]), f(&[1], &[0.5])];
     let mut with_residual = qconv_in.to_vec();
-    with_residual.push(u(&[1, 1, 2, 1], &[7, 9]));
+    with_residual.push(u(&[1, 1, 2, 1], &[11, 255]));
     vec![
         case(
             FusedConv,
@@ -223,8 +223,8 @@ fn engine_cases() -> Vec<Case> {
         ),
         // 5·0.5 = 2.5 ties to 2; 35·0.5 = 17.5 ties to 18.
         case(QConv, Attr::QConv(qconv), &qconv_in, u(&[1, 1, 2, 1], &[102, 118])),
-        // With (r - 7)·0.25 = 0 and 0.5: 2.5 and 18.
-        case(QConv, Attr::QConv(qconv), &with_residual, u(&[1, 1, 2, 1], &[102, 118])),
+        // With (r - 7)·0.25 = 1 and 62: 3.5 and 79.5 tie to 4 and 80.
+        case(QConv, Attr::QConv(qconv), &with_residual, u(&[1, 1, 2, 1], &[104, 180])),
         case(QGemm, qgemm(None), &qgemm_in, f(&[1, 2], &[3., -0.75])),
         case(QGemm, qgemm(Some(out(128, 0))), &qgemm_in, u(&[1, 2], &[131, 127])),
         case(
