@@ -7,8 +7,14 @@ pub mod error;
 pub mod kernels;
 pub mod memory;
 pub mod passes;
+pub mod plan;
+pub mod session;
 pub mod target;
+pub mod workers;
 
 pub use error::{Error, Result};
 pub use memory::AlignedBytes;
+pub use passes::{PASSES, PassReport, lower};
+pub use plan::{KernelChoice, StepInfo};
+pub use session::{InputRef, Options, OutputMut, Port, Session, StepProfile};
 pub use target::{Isa, Target};

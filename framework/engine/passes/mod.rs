@@ -54,5 +54,12 @@ pub fn lower(g: &Graph, target: &Target) -> Result<(Graph, Vec<PassReport>)> {
         }
         reports.push(PassReport { pass: pass.name, changes, ops: lowered.order.len() });
     }
-    Ok((lowered.compact(), reports))
+    let mut lowered = lowered.compact();
+    // Rewrites gave the results new names; a reader of the lowered graph looks for the old ones.
+    for (&old, &new) in g.outputs.iter().zip(&lowered.outputs.clone()) {
+        if lowered.producer(new).is_some() && lowered.outputs.iter().filter(|&&v| v == new).count() == 1 {
+            lowered.value_name[new].clone_from(&g.value_name[old]);
+        }
+    }
+    Ok((lowered, reports))
 }

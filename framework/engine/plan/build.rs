@@ -1,0 +1,661 @@
+//! From a lowered graph with fixed shapes to a [`Plan`]: emits steps op by op, then lays out the arena.
+//!
+//! Reshapes and transposes cost nothing: they are other strides over the same elements. A value is copied only
+//! where a reader needs a layout that strides cannot give (a convolution and its border).
+
+use super::arena::{Interval, colour};
+use super::conv;
+use super::cost::map_ns;
+use super::place::{Demand, Place, Root, dense_strides};
+use super::weights::{KernelChoice, Weights};
+use super::{ARENA_BYTES_MAX, Plan, Slot, Space, StepInfo, StepKind};
+use crate::error::{Error, Result};
+use crate::kernels::steps::*;
+use crate::kernels::{READ_AFTER, READ_BEFORE};
+use crate::memory::LINE;
+use crate::target::Target;
+use lacuna_ir::op::{PoolAttr, Requant};
+use lacuna_ir::{Attr, DType, Def, Graph, Id, OpId, OpKind, Range32, ValueId, element_count};
+
+struct Buffer {
+    dtype: DType,
+    elements: usize,
+    first: usize,
+    last: usize,
+}
+
+/// An operand before the arena is laid out: a root, elements from its start, bytes of an element.
+type Operand = (Root, usize, usize);
+
+pub(super) struct Builder<'a> {
+    pub g: &'a Graph,
+    pub target: &'a Target,
+    pub choice: KernelChoice,
+    pub weights: &'a mut Weights,
+    pub plan: Plan,
+    places: Vec<Option<Place>>,
+    demands: Vec<Option<Demand>>,
+    buffers: Vec<Buffer>,
+    operands: Vec<Operand>,
+    /// The op that steps are emitted for.
+    pub op: OpId,
+}
+
+/// Plans `g`, whose dimensions are all fixed. With `keep_values` no buffer is used twice, so that every value
+/// can be read after a run.
+pub fn build(
+    g: &Graph,
+    target: &Target,
+    choice: KernelChoice,
+    keep_values: bool,
+    weights: &mut Weights,
+) -> Result<Plan> {
+    let values = g.value_name.len();
+    let mut b = Builder {
+        g,
+        target,
+        choice,
+        weights,
+        plan: Plan::default(),
+        places: vec![None; values],
+        demands: vec![None; values],
+        buffers: Vec::new(),
+        operands: Vec::new(),
+        op: OpId(0),
+    };
+    for v in g.value_name.ids() {
+        b.dims(v)?;
+    }
+    for &op in &g.order {
+        if let Some((x, demand)) = conv::demand(g, op) {
+            let known = &mut b.demands[x.index()];
+            *known = Some(known.map_or(demand, |k: Demand| k.join(demand).unwrap_or(k)));
+        }
+    }
+    for &op in &g.order {
+        b.op = op;
+        b.emit(op)?;
+    }
+    b.copy_outputs()?;
+    b.weights.seal();
+    b.finish(keep_values)
+}
+
+impl Builder<'_> {
+    pub fn dims(&self, v: ValueId) -> Result<Vec<usize>> {
+        let dims = self.g.fixed_shape(v).ok_or_else(|| Error::Pass {
+            pass: "plan",
+            why: format!("value '{}' has a symbolic dimension", self.g.value_name[v]),
+        })?;
+        match element_count(&dims) {
+            Some(n) if n > 0 => Ok(dims),
+            Some(_) => Err(Error::Input {
+                name: self.g.value_name[v].clone(),
+                why: format!("dims {dims:?} hold no element: every dimension must be at least 1"),
+            }),
+            None => Err(Error::TooLarge { bytes: u64::MAX, max: ARENA_BYTES_MAX }),
+        }
+    }
+
+    pub fn error<T>(&self, why: impl Into<String>) -> Result<T> {
+        let kind = self.g.op_kind[self.op].name();
+        Err(Error::Op { op: self.g.op_name[self.op].clone(), kind, why: why.into() })
+    }
+
+    /// Where `v` can be read.
+    pub fn place(&mut self, v: ValueId) -> Result<Place> {
+        if let Some(place) = &self.places[v.index()] {
+            return Ok(place.clone());
+        }
+        let dims = self.dims(v)?;
+        let place = match self.g.value_def[v] {
+            Def::Input => {
+                let i = self.g.inputs.iter().position(|&x| x == v);
+                Place::dense(Root::Input(i.expect("an input is listed")), &dims)
+            }
+            Def::Const(c) => Place::dense(Root::Const(self.weights.constant(v, &self.g.consts[c])), &dims),
+            Def::Op(..) => return self.error("reads a value that no step has made"),
+        };
+        self.places[v.index()] = Some(place.clone());
+        Ok(place)
+    }
+
+    pub fn input(&mut self, op: OpId, i: usize) -> Result<Place> {
+        match self.g.input_of(op, i) {
+            Some(v) => self.place(v),
+            None => self.error(format!("input {i} is absent")),
+        }
+    }
+
+    /// A new buffer, with its border filled by a step of its own.
+    fn new_place(&mut self, dtype: DType, dims: &[usize], demand: Option<Demand>) -> Result<Place> {
+        let buffer = self.buffers.len();
+        let (place, elements) = Place::in_buffer(buffer, dtype, dims, demand);
+        let bytes = elements as u64 * dtype.size() as u64;
+        // Kernels address elements with 32 bits.
+        if elements >= u32::MAX as usize || bytes > ARENA_BYTES_MAX {
+            return Err(Error::TooLarge { bytes, max: (u32::MAX as u64) * dtype.size() as u64 });
+        }
+        let now = self.plan.steps();
+        self.buffers.push(Buffer { dtype, elements, first: now, last: now });
+        if place.border != [0; 4] {
+            self.fill(&place, dtype);
+        }
+        Ok(place)
+    }
+
+    /// A new buffer for the first output of the current op.
+    pub fn output_place(&mut self) -> Result<Place> {
+        let v = self.g.outputs_of(self.op)[0];
+        let dims = self.dims(v)?;
+        let place = self.new_place(self.g.value_dtype[v], &dims, self.demands[v.index()])?;
+        self.places[v.index()] = Some(place.clone());
+        Ok(place)
+    }
+
+    fn fill(&mut self, place: &Place, dtype: DType) {
+        let [top, left, bottom, right] = place.border;
+        let (image, row, pixel) = (place.strides[0], place.strides[1], place.strides[2]);
+        let step = FillStep {
+            images: place.dims[0],
+            image,
+            row,
+            lines: image / row,
+            top,
+            bottom,
+            left: left * pixel,
+            right: right * pixel,
+            bytes: dtype.size() == 1,
+            value: place.fill,
+        };
+        let moved = place.dims[0] * (2 * (left + right) + (top + bottom) * place.dims[2]) * pixel;
+        let parts = if moved < PARALLEL_ELEMENTS { 1 } else { self.target.threads.min(place.dims[0]) };
+        let row = push(&mut self.plan.fills, step);
+        self.step(StepKind::Fill, row, &[(place.root, 0, dtype.size())], parts, "fill_border", moved);
+    }
+
+    /// Appends a step. `work` is the bytes or elements it moves, for the estimate.
+    pub fn step(
+        &mut self,
+        kind: StepKind,
+        row: u32,
+        operands: &[Operand],
+        parts: usize,
+        kernel: &'static str,
+        work: usize,
+    ) {
+        let now = self.plan.steps();
+        for (root, ..) in operands {
+            if let Root::Buffer(i) = *root {
+                self.buffers[i].last = now;
+            }
+        }
+        let info = StepInfo {
+            op: self.g.op_name.get(self.op).cloned().unwrap_or_default(),
+            kind: self.g.op_kind.get(self.op).map_or("Copy", |k| k.name()),
+            kernel,
+            weights: 0,
+            nonzeros: 0,
+            slot_efficiency: None,
+            estimated_ns: map_ns(work),
+            reason: String::new(),
+        };
+        let p = &mut self.plan;
+        p.step_kind.push(kind);
+        p.step_row.push(row);
+        p.step_args.push(Range32::append(&mut self.operands, operands));
+        p.step_parts.push(parts.max(1) as u32);
+        p.step_barrier.push(true);
+        p.step_info.push(info);
+    }
+
+    fn parts(&self, elements: usize) -> usize {
+        if elements < PARALLEL_ELEMENTS { 1 } else { self.target.threads }
+    }
+
+    /// A map from `inputs` (each a place and its element size) to `y`, over `y`'s dims.
+    fn map(&mut self, op: MapOp, y: &Place, y_size: usize, inputs: &[(&Place, usize)]) -> Result<()> {
+        let strides: Vec<Vec<usize>> = inputs.iter().map(|(p, _)| p.broadcast_strides(&y.dims)).collect();
+        self.map_strided(op, y, y_size, inputs, &strides)
+    }
+
+    fn map_strided(
+        &mut self,
+        op: MapOp,
+        y: &Place,
+        y_size: usize,
+        inputs: &[(&Place, usize)],
+        strides: &[Vec<usize>],
+    ) -> Result<()> {
+        let mut all: Vec<&[usize]> = vec![&y.strides];
+        all.extend(strides.iter().map(|s| s.as_slice()));
+        let Some(nd) = Nd::new(&y.dims, &all) else {
+            return self.error(format!("{} dimensions are more than the engine walks", y.dims.len()));
+        };
+        let mut operands = vec![(y.root, y.origin, y_size)];
+        operands.extend(inputs.iter().map(|(p, size)| (p.root, p.origin, *size)));
+        let elements = nd.elements();
+        let bytes = elements * (y_size + inputs.first().map_or(0, |i| i.1));
+        let row = push(&mut self.plan.maps, MapStep { op, nd });
+        self.step(StepKind::Map, row, &operands, self.parts(elements), op.name(), bytes);
+        Ok(())
+    }
+
+    pub fn copy(&mut self, from: &Place, to: &Place, dtype: DType) -> Result<()> {
+        let op = match dtype.size() {
+            1 => MapOp::Copy1,
+            4 => MapOp::Copy4,
+            _ => MapOp::Copy8,
+        };
+        self.map(op, to, dtype.size(), &[(from, dtype.size())])
+    }
+
+    /// `place` itself if `fits`, or a copy in a buffer laid out for `demand`.
+    pub fn placed_for(&mut self, place: Place, dtype: DType, fits: bool, demand: Demand) -> Result<Place> {
+        if fits {
+            return Ok(place);
+        }
+        let copy = self.new_place(dtype, &place.dims, Some(demand))?;
+        self.copy(&place, &copy, dtype)?;
+        Ok(copy)
+    }
+
+    fn emit(&mut self, op: OpId) -> Result<()> {
+        use OpKind::*;
+        let g = self.g;
+        let x = g.inputs_of(op)[0];
+        let dtype = g.value_dtype[x];
+        match (g.op_kind[op], g.op_attr[op]) {
+            (QConv | FusedConv, _) => conv::emit_conv(self, op),
+            (QGemm, _) => conv::emit_gemm(self, op),
+            (Gemm | MatMul, _) if conv::gemm_weights(g, op).is_some() => conv::emit_gemm(self, op),
+            (Gemm | MatMul, _) => self.matmul(op),
+            (Identity, _) => {
+                let place = self.place(x)?;
+                self.view(Some(place), dtype)
+            }
+            (Reshape | Flatten, _) => {
+                let place = self.place(x)?;
+                let dims = self.dims(g.outputs_of(op)[0])?;
+                self.view(place.reshaped(&dims), dtype)
+            }
+            (Transpose, Attr::Perm(perm)) => {
+                let perm: Vec<i64> = perm.as_slice().iter().map(|&a| a as i64).collect();
+                let place = self.place(x)?.transposed(&perm);
+                self.view(Some(place), dtype)
+            }
+            (Relu, _) if dtype == DType::U8 => {
+                let place = self.place(x)?;
+                self.view(Some(place), dtype)
+            }
+            (Relu, _) => self.elementwise(op, MapOp::Relu),
+            (Clip, Attr::Clip(c)) => self.elementwise(op, MapOp::Clip(c)),
+            (Sigmoid, _) => self.elementwise(op, MapOp::Sigmoid),
+            (Sqrt, _) => self.elementwise(op, MapOp::Sqrt),
+            (Add, _) => self.elementwise(op, MapOp::Add),
+            (Sub, _) => self.elementwise(op, MapOp::Sub),
+            (Mul, _) => self.elementwise(op, MapOp::Mul),
+            (Div, _) => self.elementwise(op, MapOp::Div),
+            (OpKind::QAdd, Attr::QAdd(a)) => {
+                self.eight_bit(a.out)?;
+                let (a_place, b_place) = (self.input(op, 0)?, self.input(op, 1)?);
+                let y = self.output_place()?;
+                self.map(MapOp::QAdd(a), &y, 1, &[(&a_place, 1), (&b_place, 1)])
+            }
+            (QuantizeLinear | DequantizeLinear, Attr::Axis(axis)) => self.scaled(op, axis),
+            (Concat, Attr::Axis(axis)) => self.concat(op, axis),
+            (MaxPoolNhwc | AveragePoolNhwc, Attr::Pool(attr)) => self.pool(op, attr),
+            (GlobalAvgPoolNhwc, _) => self.mean(op, None),
+            (QGlobalAvgPool, Attr::QPool(q)) => {
+                self.eight_bit(q.out)?;
+                self.mean(op, Some((q.x_zero, q.mult, q.out)))
+            }
+            (ReduceMean, Attr::Reduce(r)) => {
+                let rank = g.shape(x).len() as i64;
+                let axes: Vec<usize> = match r.axes.as_slice() {
+                    [] => (0..rank as usize).collect(),
+                    axes => axes.iter().map(|&a| (a as i64).rem_euclid(rank) as usize).collect(),
+                };
+                self.reduce(op, ReduceKind::Mean, &axes)
+            }
+            (Softmax, Attr::Axis(axis)) => {
+                let axis = (axis as i64).rem_euclid(g.shape(x).len().max(1) as i64) as usize;
+                self.reduce(op, ReduceKind::Softmax, &[axis])
+            }
+            _ => self.error("the engine cannot run this op here: weights must be constants, images of four dimensions"),
+        }
+    }
+
+    /// Bounds and zero point of a result must be those of u8: the kernels' rounding rests on it.
+    pub fn eight_bit(&self, out: Requant) -> Result<()> {
+        let byte = 0..=255;
+        if byte.contains(&out.zero) && byte.contains(&out.lo) && byte.contains(&out.hi) && out.lo <= out.hi {
+            return Ok(());
+        }
+        self.error(format!("{out:?} is not within 0..=255"))
+    }
+
+    /// The op's result is its input under other strides, unless a convolution needs it laid out.
+    fn view(&mut self, place: Option<Place>, dtype: DType) -> Result<()> {
+        let v = self.g.outputs_of(self.op)[0];
+        let demand = self.demands[v.index()];
+        match place {
+            Some(p) if demand.is_none_or(|d| p.serves(d)) => {
+                self.places[v.index()] = Some(p);
+                Ok(())
+            }
+            Some(p) => {
+                let y = self.output_place()?;
+                self.copy(&p, &y, dtype)
+            }
+            None => {
+                // A reshape that strides cannot say: through a dense copy of the input.
+                let x = self.g.inputs_of(self.op)[0];
+                let from = self.place(x)?;
+                let flat_dims = [from.dims.iter().product::<usize>()];
+                let (mut dense, _) = Place::in_buffer(self.buffers.len(), dtype, &flat_dims, None);
+                self.new_place(dtype, &flat_dims, None)?;
+                dense.dims = from.dims.clone();
+                dense.strides = dense_strides(&from.dims);
+                self.copy(&from, &dense, dtype)?;
+                let dims = self.dims(v)?;
+                self.view(dense.reshaped(&dims), dtype)
+            }
+        }
+    }
+
+    fn elementwise(&mut self, op: OpId, map: MapOp) -> Result<()> {
+        let inputs = self.g.inputs_of(op).to_vec();
+        if let Some(&v) = inputs.iter().find(|&&v| self.g.value_dtype[v] != DType::F32) {
+            return self.error(format!("runs on f32 only, input '{}' is {}", self.g.value_name[v], self.g.value_dtype[v]));
+        }
+        let places: Result<Vec<Place>> = inputs.iter().map(|&v| self.place(v)).collect();
+        let places = places?;
+        let y = self.output_place()?;
+        let inputs: Vec<(&Place, usize)> = places.iter().map(|p| (p, 4)).collect();
+        self.map(map, &y, 4, &inputs)
+    }
+
+    fn scaled(&mut self, op: OpId, axis: i32) -> Result<()> {
+        let g = self.g;
+        let (x, scale) = (self.input(op, 0)?, self.input(op, 1)?);
+        let x_dtype = g.value_dtype[g.inputs_of(op)[0]];
+        let zero_dtype = g.value_dtype[g.inputs_of(op)[2]];
+        let (map, sizes) = match (g.op_kind[op], x_dtype, zero_dtype) {
+            (OpKind::QuantizeLinear, DType::F32, DType::U8) => (MapOp::QuantizeU8, (1, 4, 1)),
+            (OpKind::QuantizeLinear, DType::F32, DType::I8) => (MapOp::QuantizeI8, (1, 4, 1)),
+            (OpKind::DequantizeLinear, DType::U8, DType::U8) => (MapOp::DequantizeU8, (4, 1, 1)),
+            (OpKind::DequantizeLinear, DType::I8, DType::I8) => (MapOp::DequantizeI8, (4, 1, 1)),
+            (OpKind::DequantizeLinear, DType::I32, _) => (MapOp::DequantizeI32, (4, 4, 4)),
+            (_, x, z) => return self.error(format!("the engine has no kernel for {x} with a {z} zero point")),
+        };
+        let mut along = vec![0; x.dims.len()];
+        if scale.dims.iter().product::<usize>() > 1 {
+            along[(axis as i64).rem_euclid(x.dims.len() as i64) as usize] = 1;
+        }
+        let x_strides = x.strides.clone();
+        let y = self.output_place()?;
+        if map == MapOp::DequantizeI32 {
+            return self.map_strided(map, &y, 4, &[(&x, 4), (&scale, 4)], &[x_strides, along]);
+        }
+        let zero = self.input(op, 2)?;
+        let inputs = [(&x, sizes.1), (&scale, 4), (&zero, sizes.2)];
+        self.map_strided(map, &y, sizes.0, &inputs, &[x_strides, along.clone(), along])
+    }
+
+    fn concat(&mut self, op: OpId, axis: i32) -> Result<()> {
+        let inputs = self.g.inputs_of(op).to_vec();
+        let dtype = self.g.value_dtype[inputs[0]];
+        let places: Result<Vec<Place>> = inputs.iter().map(|&v| self.place(v)).collect();
+        let places = places?;
+        let y = self.output_place()?;
+        let axis = (axis as i64).rem_euclid(y.dims.len() as i64) as usize;
+        let mut at = y.origin;
+        for from in &places {
+            let to = Place { origin: at, dims: from.dims.clone(), ..y.clone() };
+            at += from.dims[axis] * y.strides[axis];
+            self.copy(from, &to, dtype)?;
+        }
+        Ok(())
+    }
+
+    /// An NHWC value whose channels lie side by side.
+    fn nhwc_input(&mut self, op: OpId) -> Result<Place> {
+        let dtype = self.g.value_dtype[self.g.inputs_of(op)[0]];
+        let x = self.input(op, 0)?;
+        let fits = x.channels_last();
+        self.placed_for(x, dtype, fits, Demand::BARE)
+    }
+
+    fn pool(&mut self, op: OpId, attr: PoolAttr) -> Result<()> {
+        let dtype = self.g.value_dtype[self.g.inputs_of(op)[0]];
+        let kind = match (self.g.op_kind[op], dtype) {
+            (OpKind::MaxPoolNhwc, DType::F32) => PoolKind::MaxF32,
+            (OpKind::MaxPoolNhwc, DType::U8) => PoolKind::MaxU8,
+            (OpKind::AveragePoolNhwc, DType::F32) => PoolKind::AverageF32,
+            (_, dtype) => return self.error(format!("cannot pool {dtype}")),
+        };
+        let x = self.nhwc_input(op)?;
+        let y = self.output_place()?;
+        let three = |s: &[usize]| [s[0], s[1], s[2]];
+        let step = PoolStep {
+            kind,
+            attr,
+            x: [x.dims[1], x.dims[2], x.dims[3]],
+            y: three(&y.dims),
+            x_strides: three(&x.strides),
+            y_strides: three(&y.strides),
+        };
+        let [kh, kw] = attr.window.kernel;
+        let work = y.dims.iter().product::<usize>() * (kh * kw) as usize;
+        let operands = [operand(&y, dtype), operand(&x, dtype)];
+        let row = push(&mut self.plan.pools, step);
+        self.step(StepKind::Pool, row, &operands, self.parts(work), kind.name(), work * dtype.size());
+        Ok(())
+    }
+
+    fn mean(&mut self, op: OpId, int: Option<(i32, f32, Requant)>) -> Result<()> {
+        let dtype = self.g.value_dtype[self.g.inputs_of(op)[0]];
+        let x = self.nhwc_input(op)?;
+        let y = self.output_place()?;
+        let step = MeanStep {
+            x: [x.dims[0], x.dims[1], x.dims[2], x.dims[3]],
+            x_strides: [x.strides[0], x.strides[1], x.strides[2]],
+            y_image: y.strides[0],
+            int,
+        };
+        let work = x.dims.iter().product::<usize>();
+        let parts = self.parts(work).min(step.units());
+        let row = push(&mut self.plan.means, step);
+        let kernel = if int.is_some() { "global_mean_u8" } else { "global_mean_f32" };
+        let operands = [operand(&y, dtype), operand(&x, dtype)];
+        self.step(StepKind::Mean, row, &operands, parts, kernel, work * dtype.size());
+        Ok(())
+    }
+
+    fn reduce(&mut self, op: OpId, kind: ReduceKind, axes: &[usize]) -> Result<()> {
+        if self.g.value_dtype[self.g.inputs_of(op)[0]] != DType::F32 {
+            return self.error("runs on f32 only");
+        }
+        let x = self.input(op, 0)?;
+        let y = self.output_place()?;
+        // Results along the reduced axes: as many as inputs (softmax), or one, whether its axis was kept or not.
+        let mut y_strides = vec![0; x.dims.len()];
+        let kept = (0..x.dims.len()).filter(|d| !axes.contains(d));
+        if y.dims.len() == x.dims.len() {
+            y_strides.clone_from(&y.strides);
+        } else {
+            kept.zip(&y.strides).for_each(|(d, &s)| y_strides[d] = s);
+        }
+        let part = |inner: bool| {
+            let own: Vec<usize> = (0..x.dims.len()).filter(|d| axes.contains(d) == inner).collect();
+            let of = |s: &[usize]| own.iter().map(|&d| s[d]).collect::<Vec<_>>();
+            Nd::new(&of(&x.dims), &[&of(&y_strides), &of(&x.strides)])
+        };
+        let (Some(outer), Some(inner)) = (part(false), part(true)) else {
+            return self.error("too many dimensions");
+        };
+        let work = x.dims.iter().product::<usize>();
+        let row = push(&mut self.plan.reduces, ReduceStep { kind, outer, inner });
+        let operands = [operand(&y, DType::F32), operand(&x, DType::F32)];
+        self.step(StepKind::Reduce, row, &operands, self.parts(work), kind.name(), work * 8);
+        Ok(())
+    }
+
+    /// A product of two operands of which neither is a plain constant matrix.
+    fn matmul(&mut self, op: OpId) -> Result<()> {
+        let g = self.g;
+        let (trans_a, trans_b, alpha, beta) = match g.op_attr[op] {
+            Attr::Gemm(a) => (a.trans_a, a.trans_b, a.alpha, a.beta),
+            _ => (false, false, 1.0, 0.0),
+        };
+        if g.inputs_of(op).iter().any(|&v| !v.is_none() && g.value_dtype[v] != DType::F32) {
+            return self.error("runs on f32 only");
+        }
+        let (a, b) = (self.input(op, 0)?, self.input(op, 1)?);
+        let c = match g.input_of(op, 2) {
+            Some(c) => Some(self.place(c)?),
+            None => None,
+        };
+        let y = self.output_place()?;
+        // numpy: a vector operand is a matrix of one row or one column, which the result then lacks.
+        let (a_dims, a_strides) = as_matrix_operand(&a, true, trans_a);
+        let (b_dims, b_strides) = as_matrix_operand(&b, false, trans_b);
+        let (la, lb) = (a_dims.len() - 2, b_dims.len() - 2);
+        let (m, k, n) = (a_dims[la], a_dims[la + 1], b_dims[lb + 1]);
+        let lead = la.max(lb);
+        let y_last = if b.dims.len() == 1 { 0 } else { y.strides[y.dims.len() - 1] };
+        let y_row = if a.dims.len() == 1 { 0 } else { y.strides[lead] };
+        let batch_dims = &y.dims[..lead];
+        let along = |dims: &[usize], strides: &[usize], l: usize| -> Vec<usize> {
+            let own = |d: usize| d.checked_sub(lead - l).filter(|&i| dims[i] == batch_dims[d]);
+            (0..lead).map(|d| own(d).map_or(0, |i| strides[i])).collect()
+        };
+        let batch = Nd::new(
+            batch_dims,
+            &[
+                &y.strides[..lead],
+                &along(&a_dims, &a_strides, la),
+                &along(&b_dims, &b_strides, lb),
+                &vec![0; lead],
+            ],
+        );
+        let Some(batch) = batch else { return self.error("too many dimensions") };
+        let c_strides = c.as_ref().map_or(vec![0, 0], |c| c.broadcast_strides(&[m, n]));
+        let step = MatMulStep {
+            batch,
+            m,
+            n,
+            k,
+            y: [y_row, y_last],
+            a: [a_strides[la], a_strides[la + 1]],
+            b: [b_strides[lb], b_strides[lb + 1]],
+            c: [c_strides[0], c_strides[1]],
+            alpha,
+            beta: if c.is_some() { beta } else { 0.0 },
+        };
+        let mut operands = vec![operand(&y, DType::F32), operand(&a, DType::F32), operand(&b, DType::F32)];
+        operands.extend(c.iter().map(|c| operand(c, DType::F32)));
+        let work = step.units() * n * k;
+        let parts = self.parts(work).min(step.units());
+        let row = push(&mut self.plan.matmuls, step);
+        self.step(StepKind::MatMul, row, &operands, parts, "matmul_f32", work);
+        Ok(())
+    }
+
+    fn copy_outputs(&mut self) -> Result<()> {
+        self.op = OpId(u32::MAX);
+        for (i, &v) in self.g.outputs.iter().enumerate() {
+            let from = self.place(v)?;
+            let to = Place::dense(Root::Output(i), &from.dims);
+            self.copy(&from, &to, self.g.value_dtype[v])?;
+            let info = self.plan.step_info.last_mut().expect("a step was added");
+            info.op.clone_from(&self.g.value_name[v]);
+        }
+        Ok(())
+    }
+
+    /// Lays out the arena, resolves operands, and drops barriers that nothing needs.
+    fn finish(mut self, keep_values: bool) -> Result<Plan> {
+        let intervals: Vec<Interval> = self
+            .buffers
+            .iter()
+            .map(|b| Interval {
+                first: if keep_values { 0 } else { b.first },
+                last: if keep_values { usize::MAX } else { b.last },
+                size: (READ_BEFORE + b.elements * b.dtype.size() + READ_AFTER).next_multiple_of(LINE),
+            })
+            .collect();
+        let (offsets, total) = colour(&intervals);
+        if total as u64 > ARENA_BYTES_MAX {
+            return Err(Error::TooLarge { bytes: total as u64, max: ARENA_BYTES_MAX });
+        }
+        let offsets: Vec<usize> = offsets.iter().map(|o| o + READ_BEFORE).collect();
+        self.plan.arena_bytes = total;
+        self.plan.args = self
+            .operands
+            .iter()
+            .map(|&(root, at, size)| match root {
+                Root::Buffer(b) => Slot { space: Space::Arena, offset: offsets[b] + at * size },
+                Root::Const(start) => Slot { space: Space::Weights, offset: start + at * size },
+                Root::Input(i) => Slot { space: Space::Input(i as u32), offset: at * size },
+                Root::Output(i) => Slot { space: Space::Output(i as u32), offset: at * size },
+            })
+            .collect();
+        self.plan.buffer_offset = offsets;
+        self.plan.value_place = self
+            .g
+            .value_name
+            .ids()
+            .filter_map(|v| self.places[v.index()].clone().map(|p| (v, p)))
+            .filter(|(_, p)| matches!(p.root, Root::Buffer(_)))
+            .collect();
+        drop_barriers(&mut self.plan);
+        Ok(self.plan)
+    }
+}
+
+/// Two steps of one part each run on the same thread, in order, and need not meet between. A fill and the step
+/// that writes its pixels may run together, but a fill must not start before what used its bytes is done, and
+/// what follows must see all of it.
+fn drop_barriers(p: &mut Plan) {
+    let mut shared_fill = false;
+    for i in 0..p.steps() {
+        if p.step_kind[i] == StepKind::Fill {
+            p.step_barrier[i] = false;
+            shared_fill |= p.step_parts[i] > 1;
+            continue;
+        }
+        let next_alone = i + 1 < p.steps() && p.step_parts[i + 1] == 1 && p.step_kind[i + 1] != StepKind::Fill;
+        p.step_barrier[i] = shared_fill || p.step_parts[i] > 1 || !next_alone;
+        shared_fill &= !p.step_barrier[i];
+    }
+}
+
+/// Maps smaller than this stay on one thread: meeting costs more than it saves.
+const PARALLEL_ELEMENTS: usize = 8192;
+
+pub(super) fn push<T>(table: &mut Vec<T>, row: T) -> u32 {
+    table.push(row);
+    u32::try_from(table.len() - 1).expect("a table holds fewer than 2^32 rows")
+}
+
+fn operand(p: &Place, dtype: DType) -> Operand {
+    (p.root, p.origin, dtype.size())
+}
+
+/// Dims and strides of a matmul operand with at least two dimensions, transposed if asked.
+fn as_matrix_operand(p: &Place, left: bool, transposed: bool) -> (Vec<usize>, Vec<usize>) {
+    let (mut dims, mut strides) = (p.dims.clone(), p.strides.clone());
+    if dims.len() == 1 {
+        let at = if left { 0 } else { 1 };
+        dims.insert(at, 1);
+        strides.insert(at, 0);
+    }
+    if transposed {
+        let last = dims.len() - 1;
+        dims.swap(last - 1, last);
+        strides.swap(last - 1, last);
+    }
+    (dims, strides)
+}

@@ -1,0 +1,278 @@
+//! Convolutions and matrix products with constant weights: geometry, epilogue, kernel, split.
+
+use super::build::{Builder, push};
+use super::place::{Demand, Place};
+use super::{ConvStep, Split, StepKind};
+use crate::error::{Error, Result};
+use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights, QEpilogue};
+use lacuna_ir::op::{ConvAttr, GemmAttr, Requant};
+use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, ValueId};
+
+/// The value that `op` convolves, and the border it needs around it.
+pub fn demand(g: &Graph, op: OpId) -> Option<(ValueId, Demand)> {
+    let x = g.inputs_of(op)[0];
+    let (conv, fill) = match g.op_attr[op] {
+        Attr::QConv(a) => (a.conv, a.x_zero.clamp(0, 255) as u8),
+        Attr::FusedConv(a) => (a.conv, 0),
+        _ if g.op_kind[op] == OpKind::QGemm || gemm_weights(g, op).is_some() => return Some((x, Demand::BARE)),
+        _ => return None,
+    };
+    let (x_dims, y_dims) = (g.fixed_shape(x)?, g.fixed_shape(g.outputs_of(op)[0])?);
+    Some((x, Demand { border: border(&conv, &x_dims, &y_dims), fill }))
+}
+
+/// Pixels that taps reach beyond the image: top, left, bottom, right.
+fn border(conv: &ConvAttr, x: &[usize], y: &[usize]) -> [usize; 4] {
+    let w = &conv.window;
+    let beyond = |d: usize| {
+        let reach = (y[1 + d] - 1) * w.stride[d] as usize + (w.kernel[d] as usize - 1) * w.dilation[d] as usize;
+        (reach + 1).saturating_sub(w.pads[d] as usize + x[1 + d])
+    };
+    [w.pads[0] as usize, w.pads[1] as usize, beyond(0), beyond(1)]
+}
+
+/// Constant f32 weights `[N,K]` (as stored, or transposed) of a Gemm or MatMul that a convolution kernel can run.
+pub fn gemm_weights(g: &Graph, op: OpId) -> Option<(Vec<f32>, Vec<f32>)> {
+    let trans_b = match (g.op_kind[op], g.op_attr[op]) {
+        (OpKind::Gemm, Attr::Gemm(GemmAttr { alpha: 1.0, beta: 1.0, trans_a: false, trans_b })) => trans_b,
+        (OpKind::MatMul, _) => false,
+        _ => return None,
+    };
+    if g.shape(g.inputs_of(op)[0]).len() < 2 {
+        return None;
+    }
+    let b = g.input_of(op, 1)?;
+    let w = g.const_f32(b)?;
+    let dims = g.fixed_shape(b)?;
+    let [d0, d1] = dims[..] else { return None };
+    let (n, k) = if trans_b { (d0, d1) } else { (d1, d0) };
+    let w = match trans_b {
+        true => w.into_owned(),
+        false => (0..n * k).map(|i| w[(i % k) * n + i / k]).collect(),
+    };
+    let bias = match g.input_of(op, 2) {
+        None => vec![0.0; n],
+        Some(c) => {
+            let bias = g.const_f32(c)?;
+            let dims = g.fixed_shape(c)?;
+            match dims.last() {
+                Some(&last) if last == n && bias.len() == n => bias.into_owned(),
+                _ if bias.len() == 1 => vec![bias[0]; n],
+                _ => return None,
+            }
+        }
+    };
+    Some((w, bias))
+}
+
+const NO_EPILOGUE: QEpilogue = QEpilogue {
+    x_zero: 0,
+    residual_mult: 0.0,
+    residual_zero: 0,
+    zero: 0,
+    lo: 0,
+    hi: 255,
+    has_residual: false,
+    out_f32: false,
+    min: f32::NEG_INFINITY,
+    max: f32::INFINITY,
+};
+
+fn quantised(x_zero: i32, out: Option<Requant>) -> QEpilogue {
+    let base = QEpilogue { x_zero, ..NO_EPILOGUE };
+    match out {
+        Some(Requant { zero, lo, hi }) => QEpilogue { zero, lo, hi, ..base },
+        None => QEpilogue { out_f32: true, ..base },
+    }
+}
+
+/// `QConv` and `FusedConv`.
+pub fn emit_conv(b: &mut Builder<'_>, op: OpId) -> Result<()> {
+    let g = b.g;
+    let (conv, dtype, residual_input, epilogue) = match g.op_attr[op] {
+        Attr::QConv(a) => {
+            b.eight_bit(a.out)?;
+            if !(0..=255).contains(&a.x_zero) || !(0..=255).contains(&a.residual_zero) {
+                return b.error("zero points must be within 0..=255");
+            }
+            let e = QEpilogue {
+                residual_mult: a.residual_mult,
+                residual_zero: a.residual_zero,
+                ..quantised(a.x_zero, Some(a.out))
+            };
+            (a.conv, DType::U8, 4, e)
+        }
+        Attr::FusedConv(a) => (a.conv, DType::F32, 3, QEpilogue { min: a.clip.min, max: a.clip.max, ..NO_EPILOGUE }),
+        _ => return b.error("carries the wrong attributes"),
+    };
+    let (_, want) = demand(g, op).expect("a convolution has a demand");
+    let x = b.input(op, 0)?;
+    let fits = x.serves(want);
+    let x = b.placed_for(x, dtype, fits, want)?;
+    let residual = match g.input_of(op, residual_input) {
+        Some(r) => {
+            let r = b.place(r)?;
+            let fits = r.serves(Demand::BARE);
+            Some(b.placed_for(r, dtype, fits, Demand::BARE)?)
+        }
+        None => None,
+    };
+    let y = b.output_place()?;
+    let epilogue = QEpilogue { has_residual: residual.is_some(), ..epilogue };
+    let geom = conv_geom(b, &conv, &x, &y, residual.as_ref())?;
+    emit(b, op, geom, epilogue, [Some(&x), Some(&y), residual.as_ref()], dtype)
+}
+
+fn conv_geom(b: &Builder<'_>, conv: &ConvAttr, x: &Place, y: &Place, r: Option<&Place>) -> Result<ConvGeom> {
+    let w = &conv.window;
+    let tap0 = x.origin - w.pads[0] as usize * x.strides[1] - w.pads[1] as usize * x.strides[2];
+    let [r_image, r_row, r_pixel] = r.map_or([0; 3], |r| [r.strides[0], r.strides[1], r.strides[2]]);
+    let u = |x: usize| narrow(b, x);
+    Ok(ConvGeom {
+        rows: u(y.dims[0] * y.dims[1])?,
+        oh: u(y.dims[1])?,
+        ow: u(y.dims[2])?,
+        oc: u(y.dims[3])?,
+        c: u(x.dims[3])?,
+        group: conv.group,
+        kh: w.kernel[0],
+        kw: w.kernel[1],
+        sh: w.stride[0],
+        sw: w.stride[1],
+        dh: w.dilation[0],
+        dw: w.dilation[1],
+        x_origin: u(tap0)?,
+        x_image: u(x.strides[0])?,
+        x_row: u(x.strides[1])?,
+        x_pixel: u(x.strides[2])?,
+        y_origin: u(y.origin)?,
+        y_image: u(y.strides[0])?,
+        y_row: u(y.strides[1])?,
+        y_pixel: u(y.strides[2])?,
+        r_origin: u(r.map_or(0, |r| r.origin))?,
+        r_image: u(r_image)?,
+        r_row: u(r_row)?,
+        r_pixel: u(r_pixel)?,
+    })
+}
+
+fn narrow(b: &Builder<'_>, x: usize) -> Result<u32> {
+    match u32::try_from(x) {
+        Ok(x) => Ok(x),
+        Err(_) => b.error("its buffers are too large: use a smaller batch"),
+    }
+}
+
+/// `QGemm`, and `Gemm` or `MatMul` with constant weights: a convolution of one row with M columns.
+pub fn emit_gemm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
+    let g = b.g;
+    let (dtype, epilogue) = match g.op_attr[op] {
+        Attr::QGemm(a) => {
+            if let Some(out) = a.out {
+                b.eight_bit(out)?;
+            }
+            (DType::U8, quantised(a.x_zero, a.out))
+        }
+        _ => (DType::F32, NO_EPILOGUE),
+    };
+    let x = b.input(op, 0)?;
+    let fits = x.serves(Demand::BARE) && x.as_matrix().is_some();
+    let x = b.placed_for(x, dtype, fits, Demand::BARE)?;
+    let y = b.output_place()?;
+    let (Some((m, x_pixel)), Some((_, y_pixel))) = (x.as_matrix(), y.as_matrix()) else {
+        return Err(Error::Op {
+            op: g.op_name[op].clone(),
+            kind: g.op_kind[op].name(),
+            why: "its rows do not lie one after another".to_string(),
+        });
+    };
+    let geom = ConvGeom {
+        rows: 1,
+        oh: 1,
+        ow: narrow(b, m)?,
+        oc: narrow(b, *y.dims.last().expect("a matrix"))?,
+        c: narrow(b, *x.dims.last().expect("a matrix"))?,
+        group: 1,
+        kh: 1,
+        kw: 1,
+        sh: 1,
+        sw: 1,
+        dh: 1,
+        dw: 1,
+        x_origin: narrow(b, x.origin)?,
+        x_pixel: narrow(b, x_pixel)?,
+        y_origin: narrow(b, y.origin)?,
+        y_pixel: narrow(b, y_pixel)?,
+        ..ConvGeom::default()
+    };
+    emit(b, op, geom, epilogue, [Some(&x), Some(&y), None], dtype)
+}
+
+fn emit(
+    b: &mut Builder<'_>,
+    op: OpId,
+    geom: ConvGeom,
+    epilogue: QEpilogue,
+    places: [Option<&Place>; 3],
+    dtype: DType,
+) -> Result<()> {
+    let g = b.g;
+    let inputs = g.inputs_of(op);
+    let from_gemm = gemm_weights(g, op);
+    let (w8, bias32, mult, w32, bias);
+    let weights = if dtype == DType::U8 {
+        w8 = g.const_elements::<i8>(inputs[1], DType::I8);
+        bias32 = g.const_elements::<i32>(inputs[2], DType::I32);
+        mult = g.const_f32(inputs[3]);
+        match (&w8, &bias32, &mult) {
+            (Some(w), Some(bias), Some(mult)) => ConvWeights::Int8 { w, bias, mult, x_zero: epilogue.x_zero },
+            _ => return b.error("its weights must be constants"),
+        }
+    } else if let Some((w, bias)) = &from_gemm {
+        ConvWeights::F32 { w, bias }
+    } else {
+        w32 = g.const_f32(inputs[1]);
+        bias = g.const_f32(inputs[2]);
+        match (&w32, &bias) {
+            (Some(w), Some(bias)) => ConvWeights::F32 { w, bias },
+            _ => return b.error("its weights must be constants"),
+        }
+    };
+    let Some(chosen) = b.weights.choose(op, &geom, &weights, b.target, b.choice) else {
+        return b.error("no kernel runs this convolution");
+    };
+    let kernel = &CONV_KERNELS[chosen.kernel];
+    let split = split(&geom, kernel.oc_granule, b.target.threads);
+    let work = chosen.weights as usize * geom.rows as usize * geom.ow as usize;
+    let parts = if work < PARALLEL_PRODUCTS { 1 } else { b.target.threads };
+    let step = ConvStep { kernel: chosen.kernel, geom, epilogue, weights: chosen.bytes.clone(), split };
+    let row = push(&mut b.plan.convs, step);
+    let operands: Vec<_> = places.into_iter().flatten().map(|p| (p.root, 0, dtype.size())).collect();
+    b.step(StepKind::Conv, row, &operands, parts, kernel.name, 0);
+    let info = b.plan.step_info.last_mut().expect("a step was added");
+    info.weights = chosen.weights;
+    info.nonzeros = chosen.nonzeros;
+    info.slot_efficiency = chosen.slot_efficiency;
+    info.estimated_ns = chosen.estimated_ns;
+    info.reason = chosen.reason;
+    Ok(())
+}
+
+/// Products below which threads do not pay.
+const PARALLEL_PRODUCTS: usize = 20_000;
+
+/// The split whose largest part is smallest; rows first, because each thread then packs its own activations
+/// into cache and reads the weights once.
+fn split(geom: &ConvGeom, granule: u32, threads: usize) -> Split {
+    const COLS: u32 = 16;
+    let balance = |units: u32| {
+        let units = units as usize;
+        units as f64 / (units.div_ceil(threads) * threads) as f64
+    };
+    let options = [
+        (Split::Rows, balance(geom.rows)),
+        (Split::Cols(COLS), balance(geom.ow.div_ceil(COLS)) - 0.05),
+        (Split::Channels(granule), balance(geom.oc.div_ceil(granule)) - 0.05),
+    ];
+    options.into_iter().fold(options[0], |best, o| if o.1 > best.1 { o } else { best }).0
+}

@@ -1,0 +1,57 @@
+//! What a convolution costs by each kernel row, before anything is run.
+//!
+//! Rates are products per cycle of the innermost loop, as measured on Zen 4 (they rank kernels; they are not a
+//! promise of time). Sparse rows pay per packed slot, dense rows per padded weight, both once per pixel.
+
+use crate::kernels::{ConvGeom, ConvKernel, KernelType, Packed};
+use crate::target::Isa;
+
+/// Nominal clock that turns cycles into the estimates shown to people.
+const CYCLES_PER_NS: f64 = 3.5;
+/// Bytes per nanosecond of steps that only move data.
+const MAP_BYTES_PER_NS: f64 = 12.0;
+/// Calling a step, and meeting the other threads.
+const STEP_NS: f64 = 150.0;
+/// Pixels that share one pass over packed sparse weights.
+const PIXEL_BLOCK: f64 = 14.0;
+
+/// Estimated nanoseconds on one thread.
+pub fn conv_ns(kernel: &ConvKernel, geom: &ConvGeom, packed: &Packed) -> f64 {
+    let pixels = geom.rows as f64 * geom.ow as f64;
+    let channels = (geom.oc as f64 / 16.0).ceil();
+    let epilogue = pixels * channels * epilogue_cycles(kernel.isa);
+    let products = pixels * packed.slots as f64;
+    let work = if kernel.sparse {
+        // A step of 64 slots feeds a block of pixels: 1.45 cycles each, but never faster than its 128 bytes of
+        // indices and weights arrive.
+        let block = pixels.clamp(1.0, PIXEL_BLOCK);
+        let steps = packed.slots as f64 / 64.0;
+        (pixels / block).ceil() * steps * (1.45 * block).max(5.0)
+    } else {
+        products / rate(kernel)
+    };
+    STEP_NS + (work + epilogue) / CYCLES_PER_NS
+}
+
+fn rate(kernel: &ConvKernel) -> f64 {
+    match (kernel.dtype, kernel.isa) {
+        (_, Isa::Portable) if kernel.oc_granule > 1 => 6.0,
+        (_, Isa::Portable) => 1.0,
+        (KernelType::Int8, Isa::Avx2) => 26.0,
+        (KernelType::Int8, _) => 62.0,
+        (KernelType::F32, _) => 15.0,
+    }
+}
+
+fn epilogue_cycles(isa: Isa) -> f64 {
+    match isa {
+        Isa::Portable => 60.0,
+        Isa::Avx2 => 8.0,
+        _ => 3.0,
+    }
+}
+
+/// Estimated nanoseconds of a step that moves `bytes`.
+pub fn map_ns(bytes: usize) -> f64 {
+    STEP_NS + bytes as f64 / MAP_BYTES_PER_NS
+}

@@ -1,0 +1,88 @@
+//! Runs one part of one step.
+
+use super::{ConvStep, Plan, Slot, Space, Split, StepKind};
+use crate::kernels::steps::{self, ARGS_MAX, share};
+use crate::kernels::{CONV_KERNELS, Tile};
+use crate::target::Isa;
+
+/// Where the spaces begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Bases {
+    pub arena: *mut u8,
+    pub weights: *const u8,
+    /// One pointer per input, per output.
+    pub inputs: *const *const u8,
+    pub outputs: *const *mut u8,
+    pub isa: Isa,
+}
+
+impl Bases {
+    /// # Safety
+    /// The slot belongs to the plan these bases were set up for.
+    unsafe fn at(&self, slot: Slot) -> *mut u8 {
+        // SAFETY: the plan's offsets lie inside its spaces.
+        unsafe {
+            match slot.space {
+                Space::Arena => self.arena.add(slot.offset),
+                Space::Weights => self.weights.add(slot.offset).cast_mut(),
+                Space::Input(i) => (*self.inputs.add(i as usize)).add(slot.offset).cast_mut(),
+                Space::Output(i) => (*self.outputs.add(i as usize)).add(slot.offset),
+            }
+        }
+    }
+}
+
+/// Runs part `part` of `parts` of a step.
+///
+/// # Safety
+/// `bases` holds an arena of the plan's size, the weights it was built with, and for every input and output of
+/// its graph memory of that value's dtype and shape, aligned for it. All parts of earlier steps are done (up to
+/// the last barrier), and no two calls do the same part.
+pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, parts: usize) {
+    let parts = parts.min(plan.step_parts[step] as usize);
+    if part >= parts {
+        return;
+    }
+    let row = plan.step_row[step] as usize;
+    let slots = plan.step_args[step].of(&plan.args);
+    let mut p = [std::ptr::null_mut(); ARGS_MAX];
+    // SAFETY: slots, tables and geometries were made together by `build`, which keeps every operand inside its
+    // buffer and gives x and residual of convolutions readable bytes around them.
+    unsafe {
+        for (p, &slot) in p.iter_mut().zip(slots) {
+            *p = bases.at(slot);
+        }
+        match plan.step_kind[step] {
+            StepKind::Conv => run_conv(&plan.convs[row], bases, p, part, parts),
+            StepKind::Map => steps::run_map(bases.isa, &plan.maps[row], p, part, parts),
+            StepKind::Fill => steps::run_fill(&plan.fills[row], p[0], part, parts),
+            StepKind::Pool => steps::run_pool(bases.isa, &plan.pools[row], p[0], p[1], part, parts),
+            StepKind::Mean => steps::run_mean(bases.isa, &plan.means[row], p[0], p[1], part, parts),
+            StepKind::Reduce => steps::run_reduce(&plan.reduces[row], p[0].cast(), p[1].cast(), part, parts),
+            StepKind::MatMul => steps::run_matmul(bases.isa, &plan.matmuls[row], p, part, parts),
+        }
+    }
+}
+
+unsafe fn run_conv(s: &ConvStep, bases: &Bases, [x, y, r, _]: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
+    let g = &s.geom;
+    let block = |total: u32, size: u32| {
+        let own = share(total.div_ceil(size) as usize, part, parts);
+        (own.start as u32 * size).min(total)..(own.end as u32 * size).min(total)
+    };
+    let mut tile = Tile { rows: 0..g.rows, cols: 0..g.ow, ocs: 0..g.oc };
+    match s.split {
+        Split::Rows => tile.rows = block(g.rows, 1),
+        Split::Cols(size) => tile.cols = block(g.ow, size),
+        Split::Channels(size) => tile.ocs = block(g.oc, size),
+    }
+    if tile.rows.is_empty() || tile.cols.is_empty() || tile.ocs.is_empty() {
+        return;
+    }
+    // SAFETY: the packed bytes lie inside the weights (`run_step`); the kernel was chosen for this processor and
+    // geometry.
+    unsafe {
+        let packed = std::slice::from_raw_parts(bases.weights.add(s.weights.start), s.weights.len());
+        (CONV_KERNELS[s.kernel].run)(g, &s.epilogue, packed, x, r, y, &tile);
+    }
+}

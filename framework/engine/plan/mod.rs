@@ -1,0 +1,125 @@
+//! The plan: a flat program for one binding of the symbolic dimensions.
+//!
+//! Row `i` of every `step_*` column describes step `i`. A step's kind picks a parameter table, `step_row` the row
+//! in it, `step_args` its operands: `(space, offset)` pairs into the arena, the packed weights, the caller's
+//! inputs or outputs. Running a plan walks these arrays; it allocates nothing, follows no trait object and
+//! takes no lock.
+
+mod arena;
+mod build;
+mod conv;
+mod cost;
+mod exec;
+mod place;
+mod weights;
+
+use crate::kernels::steps::{FillStep, MapStep, MatMulStep, MeanStep, PoolStep, ReduceStep};
+use crate::kernels::{ConvGeom, QEpilogue};
+use lacuna_ir::{Range32, ValueId};
+use std::ops::Range;
+
+pub use build::build;
+pub use exec::{Bases, run_step};
+pub use place::{Place, Root};
+pub use weights::{KernelChoice, Weights};
+
+/// The most bytes an arena may have.
+pub const ARENA_BYTES_MAX: u64 = 1 << 36;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepKind {
+    Conv,
+    Map,
+    Fill,
+    Pool,
+    Mean,
+    Reduce,
+    MatMul,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    Arena,
+    Weights,
+    Input(u32),
+    Output(u32),
+}
+
+/// An operand: bytes from the start of its space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    pub space: Space,
+    pub offset: usize,
+}
+
+/// What threads divide among themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    Rows,
+    /// Blocks of so many columns.
+    Cols(u32),
+    /// Blocks of so many output channels.
+    Channels(u32),
+}
+
+/// Operands x, y and, if the epilogue has one, the residual: starts of their buffers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConvStep {
+    /// Row of `CONV_KERNELS`.
+    pub kernel: usize,
+    pub geom: ConvGeom,
+    pub epilogue: QEpilogue,
+    /// Bytes of the packed weights.
+    pub weights: Range<usize>,
+    pub split: Split,
+}
+
+/// What people read about a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepInfo {
+    /// Name of the op in the lowered graph.
+    pub op: String,
+    pub kind: &'static str,
+    pub kernel: &'static str,
+    /// Elements of the weights, and how many of those packed are not zero.
+    pub weights: u64,
+    pub nonzeros: u64,
+    /// Share of a sparse kernel's slots that hold a weight.
+    pub slot_efficiency: Option<f64>,
+    pub estimated_ns: f64,
+    /// Why this kernel.
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    pub step_kind: Vec<StepKind>,
+    pub step_row: Vec<u32>,
+    pub step_args: Vec<Range32>,
+    /// How many threads get a part.
+    pub step_parts: Vec<u32>,
+    /// Whether all threads meet after the step.
+    pub step_barrier: Vec<bool>,
+    pub args: Vec<Slot>,
+
+    pub convs: Vec<ConvStep>,
+    pub maps: Vec<MapStep>,
+    pub fills: Vec<FillStep>,
+    pub pools: Vec<PoolStep>,
+    pub means: Vec<MeanStep>,
+    pub reduces: Vec<ReduceStep>,
+    pub matmuls: Vec<MatMulStep>,
+
+    pub arena_bytes: usize,
+    /// Not read by a run: one row per step, and where values lie.
+    pub step_info: Vec<StepInfo>,
+    /// Places of values in buffers and the buffers' offsets in the arena, for those who look at values after a run.
+    pub value_place: Vec<(ValueId, Place)>,
+    pub buffer_offset: Vec<usize>,
+}
+
+impl Plan {
+    pub fn steps(&self) -> usize {
+        self.step_kind.len()
+    }
+}

@@ -1,0 +1,459 @@
+//! What callers hold: a compiled graph that runs.
+
+use crate::error::{Error, Result};
+use crate::memory::AlignedBytes;
+use crate::passes::{PassReport, lower};
+use crate::plan::{Bases, KernelChoice, Plan, Root, StepInfo, Weights, build};
+use crate::target::{Isa, Target};
+use crate::workers::Workers;
+use lacuna_ir::{DType, Dim, Graph, Id, Tensor, ValueId};
+use serde::Serialize;
+
+/// How a session is made. The default is all cores and the best kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Threads, the caller's included; all cores if absent.
+    pub threads: Option<usize>,
+    /// Kernel rows up to this one; `LACUNA_ISA` or what the processor has if absent.
+    pub isa: Option<Isa>,
+    pub kernels: KernelChoice,
+    /// Keep every value of the lowered graph after a run, for [`Session::value`]. Costs memory.
+    pub keep_values: bool,
+}
+
+/// An input or output: `None` stands for a dimension that a run binds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Port {
+    pub name: String,
+    #[serde(serialize_with = "dtype_name")]
+    pub dtype: DType,
+    pub dims: Vec<Option<usize>>,
+}
+
+fn dtype_name<S: serde::Serializer>(dtype: &DType, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(dtype.name())
+}
+
+macro_rules! views {
+    ($($ty:ty, $dtype:ident, $name:ident;)*) => {
+        impl<'a> InputRef<'a> {
+            $(pub fn $name(dims: &'a [usize], elements: &'a [$ty]) -> InputRef<'a> {
+                InputRef { dtype: DType::$dtype, dims, bytes: bytemuck::cast_slice(elements) }
+            })*
+        }
+
+        impl<'a> OutputMut<'a> {
+            $(pub fn $name(elements: &'a mut [$ty]) -> OutputMut<'a> {
+                OutputMut { dtype: DType::$dtype, bytes: bytemuck::cast_slice_mut(elements) }
+            })*
+        }
+    };
+}
+
+/// A borrowed dense row-major tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct InputRef<'a> {
+    dtype: DType,
+    dims: &'a [usize],
+    bytes: &'a [u8],
+}
+
+/// Where an output goes: dense, row-major.
+#[derive(Debug)]
+pub struct OutputMut<'a> {
+    dtype: DType,
+    bytes: &'a mut [u8],
+}
+
+views! {
+    f32, F32, f32;
+    i64, I64, i64;
+    i32, I32, i32;
+    u8, U8, u8;
+    i8, I8, i8;
+}
+
+impl<'a> From<&'a Tensor> for InputRef<'a> {
+    fn from(t: &'a Tensor) -> InputRef<'a> {
+        InputRef { dtype: t.dtype(), dims: &t.dims, bytes: t.bytes() }
+    }
+}
+
+/// One step, as `analyze` and `benchmark` show it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepProfile {
+    pub op: String,
+    pub kind: &'static str,
+    pub kernel: &'static str,
+    /// Elements of the weights, and the share of those packed that is not zero.
+    pub weights: u64,
+    pub density: f64,
+    pub slot_efficiency: Option<f64>,
+    pub estimated_ns: f64,
+    /// Median over the runs.
+    pub measured_ns: Option<f64>,
+    pub reason: String,
+}
+
+/// Addresses of the caller's memory, set at the start of a run and used in it only.
+#[derive(Default)]
+struct Pointers(Vec<*mut u8>);
+
+// SAFETY: nothing behind the addresses is touched outside `Session::run_into`, which holds the borrows.
+unsafe impl Send for Pointers {}
+// SAFETY: as above; a shared session reads none of them.
+unsafe impl Sync for Pointers {}
+
+/// A compiled graph. Not shared between threads: one run at a time, on the session's own threads.
+pub struct Session {
+    graph: Graph,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    reports: Vec<PassReport>,
+    target: Target,
+    options: Options,
+    weights: Weights,
+    /// What each symbol is bound to.
+    symbols: Vec<u64>,
+    /// Bytes of each output under this binding.
+    output_bytes: Vec<usize>,
+    plan: Plan,
+    arena: AlignedBytes,
+    workers: Workers,
+    input_pointers: Pointers,
+    output_pointers: Pointers,
+    /// Scratch for the symbols of a run.
+    wanted: Vec<u64>,
+}
+
+fn port(g: &Graph, v: ValueId) -> Port {
+    let dims = g.shape(v).iter().map(|d| d.fixed().map(|n| n as usize)).collect();
+    Port { name: g.value_name[v].clone(), dtype: g.value_dtype[v], dims }
+}
+
+/// The graph with every symbol replaced by its number, verified again.
+fn bind_symbols(g: &Graph, symbols: &[u64]) -> Result<Graph> {
+    let mut bound = g.clone();
+    for dim in &mut bound.dims {
+        if let Dim::Symbol(s) = *dim {
+            *dim = Dim::Fixed(symbols[s.index()]);
+        }
+    }
+    lacuna_ir::verify::verify(&bound)?;
+    Ok(bound)
+}
+
+impl Session {
+    /// Compiles `g`: runs the passes, packs the weights, plans for every symbolic dimension = 1.
+    pub fn new(g: &Graph, options: &Options) -> Result<Session> {
+        let target = Target::new(options.isa, options.threads)?;
+        let (graph, reports) = lower(g, &target)?;
+        let symbols = vec![1; graph.symbols.len()];
+        let mut weights = Weights::default();
+        let bound = bind_symbols(&graph, &symbols)?;
+        let plan = build(&bound, &target, options.kernels, options.keep_values, &mut weights)?;
+        let workers = Workers::start(target.threads)
+            .map_err(|e| Error::Options(format!("cannot start {} threads: {e}", target.threads)))?;
+        let inputs: Vec<Port> = graph.inputs.iter().map(|&v| port(&graph, v)).collect();
+        // Passes give values new names: outputs keep those of the caller's graph.
+        let outputs: Vec<Port> = (g.outputs.iter().zip(&graph.outputs))
+            .map(|(&old, &new)| Port { name: g.value_name[old].clone(), ..port(&graph, new) })
+            .collect();
+        let mut session = Session {
+            input_pointers: Pointers(vec![std::ptr::null_mut(); inputs.len()]),
+            output_pointers: Pointers(vec![std::ptr::null_mut(); outputs.len()]),
+            arena: AlignedBytes::zeroed(plan.arena_bytes),
+            wanted: symbols.clone(),
+            output_bytes: Vec::new(),
+            options: *options,
+            graph,
+            inputs,
+            outputs,
+            reports,
+            target,
+            weights,
+            symbols,
+            plan,
+            workers,
+        };
+        session.measure_outputs();
+        Ok(session)
+    }
+
+    pub fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    pub fn outputs(&self) -> &[Port] {
+        &self.outputs
+    }
+
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// What the passes did.
+    pub fn passes(&self) -> &[PassReport] {
+        &self.reports
+    }
+
+    /// The lowered graph: `lacuna_ir::interp` on it gives what the engine gives, bit for bit in integers.
+    pub fn lowered(&self) -> &Graph {
+        &self.graph
+    }
+
+    pub fn steps(&self) -> &[StepInfo] {
+        &self.plan.step_info
+    }
+
+    pub fn arena_bytes(&self) -> usize {
+        self.plan.arena_bytes
+    }
+
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes.len()
+    }
+
+    /// Dims of output `i` under the present binding.
+    pub fn output_dims(&self, i: usize) -> Vec<usize> {
+        let fixed = |d: &Dim| match *d {
+            Dim::Fixed(n) => n as usize,
+            Dim::Symbol(s) => self.symbols[s.index()] as usize,
+        };
+        self.graph.shape(self.graph.outputs[i]).iter().map(fixed).collect()
+    }
+
+    /// Plans for this batch: every symbol that is the first dimension of an input becomes `batch`.
+    /// Packed weights stay. Runs of that batch then allocate nothing.
+    pub fn bind(&mut self, batch: usize) -> Result<()> {
+        self.wanted.clone_from(&self.symbols);
+        for &v in &self.graph.inputs {
+            if let Some(&Dim::Symbol(s)) = self.graph.shape(v).first() {
+                self.wanted[s.index()] = batch as u64;
+            }
+        }
+        self.bind_wanted()
+    }
+
+    /// Makes `wanted` the binding. On failure the old one stays.
+    fn bind_wanted(&mut self) -> Result<()> {
+        if self.wanted == self.symbols {
+            return Ok(());
+        }
+        let bound = bind_symbols(&self.graph, &self.wanted)?;
+        let plan =
+            build(&bound, &self.target, self.options.kernels, self.options.keep_values, &mut self.weights)?;
+        if plan.arena_bytes > self.arena.len() {
+            self.arena = AlignedBytes::zeroed(plan.arena_bytes);
+        }
+        self.plan = plan;
+        self.symbols.clone_from(&self.wanted);
+        self.measure_outputs();
+        Ok(())
+    }
+
+    fn measure_outputs(&mut self) {
+        let bytes = |i: usize| self.output_dims(i).iter().product::<usize>() * self.outputs[i].dtype.size();
+        self.output_bytes = (0..self.outputs.len()).map(bytes).collect();
+    }
+
+    /// Reads the symbols off the inputs' dims into `wanted`.
+    fn read_symbols(&mut self, inputs: &[InputRef<'_>]) -> Result<()> {
+        if inputs.len() != self.inputs.len() {
+            return Err(Error::Input {
+                name: self.inputs.get(inputs.len()).map_or_else(String::new, |p| p.name.clone()),
+                why: format!("{} inputs were given, the graph has {}", inputs.len(), self.inputs.len()),
+            });
+        }
+        self.wanted.fill(0);
+        for (i, input) in inputs.iter().enumerate() {
+            let shape = self.graph.shape(self.graph.inputs[i]);
+            let mut fits = input.dtype == self.inputs[i].dtype && input.dims.len() == shape.len();
+            let count = input.dims.iter().try_fold(input.dtype.size(), |n, &d| n.checked_mul(d));
+            fits &= count == Some(input.bytes.len());
+            for (&dim, &given) in shape.iter().zip(input.dims) {
+                fits &= match dim {
+                    Dim::Fixed(n) => n == given as u64,
+                    Dim::Symbol(s) => {
+                        let known = std::mem::replace(&mut self.wanted[s.index()], given as u64);
+                        given > 0 && (known == 0 || known == given as u64)
+                    }
+                };
+            }
+            if !fits {
+                return Err(misfit(&self.inputs[i], input));
+            }
+        }
+        // A symbol that no input carries keeps its binding.
+        for (wanted, &now) in self.wanted.iter_mut().zip(&self.symbols) {
+            if *wanted == 0 {
+                *wanted = now;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the graph. Once a batch is bound, further runs of that batch allocate nothing.
+    ///
+    /// # Errors
+    /// [`Error::Input`] and [`Error::Output`] for what does not fit the graph; [`Error::TooLarge`] for a new batch
+    /// whose activations pass the limit.
+    pub fn run_into(&mut self, inputs: &[InputRef<'_>], outputs: &mut [OutputMut<'_>]) -> Result<()> {
+        self.run_timed(inputs, outputs, None)
+    }
+
+    fn run_timed(
+        &mut self,
+        inputs: &[InputRef<'_>],
+        outputs: &mut [OutputMut<'_>],
+        times: Option<&mut [u64]>,
+    ) -> Result<()> {
+        self.read_symbols(inputs)?;
+        self.bind_wanted()?;
+        self.check_outputs(outputs)?;
+        for (p, input) in self.input_pointers.0.iter_mut().zip(inputs) {
+            *p = input.bytes.as_ptr().cast_mut();
+        }
+        for (p, output) in self.output_pointers.0.iter_mut().zip(outputs.iter_mut()) {
+            *p = output.bytes.as_mut_ptr();
+        }
+        let bases = Bases {
+            arena: self.arena.as_mut_ptr(),
+            weights: self.weights.bytes.as_ptr(),
+            inputs: self.input_pointers.0.as_ptr().cast(),
+            outputs: self.output_pointers.0.as_ptr(),
+            isa: self.target.isa,
+        };
+        // SAFETY: the arena is as large as the plan asks for; inputs and outputs were checked to have the dtypes,
+        // dims and lengths the plan was built for, their types guarantee alignment, and the steps write no input.
+        unsafe { self.workers.run(&self.plan, &bases, times) };
+        Ok(())
+    }
+
+    fn check_outputs(&self, outputs: &[OutputMut<'_>]) -> Result<()> {
+        if outputs.len() != self.outputs.len() {
+            return Err(Error::Output {
+                name: self.outputs.get(outputs.len()).map_or_else(String::new, |p| p.name.clone()),
+                why: format!("{} outputs were given, the graph has {}", outputs.len(), self.outputs.len()),
+            });
+        }
+        for (i, output) in outputs.iter().enumerate() {
+            let (port, want) = (&self.outputs[i], self.output_bytes[i]);
+            if output.dtype != port.dtype || output.bytes.len() != want {
+                return Err(Error::Output {
+                    name: port.name.clone(),
+                    why: format!(
+                        "is {} with {want} bytes for this batch, {} with {} bytes was given",
+                        port.dtype,
+                        output.dtype,
+                        output.bytes.len()
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the graph and returns its outputs in new tensors.
+    pub fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.run_times(inputs, None)
+    }
+
+    fn run_times(&mut self, inputs: &[Tensor], times: Option<&mut [u64]>) -> Result<Vec<Tensor>> {
+        let inputs: Vec<InputRef<'_>> = inputs.iter().map(InputRef::from).collect();
+        self.read_symbols(&inputs)?;
+        self.bind_wanted()?;
+        let mut tensors: Vec<Tensor> =
+            (0..self.outputs.len()).map(|i| Tensor::zeros(self.outputs[i].dtype, &self.output_dims(i))).collect();
+        let mut outputs: Vec<OutputMut<'_>> = tensors.iter_mut().map(output_of).collect();
+        self.run_timed(&inputs, &mut outputs, times)?;
+        Ok(tensors)
+    }
+
+    /// Runs `runs` times and returns what each step is and how long it took.
+    pub fn profile(&mut self, inputs: &[Tensor], runs: usize) -> Result<Vec<StepProfile>> {
+        // The first run binds the batch, which changes the steps.
+        self.run(inputs)?;
+        let mut times = vec![vec![0; self.plan.steps()]; runs];
+        for times in &mut times {
+            self.run_times(inputs, Some(times))?;
+        }
+        let median = |step: usize| {
+            let mut of: Vec<u64> = times.iter().map(|t| t[step]).collect();
+            of.sort_unstable();
+            of.get(of.len() / 2).map(|&ns| ns as f64)
+        };
+        Ok(self.plan.step_info.iter().enumerate().map(|(i, info)| profile_row(info, median(i))).collect())
+    }
+
+    /// What each step is and is expected to cost, without running.
+    pub fn analyze(&self) -> Vec<StepProfile> {
+        self.plan.step_info.iter().map(|info| profile_row(info, None)).collect()
+    }
+
+    /// A value of [`Session::lowered`] after a run, if it was kept ([`Options::keep_values`]) and has a place of its
+    /// own or shares one. Padding is left out.
+    pub fn value(&self, v: ValueId) -> Option<Tensor> {
+        if !self.options.keep_values {
+            return None;
+        }
+        let (_, place) = self.plan.value_place.iter().find(|(x, _)| *x == v)?;
+        let Root::Buffer(buffer) = place.root else { return None };
+        let dtype = *self.graph.value_dtype.get(v)?;
+        let size = dtype.size();
+        let start = self.plan.buffer_offset[buffer];
+        let count: usize = place.dims.iter().product();
+        let mut bytes = Vec::with_capacity(count * size);
+        for i in 0..count {
+            let (mut rest, mut at) = (i, place.origin);
+            for d in (0..place.dims.len()).rev() {
+                at += rest % place.dims[d] * place.strides[d];
+                rest /= place.dims[d];
+            }
+            bytes.extend_from_slice(self.arena.get(start + at * size..start + (at + 1) * size)?);
+        }
+        Tensor::from_bytes(dtype, &place.dims, &bytes)
+    }
+}
+
+fn profile_row(info: &StepInfo, measured_ns: Option<f64>) -> StepProfile {
+    StepProfile {
+        op: info.op.clone(),
+        kind: info.kind,
+        kernel: info.kernel,
+        weights: info.weights,
+        density: if info.weights == 0 { 1.0 } else { info.nonzeros as f64 / info.weights as f64 },
+        slot_efficiency: info.slot_efficiency,
+        estimated_ns: info.estimated_ns,
+        measured_ns,
+        reason: info.reason.clone(),
+    }
+}
+
+fn output_of(t: &mut Tensor) -> OutputMut<'_> {
+    use lacuna_ir::Elements::*;
+    match &mut t.elements {
+        F32(v) => OutputMut::f32(v),
+        I64(v) => OutputMut::i64(v),
+        I32(v) => OutputMut::i32(v),
+        I8(v) => OutputMut::i8(v),
+        U8(v) => OutputMut::u8(v),
+        Bool(v) => OutputMut { dtype: DType::Bool, bytes: v },
+    }
+}
+
+fn misfit(port: &Port, given: &InputRef<'_>) -> Error {
+    let dims: Vec<String> =
+        port.dims.iter().map(|d| d.map_or_else(|| "any".to_string(), |n| n.to_string())).collect();
+    Error::Input {
+        name: port.name.clone(),
+        why: format!(
+            "is {}[{}] in the graph, {}{:?} with {} bytes was given",
+            port.dtype,
+            dims.join(","),
+            given.dtype,
+            given.dims,
+            given.bytes.len()
+        ),
+    }
+}

@@ -1,0 +1,214 @@
+//! The session's own threads: they run a plan's steps in lockstep, each its fixed share of every step.
+//!
+//! Threads meet after a step by one growing counter; who waits spins a little, then parks. The caller is thread
+//! 0. With one thread there is no counter and no meeting: a straight loop over the same steps.
+
+use crate::plan::{Bases, Plan, run_step};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::SeqCst};
+use std::thread::{JoinHandle, Thread};
+use std::time::Instant;
+
+/// Looks at the counter before a thread parks: some 20 to 50 microseconds.
+const SPINS: u32 = 2_000;
+
+/// One run, on the caller's stack while it lasts.
+struct Job {
+    plan: *const Plan,
+    bases: Bases,
+    caller: Thread,
+    /// Value of the counter when the run began.
+    base: u64,
+    /// Meet after every step, so that each can be timed.
+    every_step: bool,
+}
+
+struct Shared {
+    threads: usize,
+    /// Counts runs; a new value means a new job.
+    epoch: AtomicU64,
+    stop: AtomicBool,
+    job: AtomicPtr<Job>,
+    /// Arrivals at meetings since the beginning.
+    arrived: AtomicU64,
+    /// Threads that are parked or about to park.
+    parked: Vec<AtomicBool>,
+}
+
+pub struct Workers {
+    shared: Arc<Shared>,
+    handles: Vec<JoinHandle<()>>,
+    /// Handles of the workers, for waking them: number `i` is thread `i + 1`.
+    threads: Arc<std::sync::OnceLock<Vec<Thread>>>,
+}
+
+/// A kernel that panics would leave the other threads waiting for ever, or using a dead stack.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+impl Workers {
+    /// Starts `threads - 1` threads. Fails if the system gives no more.
+    pub fn start(threads: usize) -> std::io::Result<Workers> {
+        let shared = Arc::new(Shared {
+            threads,
+            epoch: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            job: AtomicPtr::new(std::ptr::null_mut()),
+            arrived: AtomicU64::new(0),
+            parked: (0..threads).map(|_| AtomicBool::new(false)).collect(),
+        });
+        let mut workers =
+            Workers { shared, handles: Vec::with_capacity(threads), threads: Arc::new(Default::default()) };
+        for me in 1..threads {
+            let (shared, others) = (workers.shared.clone(), workers.threads.clone());
+            let builder = std::thread::Builder::new().name(format!("lacuna-{me}"));
+            workers.handles.push(builder.spawn(move || serve(&shared, &others, me))?);
+        }
+        let all = workers.handles.iter().map(|h| h.thread().clone()).collect();
+        workers.threads.set(all).expect("set once");
+        Ok(workers)
+    }
+
+    /// Runs the plan; returns when all is done. `times`, one per step, gets the nanoseconds of each step.
+    ///
+    /// # Safety
+    /// As `plan::run_step`, for the whole plan.
+    pub unsafe fn run(&mut self, plan: &Plan, bases: &Bases, times: Option<&mut [u64]>) {
+        let _guard = AbortOnPanic;
+        let s = &*self.shared;
+        let job = Job {
+            plan,
+            bases: *bases,
+            caller: std::thread::current(),
+            base: s.arrived.load(SeqCst),
+            every_step: times.is_some(),
+        };
+        if s.threads > 1 {
+            s.job.store((&raw const job).cast_mut(), SeqCst);
+            s.epoch.fetch_add(1, SeqCst);
+            for i in 1..s.threads {
+                self.wake(i);
+            }
+        }
+        let wake = |i: usize| if i > 0 { self.unpark(i) };
+        // SAFETY: the caller's promise; the workers run the other parts, and are done when this returns, because
+        // the last step ends with a meeting.
+        unsafe { follow(s, &job, 0, wake, times) };
+    }
+
+    fn wake(&self, thread: usize) {
+        if self.shared.parked[thread].swap(false, SeqCst) {
+            self.unpark(thread);
+        }
+    }
+
+    fn unpark(&self, thread: usize) {
+        if let Some(threads) = self.threads.get() {
+            threads[thread - 1].unpark();
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        self.shared.epoch.fetch_add(1, SeqCst);
+        for handle in self.handles.drain(..) {
+            handle.thread().unpark();
+            // A worker that panicked has aborted the process.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// A worker's life: wait for a job, follow it, wait for the next.
+fn serve(s: &Shared, others: &std::sync::OnceLock<Vec<Thread>>, me: usize) {
+    let _guard = AbortOnPanic;
+    let mut seen = 0;
+    loop {
+        wait(&s.parked[me], || s.epoch.load(SeqCst) != seen);
+        seen = s.epoch.load(SeqCst);
+        if s.stop.load(SeqCst) {
+            return;
+        }
+        // SAFETY: the job lives until all threads have met after its last step; its addresses were stored before
+        // the epoch that was seen here.
+        let job = unsafe { &*s.job.load(SeqCst) };
+        // After the last meeting the job may be gone: its caller's handle must not be.
+        let caller = job.caller.clone();
+        let wake = |i: usize| match (i, others.get()) {
+            (0, _) => caller.unpark(),
+            (_, Some(threads)) => threads[i - 1].unpark(),
+            _ => {}
+        };
+        // SAFETY: the promise that `Workers::run` was given.
+        unsafe { follow(s, job, me, wake, None) };
+    }
+}
+
+/// Thread `me`'s parts of all steps.
+///
+/// # Safety
+/// As [`Workers::run`]; every thread follows the same job.
+unsafe fn follow(s: &Shared, job: &Job, me: usize, wake: impl Fn(usize), mut times: Option<&mut [u64]>) {
+    let (bases, base, every_step) = (job.bases, job.base, job.every_step);
+    // SAFETY: the plan outlives the run.
+    let plan = unsafe { &*job.plan };
+    let steps = plan.steps();
+    let mut meetings = 0;
+    let mut last = times.is_some().then(Instant::now);
+    for step in 0..steps {
+        // SAFETY: `run_step`'s promise is this function's; barriers order the steps.
+        unsafe { run_step(plan, &bases, step, me, s.threads) };
+        if s.threads > 1 && (plan.step_barrier[step] || every_step || step + 1 == steps) {
+            meetings += 1;
+            meet(s, base + meetings * s.threads as u64, me, &wake);
+        }
+        if let (Some(times), Some(before)) = (times.as_deref_mut(), last) {
+            let now = Instant::now();
+            times[step] = now.duration_since(before).as_nanos() as u64;
+            last = Some(now);
+        }
+    }
+}
+
+/// Returns when the counter of arrivals has reached `target`.
+fn meet(s: &Shared, target: u64, me: usize, wake: &impl Fn(usize)) {
+    if s.arrived.fetch_add(1, SeqCst) + 1 == target {
+        for i in (0..s.threads).filter(|&i| i != me) {
+            if s.parked[i].swap(false, SeqCst) {
+                wake(i);
+            }
+        }
+        return;
+    }
+    wait(&s.parked[me], || s.arrived.load(SeqCst) >= target);
+}
+
+/// Spins, then parks until `done`. Who makes `done` true looks at `parked` afterwards.
+fn wait(parked: &AtomicBool, done: impl Fn() -> bool) {
+    for _ in 0..SPINS {
+        if done() {
+            return;
+        }
+        std::hint::spin_loop();
+    }
+    loop {
+        parked.store(true, SeqCst);
+        if done() {
+            break;
+        }
+        std::thread::park();
+        if done() {
+            break;
+        }
+    }
+    parked.store(false, SeqCst);
+}
