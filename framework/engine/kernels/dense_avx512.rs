@@ -140,9 +140,17 @@ pub(super) unsafe fn run_i8(
     // SAFETY: the caller vouches for the processor, and for all pixels and channels of the tile.
     unsafe {
         let q = Requant::new(e);
-        for_each_block(g, &s, tile, e.has_residual, (1, y_size, 4), Pixels { x, y, r }, |panel, pixels, at| {
-            int8::BLOCKS[panel.vectors - 1][pixels - 1](panel, &q, at);
-        });
+        for_each_block(
+            g,
+            &s,
+            tile,
+            e.has_residual,
+            (1, y_size, 4),
+            Pixels { x, y, r },
+            |panel, pixels, at| {
+                int8::BLOCKS[panel.vectors - 1][pixels - 1](panel, &q, at);
+            },
+        );
     }
 }
 

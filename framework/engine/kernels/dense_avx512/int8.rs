@@ -18,6 +18,7 @@ pub(super) const BLOCKS: [&[BlockFn]; 4] = [
 ];
 
 /// Where a step of pixel `aN` or of pixel `6 + N` lies, as an operand.
+#[rustfmt::skip]
 macro_rules! operand {
     (a0) => { "dword ptr [{a}]" };
     (a1) => { "dword ptr [{a} + {s}]" };
@@ -34,33 +35,36 @@ macro_rules! operand {
 }
 
 /// Vectors, registers of the weights, then one row per pixel: a function that computes this pixel and those above,
-/// their number, the address, and for each vector its sum's register, index and weights. Defines all functions.
+/// the address, and for each vector its sum's register, index and weights. Defines all functions.
 macro_rules! int8_blocks {
     ($v:literal, $weights:tt, [$($done:tt)*]) => {};
-    ($v:literal, $weights:tt, [$($done:tt)*] ($name:ident $p:literal $($row:tt)*) $($rest:tt)*) => {
-        int8_blocks!(@define $name $p $v $weights $($done)* ($($row)*));
+    ($v:literal, $weights:tt, [$($done:tt)*] ($name:ident $($row:tt)*) $($rest:tt)*) => {
+        int8_blocks!(@define $name $v $weights $($done)* ($($row)*));
         int8_blocks!($v, $weights, [$($done)* ($($row)*)] $($rest)*);
     };
-    (@define $name:ident $p:literal $v:literal [$(($wreg:literal $wat:literal))*]
+    (@define $name:ident $v:literal [$(($wreg:literal $wat:literal))*]
         $(($pixel:ident $(($acc:tt $i:literal $w:literal))*))*) => {
         /// # Safety
         /// AVX-512 VNNI is there; the block's pixels belong to the tile, and the panel has as many vectors.
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         unsafe fn $name(panel: &Panel<'_>, q: &Requant, at: Pixels) {
-            const P: usize = $p;
             const V: usize = $v;
             let s = panel.sections;
             // SAFETY: `read` and `for_each_block` cut bias, mult, table and weights to the panel's size; every run and
             // its last step (at most 3 bytes past the run) is readable for pixels of the tile. A convolution has at
             // least one run of at least one step.
             unsafe {
-                let mut acc = [_mm512_setzero_si512(); P * V];
+                let mut bias = [_mm512_setzero_si512(); V];
+                let mut mult = [_mm512_setzero_ps(); V];
+                let mut masks = [0; V];
                 for v in 0..V {
-                    let bias = _mm512_loadu_si512(s.bias.as_ptr().add(panel.first + v * 16).cast());
-                    for p in 0..P {
-                        acc[p * V + v] = bias;
-                    }
+                    let first = panel.first + v * 16;
+                    bias[v] = _mm512_loadu_si512(s.bias.as_ptr().add(first).cast());
+                    mult[v] = _mm512_loadu_ps(s.mult.as_ptr().add(first));
+                    masks[v] = lanes_before(first, panel.end);
                 }
+                // Sums are named one by one from here on: the compiler keeps an indexed array in memory.
+                let mut acc = [$($(bias[$i % V]),*),*];
                 asm!(
                     "/* {s} {s3} {s5} */",
                     "2:",
@@ -97,14 +101,13 @@ macro_rules! int8_blocks {
                     out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _,
                     options(nostack, readonly)
                 );
-                for v in 0..V {
-                    let mult = _mm512_loadu_ps(s.mult.as_ptr().add(panel.first + v * 16));
-                    let mask = lanes_before(panel.first + v * 16, panel.end);
-                    for p in 0..P {
-                        let y = at.y.wrapping_add(p * panel.y_stride + v * 16 * q.y_size());
-                        q.store(acc[p * V + v], mult, mask, y, at.r.wrapping_add(p * panel.r_stride + v * 16));
-                    }
-                }
+                $($({
+                    const PIXEL: usize = $i / V;
+                    const VECTOR: usize = $i % V;
+                    let y = at.y.wrapping_add(PIXEL * panel.y_stride + VECTOR * 16 * q.y_size());
+                    let r = at.r.wrapping_add(PIXEL * panel.r_stride + VECTOR * 16);
+                    q.store(acc[$i], mult[VECTOR], masks[VECTOR], y, r);
+                })*)*
             }
         }
     };
@@ -112,52 +115,52 @@ macro_rules! int8_blocks {
 
 #[rustfmt::skip]
 int8_blocks! { 1, [("zmm24" 0)], []
-    (v1_p1 1 a0 ("zmm0" 0 "zmm24"))
-    (v1_p2 2 a1 ("zmm1" 1 "zmm24"))
-    (v1_p3 3 a2 ("zmm2" 2 "zmm24"))
-    (v1_p4 4 a3 ("zmm3" 3 "zmm24"))
-    (v1_p5 5 a4 ("zmm4" 4 "zmm24"))
-    (v1_p6 6 a5 ("zmm5" 5 "zmm24"))
-    (v1_p7 7 b0 ("zmm6" 6 "zmm24"))
-    (v1_p8 8 b1 ("zmm7" 7 "zmm24"))
-    (v1_p9 9 b2 ("zmm8" 8 "zmm24"))
-    (v1_p10 10 b3 ("zmm9" 9 "zmm24"))
-    (v1_p11 11 b4 ("zmm10" 10 "zmm24"))
-    (v1_p12 12 b5 ("zmm11" 11 "zmm24"))
+    (v1_p1 a0 ("zmm0" 0 "zmm24"))
+    (v1_p2 a1 ("zmm1" 1 "zmm24"))
+    (v1_p3 a2 ("zmm2" 2 "zmm24"))
+    (v1_p4 a3 ("zmm3" 3 "zmm24"))
+    (v1_p5 a4 ("zmm4" 4 "zmm24"))
+    (v1_p6 a5 ("zmm5" 5 "zmm24"))
+    (v1_p7 b0 ("zmm6" 6 "zmm24"))
+    (v1_p8 b1 ("zmm7" 7 "zmm24"))
+    (v1_p9 b2 ("zmm8" 8 "zmm24"))
+    (v1_p10 b3 ("zmm9" 9 "zmm24"))
+    (v1_p11 b4 ("zmm10" 10 "zmm24"))
+    (v1_p12 b5 ("zmm11" 11 "zmm24"))
 }
 
 #[rustfmt::skip]
 int8_blocks! { 2, [("zmm24" 0) ("zmm25" 64)], []
-    (v2_p1 1 a0 ("zmm0" 0 "zmm24") ("zmm1" 1 "zmm25"))
-    (v2_p2 2 a1 ("zmm2" 2 "zmm24") ("zmm3" 3 "zmm25"))
-    (v2_p3 3 a2 ("zmm4" 4 "zmm24") ("zmm5" 5 "zmm25"))
-    (v2_p4 4 a3 ("zmm6" 6 "zmm24") ("zmm7" 7 "zmm25"))
-    (v2_p5 5 a4 ("zmm8" 8 "zmm24") ("zmm9" 9 "zmm25"))
-    (v2_p6 6 a5 ("zmm10" 10 "zmm24") ("zmm11" 11 "zmm25"))
-    (v2_p7 7 b0 ("zmm12" 12 "zmm24") ("zmm13" 13 "zmm25"))
-    (v2_p8 8 b1 ("zmm14" 14 "zmm24") ("zmm15" 15 "zmm25"))
-    (v2_p9 9 b2 ("zmm16" 16 "zmm24") ("zmm17" 17 "zmm25"))
-    (v2_p10 10 b3 ("zmm18" 18 "zmm24") ("zmm19" 19 "zmm25"))
-    (v2_p11 11 b4 ("zmm20" 20 "zmm24") ("zmm21" 21 "zmm25"))
-    (v2_p12 12 b5 ("zmm22" 22 "zmm24") ("zmm23" 23 "zmm25"))
+    (v2_p1 a0 ("zmm0" 0 "zmm24") ("zmm1" 1 "zmm25"))
+    (v2_p2 a1 ("zmm2" 2 "zmm24") ("zmm3" 3 "zmm25"))
+    (v2_p3 a2 ("zmm4" 4 "zmm24") ("zmm5" 5 "zmm25"))
+    (v2_p4 a3 ("zmm6" 6 "zmm24") ("zmm7" 7 "zmm25"))
+    (v2_p5 a4 ("zmm8" 8 "zmm24") ("zmm9" 9 "zmm25"))
+    (v2_p6 a5 ("zmm10" 10 "zmm24") ("zmm11" 11 "zmm25"))
+    (v2_p7 b0 ("zmm12" 12 "zmm24") ("zmm13" 13 "zmm25"))
+    (v2_p8 b1 ("zmm14" 14 "zmm24") ("zmm15" 15 "zmm25"))
+    (v2_p9 b2 ("zmm16" 16 "zmm24") ("zmm17" 17 "zmm25"))
+    (v2_p10 b3 ("zmm18" 18 "zmm24") ("zmm19" 19 "zmm25"))
+    (v2_p11 b4 ("zmm20" 20 "zmm24") ("zmm21" 21 "zmm25"))
+    (v2_p12 b5 ("zmm22" 22 "zmm24") ("zmm23" 23 "zmm25"))
 }
 
 #[rustfmt::skip]
 int8_blocks! { 3, [("zmm24" 0) ("zmm25" 64) ("zmm26" 128)], []
-    (v3_p1 1 a0 ("zmm0" 0 "zmm24") ("zmm1" 1 "zmm25") ("zmm2" 2 "zmm26"))
-    (v3_p2 2 a1 ("zmm3" 3 "zmm24") ("zmm4" 4 "zmm25") ("zmm5" 5 "zmm26"))
-    (v3_p3 3 a2 ("zmm6" 6 "zmm24") ("zmm7" 7 "zmm25") ("zmm8" 8 "zmm26"))
-    (v3_p4 4 a3 ("zmm9" 9 "zmm24") ("zmm10" 10 "zmm25") ("zmm11" 11 "zmm26"))
-    (v3_p5 5 a4 ("zmm12" 12 "zmm24") ("zmm13" 13 "zmm25") ("zmm14" 14 "zmm26"))
-    (v3_p6 6 a5 ("zmm15" 15 "zmm24") ("zmm16" 16 "zmm25") ("zmm17" 17 "zmm26"))
+    (v3_p1 a0 ("zmm0" 0 "zmm24") ("zmm1" 1 "zmm25") ("zmm2" 2 "zmm26"))
+    (v3_p2 a1 ("zmm3" 3 "zmm24") ("zmm4" 4 "zmm25") ("zmm5" 5 "zmm26"))
+    (v3_p3 a2 ("zmm6" 6 "zmm24") ("zmm7" 7 "zmm25") ("zmm8" 8 "zmm26"))
+    (v3_p4 a3 ("zmm9" 9 "zmm24") ("zmm10" 10 "zmm25") ("zmm11" 11 "zmm26"))
+    (v3_p5 a4 ("zmm12" 12 "zmm24") ("zmm13" 13 "zmm25") ("zmm14" 14 "zmm26"))
+    (v3_p6 a5 ("zmm15" 15 "zmm24") ("zmm16" 16 "zmm25") ("zmm17" 17 "zmm26"))
 }
 
 #[rustfmt::skip]
 int8_blocks! { 4, [("zmm24" 0) ("zmm25" 64) ("zmm26" 128) ("zmm27" 192)], []
-    (v4_p1 1 a0 ("zmm0" 0 "zmm24") ("zmm1" 1 "zmm25") ("zmm2" 2 "zmm26") ("zmm3" 3 "zmm27"))
-    (v4_p2 2 a1 ("zmm4" 4 "zmm24") ("zmm5" 5 "zmm25") ("zmm6" 6 "zmm26") ("zmm7" 7 "zmm27"))
-    (v4_p3 3 a2 ("zmm8" 8 "zmm24") ("zmm9" 9 "zmm25") ("zmm10" 10 "zmm26") ("zmm11" 11 "zmm27"))
-    (v4_p4 4 a3 ("zmm12" 12 "zmm24") ("zmm13" 13 "zmm25") ("zmm14" 14 "zmm26") ("zmm15" 15 "zmm27"))
-    (v4_p5 5 a4 ("zmm16" 16 "zmm24") ("zmm17" 17 "zmm25") ("zmm18" 18 "zmm26") ("zmm19" 19 "zmm27"))
-    (v4_p6 6 a5 ("zmm20" 20 "zmm24") ("zmm21" 21 "zmm25") ("zmm22" 22 "zmm26") ("zmm23" 23 "zmm27"))
+    (v4_p1 a0 ("zmm0" 0 "zmm24") ("zmm1" 1 "zmm25") ("zmm2" 2 "zmm26") ("zmm3" 3 "zmm27"))
+    (v4_p2 a1 ("zmm4" 4 "zmm24") ("zmm5" 5 "zmm25") ("zmm6" 6 "zmm26") ("zmm7" 7 "zmm27"))
+    (v4_p3 a2 ("zmm8" 8 "zmm24") ("zmm9" 9 "zmm25") ("zmm10" 10 "zmm26") ("zmm11" 11 "zmm27"))
+    (v4_p4 a3 ("zmm12" 12 "zmm24") ("zmm13" 13 "zmm25") ("zmm14" 14 "zmm26") ("zmm15" 15 "zmm27"))
+    (v4_p5 a4 ("zmm16" 16 "zmm24") ("zmm17" 17 "zmm25") ("zmm18" 18 "zmm26") ("zmm19" 19 "zmm27"))
+    (v4_p6 a5 ("zmm20" 20 "zmm24") ("zmm21" 21 "zmm25") ("zmm22" 22 "zmm26") ("zmm23" 23 "zmm27"))
 }
