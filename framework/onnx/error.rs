@@ -16,7 +16,7 @@ pub enum Error {
     #[error("{what}: {got}, the limit is {max}")]
     TooLarge { what: &'static str, got: u64, max: u64 },
     #[error(
-        "the file is cut off: at byte {at} a field of {need} bytes begins, {have} are left; copy the file again"
+        "the file is cut off, or not an ONNX model: at byte {at} a field of {need} bytes begins, {have} are left"
     )]
     Truncated { at: usize, need: u64, have: usize },
     #[error("not valid protobuf at byte {at}: {why}")]

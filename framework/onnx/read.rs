@@ -36,7 +36,6 @@ pub const FILE_BYTES_MAX: u64 = 8 << 30;
 /// Versions of the default operator set that are read.
 pub const OPSET_MIN: i64 = 11;
 pub const OPSET_MAX: i64 = 21;
-const GRAPH_OPS_MAX: usize = 1 << 20;
 const NAME_BYTES_MAX: usize = 4096;
 /// Symbols are looked up by a linear search.
 const SYMBOLS_MAX: usize = 256;
@@ -128,10 +127,6 @@ pub struct Reader<'m> {
 }
 
 fn read_graph(proto: &GraphProto, opset: i64) -> Result<Graph> {
-    if proto.node.len() > GRAPH_OPS_MAX {
-        let got = u64::try_from(proto.node.len()).unwrap_or(u64::MAX);
-        return Err(Error::TooLarge { what: "nodes", got, max: 1 << 20 });
-    }
     if let Some(sparse) = proto.sparse_initializer.first() {
         let name = sparse.values.as_ref().map_or("", |v| v.name.as_str()).to_string();
         let what = "sparse initialisers are not supported; save the weights densely".to_string();

@@ -22,6 +22,8 @@ const MESSAGE_BYTES_BASE: u64 = 16 << 20;
 const MESSAGE_BYTES_PER_BYTE: u64 = 32;
 /// ... but never more than this. Weights do not count: they stay in the file's buffer.
 const MESSAGE_BYTES_MAX: u64 = 4 << 30;
+/// Nodes of all graphs of the file.
+const NODES_MAX: u64 = 1 << 20;
 /// A string or bytes field that is kept costs its header in memory.
 const TEXT_BYTES: u64 = 32;
 
@@ -85,6 +87,7 @@ pub fn check(file: &[u8]) -> Result<()> {
         .saturating_add(MESSAGE_BYTES_BASE)
         .min(MESSAGE_BYTES_MAX);
     let mut spent: u64 = 0;
+    let mut nodes: u64 = 0;
     let mut at = 0;
     let mut open: Vec<(usize, M)> = vec![(file.len(), M::Model)];
     while let Some(&(end, message)) = open.last() {
@@ -122,6 +125,10 @@ pub fn check(file: &[u8]) -> Result<()> {
             }
             spent = spent.saturating_add(u64::try_from(kind(child).bytes).unwrap_or(u64::MAX));
             open.push((stop, child));
+            nodes = nodes.saturating_add(u64::from(matches!(child, M::Node)));
+        }
+        if nodes > NODES_MAX {
+            return Err(Error::TooLarge { what: "nodes", got: nodes, max: NODES_MAX });
         }
         if spent > max {
             return Err(Error::TooLarge { what: "memory for the file's messages, bytes", got: spent, max });

@@ -4,7 +4,7 @@ mod common;
 
 use bytes::Bytes;
 use lacuna_ir::op::Level;
-use lacuna_ir::{OPS, interp, text, verify};
+use lacuna_ir::{Attr, DType, Dim, Graph, OPS, OpKind, interp, text, verify};
 use lacuna_onnx::ops::ONNX_OPS;
 use lacuna_onnx::{WriteOptions, load, parse, save, to_bytes};
 
@@ -78,4 +78,45 @@ fn a_saved_file_is_whole_and_alone() {
     let nowhere = dir.path().join("none").join("model.onnx");
     let error = save(&cases[0].graph, &nowhere, &WriteOptions::default()).unwrap_err();
     assert!(matches!(error, lacuna_onnx::Error::Io { .. }), "{error}");
+}
+
+/// onnxruntime refuses this combination, the ONNX text allows it: 6 rows under a span of 3, 5 columns under 5.
+#[test]
+fn same_padding_counts_the_dilation() {
+    use common::build::*;
+    let dilated = vec![string("auto_pad", "SAME_UPPER"), ints("dilations", &[2, 2])];
+    let conv = vec![node("Conv", &["x", "w"], &["y"], dilated)];
+    let graph = parse(bytes(&model(17, conv, vec![f32s("w", &[1, 3, 2, 3], &[0.5; 18])]))).unwrap();
+    let Attr::Conv(conv) = graph.op_attr[graph.order[0]] else { panic!("not a convolution") };
+    assert_eq!(conv.window.pads, [1, 2, 1, 2]);
+    assert_eq!(graph.fixed_shape(graph.outputs[0]).unwrap(), [2, 1, 6, 5]);
+}
+
+#[test]
+fn nodes_out_of_order_are_sorted() {
+    use common::build::*;
+    let nodes = vec![
+        node("Sqrt", &["c"], &["y"], vec![]),
+        node("Sigmoid", &["b"], &["c"], vec![]),
+        node("Relu", &["x"], &["b"], vec![]),
+    ];
+    let graph = parse(bytes(&model(17, nodes, vec![]))).unwrap();
+    verify::verify(&graph).unwrap();
+    let kinds: Vec<&str> = graph.order.iter().map(|&op| graph.op_kind[op].name()).collect();
+    assert_eq!(kinds, ["Relu", "Sigmoid", "Sqrt"]);
+}
+
+/// Inside a graph names may be empty or stand twice (passes make such); in a file they cannot.
+#[test]
+fn names_are_made_distinct() {
+    let mut g = Graph::new("names");
+    let x = g.add_input("x", DType::F32, &[Dim::Fixed(2)]);
+    let mut v = x;
+    for name in ["t", "t", "x", ""] {
+        v = g.add_op(OpKind::Relu, Attr::None, "", &[v], &[name]).unwrap()[0];
+    }
+    g.outputs = g.add_op(OpKind::Relu, Attr::None, "", &[v], &["t_"]).unwrap();
+    let again = parse(Bytes::from(to_bytes(&g, &WriteOptions::default()).unwrap())).unwrap();
+    let names: Vec<&str> = again.value_name.as_slice().iter().map(String::as_str).collect();
+    assert_eq!(names, ["x", "t", "t__", "x_", "value_4", "t_"]);
 }

@@ -2,6 +2,9 @@
 //! onnxruntime iterate. Inputs are random but the same in every run.
 #![allow(dead_code)] // Each test file uses its part.
 
+pub mod build;
+pub mod foreign;
+
 use lacuna_ir::op::*;
 use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId};
 
