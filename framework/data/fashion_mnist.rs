@@ -69,7 +69,7 @@ impl fmt::Display for Source {
 pub fn load(dir: Option<&Path>) -> Result<(ImageSet, ImageSet, Source)> {
     let (place, dir) = match dir {
         Some(dir) => (Place::Given, dir.to_owned()),
-        None => find()?,
+        None => find(Path::new(SYSTEM_DIR))?,
     };
     let train = split(&dir, "train")?;
     let test = split(&dir, "t10k")?;
@@ -86,14 +86,15 @@ pub fn subset_dir() -> Option<PathBuf> {
     roots.map(|root| root.join(SUBSET_DIR)).find(|dir| dir.is_dir())
 }
 
-fn find() -> Result<(Place, PathBuf)> {
-    if Path::new(SYSTEM_DIR).is_dir() {
-        return Ok((Place::System, PathBuf::from(SYSTEM_DIR)));
+fn find(system: &Path) -> Result<(Place, PathBuf)> {
+    if system.is_dir() {
+        return Ok((Place::System, system.to_owned()));
     }
     subset_dir().map(|dir| (Place::Subset, dir)).ok_or_else(|| {
         Error::NotFound(format!(
-            "Fashion-MNIST: neither {SYSTEM_DIR} nor {SUBSET_DIR} (here or in a folder above) exists; \
-             give a folder with --data, or `apt-get install dataset-fashion-mnist`"
+            "Fashion-MNIST: neither {} nor {SUBSET_DIR} (here or in a folder above) exists; \
+             give a folder with --data, or `apt-get install dataset-fashion-mnist`",
+            system.display()
         ))
     })
 }
@@ -194,6 +195,14 @@ mod tests {
             source.to_string(),
             format!("Fashion-MNIST, full set: 60000 training + 10000 test images ({SYSTEM_DIR})")
         );
+    }
+
+    #[test]
+    fn without_the_package_the_subset_is_found() {
+        let nowhere = find(Path::new("/nonexistent")).unwrap();
+        assert_eq!(nowhere, (Place::Subset, subset()));
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(find(dir.path()).unwrap(), (Place::System, dir.path().to_owned()));
     }
 
     #[test]
