@@ -20,7 +20,7 @@ pub const RUN_BYTES_MAX: usize = 8 << 30;
 /// # Errors
 /// [`Error::Input`] for an input that does not fit, [`Error::Op`] for an op that cannot be evaluated.
 pub fn run(g: &Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-    let values = evaluate(g, inputs, false)?;
+    let values = evaluate(g, inputs, false, RUN_BYTES_MAX)?;
     g.outputs
         .iter()
         .map(|&v| {
@@ -37,7 +37,7 @@ pub fn run(g: &Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
 /// As [`run`], but returns every value of the graph, for comparisons layer by layer. `None`: a value that no
 /// live op reads or makes.
 pub fn run_all(g: &Graph, inputs: &[Tensor]) -> Result<IdVec<ValueId, Option<Tensor>>> {
-    let values = evaluate(g, inputs, true)?;
+    let values = evaluate(g, inputs, true, RUN_BYTES_MAX)?;
     let mut owned = IdVec::new();
     for v in values.into_iter() {
         owned.push(v.map(Cow::into_owned));
@@ -69,7 +69,7 @@ pub fn run_named(g: &Graph, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>> {
 
 type Values<'a> = IdVec<ValueId, Option<Cow<'a, Tensor>>>;
 
-fn evaluate<'a>(g: &Graph, inputs: &'a [Tensor], keep: bool) -> Result<Values<'a>> {
+fn evaluate<'a>(g: &Graph, inputs: &'a [Tensor], keep: bool, bytes_max: usize) -> Result<Values<'a>> {
     let symbols = bind_inputs(g, inputs)?;
     let mut values: Values<'a> = IdVec::filled(None, g.value_name.len());
     for (&v, t) in g.inputs.iter().zip(inputs) {
@@ -84,7 +84,7 @@ fn evaluate<'a>(g: &Graph, inputs: &'a [Tensor], keep: bool) -> Result<Values<'a
         for &v in g.inputs_of(op).iter().filter(|v| !v.is_none()) {
             load_const(g, v, &mut values)?;
         }
-        let outputs = evaluate_op(g, op, &values, &mut bytes_alive)?;
+        let outputs = evaluate_op(g, op, &values, &mut bytes_alive, bytes_max)?;
         for (&v, t) in g.outputs_of(op).iter().zip(outputs) {
             check_inferred(g, op, v, &t, &symbols)?;
             values[v] = Some(Cow::Owned(t));
@@ -160,7 +160,13 @@ fn load_const(g: &Graph, v: ValueId, values: &mut Values<'_>) -> Result<()> {
     Ok(())
 }
 
-fn evaluate_op(g: &Graph, op: OpId, values: &Values<'_>, bytes_alive: &mut usize) -> Result<Vec<Tensor>> {
+fn evaluate_op(
+    g: &Graph,
+    op: OpId,
+    values: &Values<'_>,
+    bytes_alive: &mut usize,
+    bytes_max: usize,
+) -> Result<Vec<Tensor>> {
     let row = g.op_kind[op].row();
     let fail = |why: String| Error::Op { op: g.op_name[op].clone(), kind: row.name, why };
     let mut inputs: Vec<Option<&Tensor>> = Vec::with_capacity(g.inputs_of(op).len());
@@ -177,8 +183,8 @@ fn evaluate_op(g: &Graph, op: OpId, values: &Values<'_>, bytes_alive: &mut usize
     let dims = output_dims(row.infer, &g.op_attr[op], &inputs).map_err(fail)?;
     // Eight bytes an element is the most any dtype takes.
     let bytes = element_count(&dims).and_then(|n| n.checked_mul(8)).and_then(|n| n.checked_add(*bytes_alive));
-    if bytes.is_none_or(|b| b > RUN_BYTES_MAX) {
-        return Err(fail(format!("the run needs more than {RUN_BYTES_MAX} bytes: use a smaller batch")));
+    if bytes.is_none_or(|b| b > bytes_max) {
+        return Err(fail(format!("the run needs more than {bytes_max} bytes: use a smaller batch")));
     }
     let outputs = (row.eval)(&g.op_attr[op], &inputs).map_err(fail)?;
     *bytes_alive += outputs.iter().map(|t| t.bytes().len()).sum::<usize>();
@@ -211,4 +217,30 @@ fn check_inferred(
             g.value_dtype[v]
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A chain frees as it goes; values that wait for a late reader add up.
+    #[test]
+    fn what_is_alive_is_bounded() {
+        let chain = "input %x: f32[4]
+%a: f32[4] = Relu(%x)
+%b: f32[4] = Relu(%a)
+%c: f32[4] = Relu(%b)
+%d: f32[4] = Relu(%c)
+output %d";
+        // Before each op one result of 16 bytes is alive, and the next is reckoned at 8 bytes an element.
+        let inputs = [Tensor::from_f32(&[4], vec![1.0, -1.0, 2.0, -2.0])];
+        let g = crate::text::parse(chain).unwrap();
+        assert!(evaluate(&g, &inputs, false, 48).is_ok());
+        assert!(evaluate(&g, &inputs, false, 47).is_err());
+        assert!(evaluate(&g, &inputs, true, 48).is_err());
+        let late = crate::text::parse(&chain.replace("Relu(%c)", "Add(%a, %c)")).unwrap();
+        let error = evaluate(&late, &inputs, false, 63).unwrap_err();
+        assert!(error.to_string().contains("more than 63 bytes"), "{error}");
+        assert!(evaluate(&late, &inputs, false, 64).is_ok());
+    }
 }

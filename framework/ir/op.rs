@@ -90,7 +90,8 @@ pub struct ReduceAttr {
 }
 
 /// How an integer op writes its result: `q = rne(clamp(f, lo - zero, hi - zero)) + zero` where `f` is the
-/// f32 result in units of the output's scale and `rne` rounds to nearest, ties to even. A fused ReLU is `lo = zero`.
+/// f32 result in units of the output's scale and `rne` rounds to nearest, ties to even; not a number becomes `lo`
+/// ([`reference::quant::requantize`]). A fused ReLU is `lo = zero`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Requant {
     pub zero: i32,
@@ -153,7 +154,7 @@ pub enum Attr {
     Clip(ClipAttr),
     /// Epsilon of a normalisation.
     Epsilon(f32),
-    /// One axis (Softmax, Concat, Flatten, Gather, Quantize/DequantizeLinear).
+    /// One axis (Softmax, Concat, Flatten, Quantize/DequantizeLinear).
     Axis(i32),
     Perm(Axes),
     Reduce(ReduceAttr),

@@ -332,6 +332,44 @@ fn constants_that_would_grow_too_large_stay_ops() {
 }
 
 #[test]
+fn identities_go_unless_an_output_needs_them() {
+    // An input cannot be called %a too; %r is an output itself; of %b and %c one can give %s its name.
+    let mut g = parse(
+        "graph g
+input %x: f32[n]
+%a: f32[n] = Identity(%x)
+%r: f32[n] = Relu(%x)
+%q: f32[n] = Identity(%r)
+%i: f32[n] = Identity(%x)
+%s: f32[n] = Sqrt(%i)
+%j: f32[n] = Identity(%s)
+%b: f32[n] = Identity(%j)
+%c: f32[n] = Identity(%j)
+output %a
+output %q
+output %r
+output %b
+output %c",
+    );
+    assert_eq!(passes::drop_identity(&mut g), Ok(3));
+    verify::verify(&g).unwrap();
+    let want = "graph g
+input %x: f32[n]
+%a: f32[n] = Identity(%x)
+%r: f32[n] = Relu(%x)
+%q: f32[n] = Identity(%r)
+%b: f32[n] = Sqrt(%x)
+%c: f32[n] = Identity(%b)
+output %a
+output %q
+output %r
+output %b
+output %c
+";
+    assert_eq!(text::print(&g), want);
+}
+
+#[test]
 fn simplify_reports_each_pass() {
     let mut g =
         parse("graph g\ninput %x: f32[n]\n%i: f32[n] = Identity(%x)\n%y: f32[n] = Relu(%i)\noutput %y");
