@@ -9,7 +9,7 @@ use lacuna_ir::op::FusedConvAttr;
 use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, Tensor, Uses, ValueId};
 
 pub fn to_nhwc(g: &mut Graph, _: &Target) -> Result<usize> {
-    let mut changes = dequantise_constants(g)?;
+    let mut changes = dequantise_constants(g)? + lacuna_ir::passes::fold_const(g)?;
     for op in g.order.clone() {
         let uses = g.uses();
         let out = g.outputs_of(op)[0];

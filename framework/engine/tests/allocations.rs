@@ -1,0 +1,58 @@
+//! After a batch is bound, a run allocates nothing, on no thread.
+
+mod common;
+
+use common::*;
+use lacuna_engine::{InputRef, Options, OutputMut, Session};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: passes every call on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(p, layout) }
+    }
+}
+
+#[global_allocator]
+static GLOBAL: Counting = Counting;
+
+#[test]
+fn a_bound_run_allocates_nothing() {
+    for &(name, make) in NETS {
+        for quantised in [false, true] {
+            for threads in [1, 2] {
+                let g = make(quantised, 0.9);
+                let options = Options { threads: Some(threads), ..Options::default() };
+                let mut session = Session::new(&g, &options).unwrap();
+                session.bind(2).unwrap();
+                let x = input(&g, 2, 1);
+                let lens: Vec<usize> =
+                    (0..session.outputs().len()).map(|i| session.output_dims(i).iter().product()).collect();
+                let mut results: Vec<Vec<f32>> = lens.iter().map(|&n| vec![0.0; n]).collect();
+                let inputs = [InputRef::from(&x)];
+                let mut outputs: Vec<OutputMut<'_>> = results.iter_mut().map(|y| OutputMut::f32(y)).collect();
+                // The first run may set up what the standard library keeps per thread.
+                session.run_into(&inputs, &mut outputs).unwrap();
+                let before = ALLOCATIONS.load(SeqCst);
+                for _ in 0..5 {
+                    session.run_into(&inputs, &mut outputs).unwrap();
+                }
+                let made = ALLOCATIONS.load(SeqCst) - before;
+                assert_eq!(made, 0, "{name} quantised {quantised} {threads} threads");
+                assert!(ALLOCATIONS.load(SeqCst) > 0, "the allocator counts");
+            }
+        }
+    }
+}
