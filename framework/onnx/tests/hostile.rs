@@ -234,7 +234,7 @@ fn every_cut_and_flip() {
         for _ in 0..8 {
             let mut bytes = whole.to_vec();
             bytes[at] ^= 1 << (random.bits() % 8);
-            if random.bits() % 4 == 0 {
+            if random.bits().is_multiple_of(4) {
                 let other = random.bits() as usize % bytes.len();
                 bytes[other] = random.bits() as u8;
             }
