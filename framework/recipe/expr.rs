@@ -394,10 +394,10 @@ mod tests {
     fn limits_hold_at_the_limit_and_one_beyond() {
         let nested = |n: usize| format!("{}1{}", "(".repeat(n), ")".repeat(n));
         assert!(run(&nested(63)).is_ok());
-        assert!(run(&nested(64)).unwrap_err().contains("deeper"));
+        assert!(run(&nested(64)).expect_err("too deep").contains("deeper"));
         let sum = |n: usize| vec!["1"; n].join("+");
         assert_eq!(run(&sum(128)), Ok(Number::Int(128)));
-        assert!(run(&sum(129)).unwrap_err().contains("parts"));
-        assert!(run(&" ".repeat(1025)).unwrap_err().contains("longer"));
+        assert!(run(&sum(129)).expect_err("too many").contains("parts"));
+        assert!(run(&" ".repeat(1025)).expect_err("too long").contains("longer"));
     }
 }

@@ -1,4 +1,4 @@
-//! The recipe language: reading it, checking it, and compiling it to a flat table of events before training starts.
+//! The recipe language: reading it, checking it, and compiling it to a flat table of events before training.
 //!
 //! A recipe is the classic SparseML YAML: variables, `eval(...)`, and lists of `!NameModifier` entries over fractional
 //! epochs. This crate knows names and numbers, never tensors, and nothing in a recipe can run code.
@@ -13,20 +13,23 @@
 
 mod diagnostic;
 mod expr;
+mod kind;
 mod modifier;
 mod modifier_table;
 mod params;
 mod plan;
 mod recipe;
 mod schedule;
+mod value;
 mod yaml;
 
 pub use diagnostic::{Diagnostic, Pos, Severity, render};
 pub use expr::{EXPR_BYTES_MAX, EXPR_NODES_MAX};
-pub use modifier::{
-    Arg, Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Modifier, Pruning, PruningGroup,
-    QuantArgs, Quantization, Scope,
+pub use kind::{
+    Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup, QuantArgs,
+    Quantization, Scope,
 };
+pub use modifier::{Arg, Modifier};
 pub use modifier_table::{Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type};
 pub use params::{Pattern, Rule, Selector};
 pub use plan::{Action, EVENTS_MAX, Event, LayerScheme, ParamRow, PoolRange, QuantScheme, compile};

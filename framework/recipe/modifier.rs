@@ -1,8 +1,13 @@
 //! One modifier of a recipe: its tagged map checked against the table row by row, then as a typed [`Kind`].
 
-use crate::diagnostic::{Diagnostic, Pos, did_you_mean};
-use crate::modifier_table::{Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Type};
+use crate::diagnostic::{Diagnostic, Pos, Severity, did_you_mean};
+use crate::kind::{
+    Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup, QuantArgs,
+    Quantization, Scope,
+};
+use crate::modifier_table::{Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type};
 use crate::params::{Selector, selector};
+use crate::value::{MASK_EXPECTED, boolean, float, int, is_names, is_null, mask};
 use crate::yaml::{Data, Document, NodeId};
 
 /// A modifier as the recipe has it, after evaluation.
@@ -61,178 +66,6 @@ impl Modifier {
     }
 }
 
-/// What a modifier asks for. Epochs are fractional; -1 is before training (start) or never (end).
-#[derive(Clone, PartialEq, Debug)]
-pub enum Kind {
-    EpochRange {
-        start: f64,
-        end: f64,
-    },
-    SetLearningRate {
-        learning_rate: f64,
-        start: f64,
-    },
-    LearningRateFunction {
-        function: LrFunction,
-        init: f64,
-        last: f64,
-        start: f64,
-        end: f64,
-        cycle_epochs: f64,
-    },
-    LearningRate {
-        class: LrClass,
-        init: f64,
-        start: f64,
-        end: f64,
-    },
-    SetWeightDecay {
-        weight_decay: f64,
-        start: f64,
-    },
-    TrainableParams {
-        params: Selector,
-        trainable: bool,
-        strict: bool,
-        start: f64,
-        end: f64,
-    },
-    Pruning(Pruning),
-    ConstantPruning {
-        params: Selector,
-        start: f64,
-        end: f64,
-    },
-    Quantization(Quantization),
-    Distillation {
-        hardness: f64,
-        temperature: f64,
-        start: f64,
-        end: f64,
-    },
-    /// Known and checked, not carried out.
-    ParsedOnly {
-        start: f64,
-        end: f64,
-    },
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LrFunction {
-    Linear,
-    Cosine,
-    CyclicLinear,
-}
-
-/// A scheduler, its arguments in epochs from the modifier's start except for milestones, which are absolute.
-#[derive(Clone, PartialEq, Debug)]
-pub enum LrClass {
-    Step { step_size: f64, gamma: f64 },
-    MultiStep { milestones: Vec<f64>, gamma: f64 },
-    Exponential { gamma: f64 },
-    CosineWarmRestarts { minimum: f64, cycle_epochs: f64 },
-}
-
-/// Gradual magnitude pruning (Zhu & Gupta 2017, "To prune, or not to prune").
-#[derive(Clone, PartialEq, Debug)]
-pub struct Pruning {
-    /// `None` is `__FROM_PARAM__`: each tensor's own sparsity at the start.
-    pub init_sparsity: Option<f64>,
-    /// What to prune and how far: one group, or one for each entry of a `final_sparsity` map.
-    pub groups: Vec<PruningGroup>,
-    pub start: f64,
-    pub end: f64,
-    /// Epochs between updates; -1 is every step.
-    pub update_frequency: f64,
-    pub leave_enabled: bool,
-    pub inter: Inter,
-    pub structure: MaskStructure,
-    pub scope: Scope,
-}
-
-#[derive(Clone, PartialEq, Debug)]
-pub struct PruningGroup {
-    pub params: Selector,
-    pub final_sparsity: f64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Inter {
-    Cubic,
-    Linear,
-    InverseCubic,
-}
-
-/// Which weights share one mask decision.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum MaskStructure {
-    Unstructured,
-    /// Blocks of 4 along the input channel (last, after padding), by mean magnitude.
-    Block4,
-    /// Keep `keep` of every `of` consecutive weights along the input channel.
-    NOfM {
-        keep: u32,
-        of: u32,
-    },
-    /// The list form `[rows, columns]`: groups of rows·columns consecutive input channels; -1 is the whole dimension.
-    Block {
-        rows: i32,
-        columns: i32,
-    },
-    Filter,
-    Channel,
-}
-
-/// Whether each tensor reaches the sparsity, or all tensors together do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Scope {
-    Uniform,
-    Global,
-}
-
-/// Quantisation-aware training, of either form.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Quantization {
-    pub start: f64,
-    pub disable_observer: Option<f64>,
-    pub freeze_bn: Option<f64>,
-    /// The scheme of every layer that no override names.
-    pub scheme: LayerQuant,
-    /// Later entries win over earlier ones.
-    pub overrides: Vec<(Selector, LayerQuant)>,
-    /// Layers (or the layers below a module) that stay in floating point.
-    pub ignore: Option<Selector>,
-    /// The only modules whose layers are quantised; `None` is the whole model.
-    pub submodules: Option<Selector>,
-    pub calibration_steps: Option<u32>,
-    /// Whether convolution, batch norm and activation are fused first.
-    pub fuse: bool,
-    /// Per kind of layer, whether its activations are quantised (the older form can switch them off).
-    pub linear_activations: bool,
-    pub conv_activations: bool,
-    pub embeddings: bool,
-    pub reduce_range: bool,
-    /// Whether a name in `ignore` or `overrides` that the model lacks is an error.
-    pub strict: bool,
-}
-
-/// Quantisation of one layer's input, weight and output; `None` leaves it in floating point.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LayerQuant {
-    pub input: Option<QuantArgs>,
-    pub weight: Option<QuantArgs>,
-    pub output: Option<QuantArgs>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct QuantArgs {
-    pub bits: u8,
-    /// Symmetric is signed with zero point 0; asymmetric is unsigned.
-    pub symmetric: bool,
-    /// One scale for each output channel instead of one for the tensor.
-    pub per_channel: bool,
-}
-
 /// Reads the tagged node `node` as a modifier. `None` after an error; everything found goes to `found`.
 pub(crate) fn read(
     doc: &Document,
@@ -261,14 +94,17 @@ pub(crate) fn read(
     let errors = found.len();
     let mut reader = Reader { doc, file, row, pos, args: Vec::new(), found };
     reader.collect(node);
-    let enabled = reader.bool("enabled");
-    let kind = reader.kind();
-    let args = reader.args;
-    // A key that is wrong has been reported; its fallback value must not be used.
-    if found.len() > errors && found[errors..].iter().any(|d| d.severity == crate::Severity::Error) {
+    // What follows uses the values, so they must all be right.
+    if reader.found[errors..].iter().any(|d| d.severity == Severity::Error) {
         return None;
     }
-    Some(Modifier { pos, row, group: group.to_owned(), stage, args, enabled, kind: kind? })
+    let kind = reader.kind()?;
+    let enabled = reader.bool("enabled");
+    let args = reader.args;
+    if found[errors..].iter().any(|d| d.severity == Severity::Error) {
+        return None;
+    }
+    Some(Modifier { pos, row, group: group.to_owned(), stage, args, enabled, kind })
 }
 
 /// The first form that knows every key given; else the one that knows most of them.
@@ -318,11 +154,15 @@ impl Reader<'_> {
             }
             self.args.push(Arg { key: key_row, value });
         }
-        for key in self.row.keys.iter().filter(|key| key.default == Absent::Required) {
-            if self.arg(key.name).is_none() {
-                let message = format!("`!{class}` needs the key `{}`", key.name);
-                self.error(self.pos, message, format!("add `{}: ...` below it", key.name));
-            }
+        let required = self.row.keys.iter().filter(|key| key.default == Absent::Required);
+        let missing: Vec<&str> =
+            required.map(|key| key.name).filter(|name| self.arg(name).is_none()).collect();
+        if !missing.is_empty() {
+            let help = format!(
+                "add {}",
+                missing.iter().map(|name| format!("`{name}: ...`")).collect::<Vec<_>>().join(", ")
+            );
+            self.error(self.pos, format!("`!{class}` lacks what it needs"), help);
         }
     }
 
@@ -388,7 +228,7 @@ impl Reader<'_> {
             let at = self.arg("end_epoch").map_or(self.pos, |node| self.doc.pos(node));
             self.error(at, format!("ends at epoch {end}, before it starts at epoch {start}"), "");
         }
-        if self.row.status == crate::Status::ParsedOnly && self.row.class != "DistillationModifier" {
+        if self.row.status == Status::ParsedOnly && self.row.class != "DistillationModifier" {
             return Some(Kind::ParsedOnly { start, end });
         }
         Some(match self.row.class {
@@ -786,83 +626,4 @@ impl Reader<'_> {
     fn error(&mut self, pos: Pos, message: impl Into<String>, help: impl Into<String>) {
         self.found.push(Diagnostic::error(self.file, pos, message, help));
     }
-}
-
-const MASK_EXPECTED: &str =
-    "unstructured, block4, filter, channel, tensorrt, `N:M` in quotes, or two whole numbers such as [1, 4]";
-
-fn mask(doc: &Document, node: NodeId) -> Option<MaskStructure> {
-    if let [rows, columns] = *doc.list(node) {
-        let side = |node| int(doc, node).and_then(|n| i32::try_from(n).ok()).filter(|&n| n == -1 || n > 0);
-        return Some(MaskStructure::Block { rows: side(rows)?, columns: side(columns)? });
-    }
-    Some(match doc.text(node)? {
-        "unstructured" => MaskStructure::Unstructured,
-        "block4" => MaskStructure::Block4,
-        "filter" => MaskStructure::Filter,
-        "channel" => MaskStructure::Channel,
-        "tensorrt" => MaskStructure::NOfM { keep: 2, of: 4 },
-        text => {
-            let (keep, of) = text.split_once(':')?;
-            let (keep, of) = (keep.parse().ok()?, of.parse().ok()?);
-            if keep == 0 || keep > of {
-                return None;
-            }
-            MaskStructure::NOfM { keep, of }
-        }
-    })
-}
-
-/// PyYAML leaves `8e-5` a text and SparseML calls float() on it; so do we. NaN is never a number here.
-pub(crate) fn float(doc: &Document, node: NodeId) -> Option<f64> {
-    match doc.data(node) {
-        Data::Int(value) => Some(value as f64),
-        Data::Float(value) => Some(value).filter(|value| !value.is_nan()),
-        Data::Text(_) => doc.text(node).and_then(numeric_text),
-        _ => None,
-    }
-}
-
-/// A text such as `8e-5` as the number that it spells; not `inf`, `nan` or words.
-pub(crate) fn numeric_text(text: &str) -> Option<f64> {
-    let digits = text.trim().trim_start_matches(['-', '+']);
-    if !digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
-        return None;
-    }
-    text.trim().parse().ok().filter(|value: &f64| value.is_finite())
-}
-
-fn int(doc: &Document, node: NodeId) -> Option<i64> {
-    match doc.data(node) {
-        Data::Int(value) => Some(value),
-        // Beyond 2^53 a float does not name one integer.
-        _ => float(doc, node).filter(|n| n.fract() == 0.0 && n.abs() < 9e15).map(|n| n as i64),
-    }
-}
-
-fn boolean(doc: &Document, node: NodeId) -> Option<bool> {
-    match doc.data(node) {
-        Data::Bool(value) => Some(value),
-        Data::Int(0) => Some(false),
-        Data::Int(1) => Some(true),
-        Data::Float(value) if value == 0.0 || value == 1.0 => Some(value == 1.0),
-        Data::Text(_) => match doc.text(node)?.to_ascii_lowercase().as_str() {
-            "true" | "yes" | "on" | "1" => Some(true),
-            "false" | "no" | "off" | "0" => Some(false),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// SparseML takes the texts `null` and `None` for no value too.
-fn is_null(doc: &Document, node: NodeId) -> bool {
-    doc.data(node) == Data::Null || matches!(doc.text(node), Some("null" | "None" | "none"))
-}
-
-/// A scalar, or a list of scalars (a module may be called `0`).
-fn is_names(doc: &Document, node: NodeId) -> bool {
-    let scalar = |node| matches!(doc.data(node), Data::Text(_) | Data::Int(_));
-    scalar(node)
-        || (matches!(doc.data(node), Data::List(_)) && doc.list(node).iter().all(|&item| scalar(item)))
 }

@@ -82,8 +82,7 @@ pub(crate) fn selector(
                     Ok(regex) => Rule::Regex(regex),
                     Err(reason) => {
                         let message = format!("`{text}` is no regular expression: {reason}");
-                        let help = "look-around and back-references are not supported";
-                        found.push(Diagnostic::error(file, doc.pos(item), message, help));
+                        found.push(Diagnostic::error(file, doc.pos(item), message, ""));
                         return None;
                     }
                 },

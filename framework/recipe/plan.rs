@@ -1,5 +1,5 @@
-//! Compiles a recipe, for one model and one number of steps per epoch, to a [`Schedule`]: every event of the training in
-//! one table sorted by step, made and checked before the first step and only looked up afterwards.
+//! Compiles a recipe, for one model and one number of steps per epoch, to a [`Schedule`]: every event of the
+//! training in one table sorted by step, made and checked before the first step and only looked up afterwards.
 //!
 //! ```text
 //! events   [ step | epoch | modifier | action ]   by step, then by (end, start, place in the recipe)
@@ -11,10 +11,10 @@
 //! step [`Schedule::steps`] happen after the last step. An epoch between two steps takes effect at the later one.
 
 use crate::diagnostic::{Diagnostic, Pos, did_you_mean};
-use crate::modifier::{
-    Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Modifier, Pruning, PruningGroup,
-    Quantization, Scope,
+use crate::kind::{
+    Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup, Quantization, Scope,
 };
+use crate::modifier::Modifier;
 use crate::modifier_table::Status;
 use crate::params::{Pattern, Selector, no_match_help};
 use crate::recipe::Recipe;
@@ -149,9 +149,19 @@ pub fn compile(
         compiler.modifier(number);
     }
     if !compiler.errors.is_empty() {
+        compiler.errors.sort_by_key(|d| (d.line, d.column));
         return Err(compiler.errors);
     }
     let mut schedule = compiler.schedule;
+    let end = schedule.steps;
+    for event in schedule.events.iter().filter(|event| event.step > end) {
+        let modifier = &recipe.modifiers[event.modifier as usize];
+        let message =
+            format!("`!{}` acts at epoch {}, after the training ends", modifier.class(), event.epoch);
+        let help = "lengthen `!EpochRangeModifier`";
+        schedule.warnings.push(Diagnostic::warning(&recipe.source, modifier.pos, message, help));
+    }
+    schedule.events.retain(|event| event.step <= end);
     schedule.events.sort_by_key(|event| event.step);
     Ok(schedule)
 }
@@ -395,7 +405,8 @@ impl Compiler<'_> {
         }
     }
 
-    /// The parameters that a selector means, each once, in the order of the model. `None` after an error.
+    /// The parameters that a selector means, each once, in the order of the model. With `prunable_only` a pattern
+    /// that matches others too (`__ALL__`, `re:.*weight`) means the prunable ones. `None` after an error.
     fn select(&mut self, selector: &Selector, prunable_only: bool, strict: bool) -> Option<PoolRange> {
         let params = self.params;
         let errors = self.errors.len();

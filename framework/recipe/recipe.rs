@@ -2,8 +2,9 @@
 
 use crate::diagnostic::{Diagnostic, Pos, Severity, did_you_mean};
 use crate::expr::{self, Number};
-use crate::modifier::{self, Modifier, numeric_text};
+use crate::modifier::{self, Modifier};
 use crate::modifier_table::{Absent, COMMON_KEYS};
+use crate::value::numeric_text;
 use crate::yaml::{self, Data, Document, NodeId, RECIPE_BYTES_MAX};
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -38,8 +39,8 @@ pub struct Stage {
     pub pos: Pos,
 }
 
-/// Reads a recipe. `source` names it in diagnostics; a name that ends in `.md` makes the text a card, whose recipe is its
-/// front matter. `overrides` replace variables by name.
+/// Reads a recipe. `source` names it in diagnostics; a name that ends in `.md` makes the text a card, whose recipe
+/// is its front matter. `overrides` replace variables by name; their values are read as plain YAML scalars.
 ///
 /// Errors: everything found wrong, each with its place.
 pub fn parse(text: &str, source: &str, overrides: &[(String, String)]) -> Result<Recipe, Vec<Diagnostic>> {
@@ -56,6 +57,9 @@ pub fn parse(text: &str, source: &str, overrides: &[(String, String)]) -> Result
     }
     reader.override_variables(overrides);
     reader.evaluate();
+    if reader.failed() {
+        return Err(reader.errors());
+    }
     let modifiers = reader.modifiers(&layout);
     if reader.failed() {
         return Err(reader.errors());
@@ -230,8 +234,10 @@ impl Reader<'_> {
         self.found.iter().any(|d| d.severity == Severity::Error)
     }
 
+    /// The errors in the order of the text.
     fn errors(mut self) -> Vec<Diagnostic> {
         self.found.retain(|d| d.severity == Severity::Error);
+        self.found.sort_by_key(|d| (d.line, d.column));
         self.found
     }
 
@@ -300,7 +306,7 @@ impl Reader<'_> {
                 for (key, _) in self.entries(value) {
                     let class = self.key_name(key);
                     let message =
-                        format!("`{class}` is written in the session style (a map from name to arguments)");
+                        format!("`{class}` is written in the session style, a map from name to arguments");
                     let help = format!("not supported yet; the classic style is a list: `- !{class}`");
                     self.error(self.doc.pos(key), message, help);
                 }

@@ -1,6 +1,7 @@
 //! The compiled [`Schedule`]: looked up by step while training, printed before it.
 
-use crate::modifier::{MaskStructure, Scope};
+use crate::diagnostic::Diagnostic;
+use crate::kind::{MaskStructure, Scope};
 use crate::plan::{Action, Event, LayerScheme, PoolRange};
 use crate::recipe::Recipe;
 use std::collections::HashMap;
@@ -15,6 +16,8 @@ pub struct Schedule {
     pub steps_per_epoch: u32,
     /// Sorted by step; events of one step are in the order in which they must happen.
     pub events: Vec<Event>,
+    /// Findings that do not stop the training.
+    pub warnings: Vec<Diagnostic>,
     pub(crate) pool: Vec<u32>,
     pub(crate) layers: Vec<LayerScheme>,
     pub(crate) rates: Vec<RateRow>,
@@ -59,6 +62,7 @@ impl Schedule {
             steps: u64::from(recipe.max_epochs()) * u64::from(steps_per_epoch),
             steps_per_epoch,
             events: Vec::new(),
+            warnings: Vec::new(),
             pool: Vec::new(),
             layers: Vec::new(),
             rates: Vec::new(),
@@ -163,13 +167,13 @@ impl RateRow {
             }
             Curve::Cyclic { last, .. } if ended => *last,
             Curve::Cyclic { init, last, start, end, cycle_epochs } => {
-                let (total, mut cycle) = ((end - start) * steps_per_epoch, cycle_epochs * steps_per_epoch);
+                let (total, cycle) = ((end - start) * steps_per_epoch, cycle_epochs * steps_per_epoch);
                 let current = (step as f64 - start * steps_per_epoch).max(0.0);
-                // A last cycle that does not fit runs faster, so that it ends at the final rate too.
-                if current > (total / cycle).floor() * cycle {
-                    cycle = total % cycle;
-                }
-                let inside = current % cycle;
+                // A last cycle that does not fit runs faster, so that it too ends at the final rate. (SparseML means
+                // that as well, but there the faster cycle begins in the middle of its course.)
+                let whole = (total / cycle + 1e-9).floor() * cycle;
+                let (inside, cycle) =
+                    if current < whole { (current % cycle, cycle) } else { (current - whole, total - whole) };
                 if cycle > 1.0 { init - (inside / (cycle - 1.0)).min(1.0) * (init - last) } else { *init }
             }
             Curve::Step { init, gamma, size } => init * gamma.powf((since / size).floor()),

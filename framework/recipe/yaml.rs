@@ -19,7 +19,7 @@
 )]
 
 use crate::diagnostic::{Diagnostic, Pos, did_you_mean};
-use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
+use granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle, Span};
 use regex::Regex;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -281,6 +281,9 @@ impl<'a> Builder<'a> {
                 Ok((event, span)) => self.event(&event, &span)?,
                 Err(error) => {
                     let pos = self.place(error.marker().line(), error.marker().col());
+                    if matches!(error.kind(), ErrorKind::RecursionLimitExceeded) {
+                        return Err(self.too_deep(pos));
+                    }
                     return Err(self.error(pos, format!("invalid YAML: {}", error.kind()), ""));
                 }
             }
@@ -573,6 +576,7 @@ fn integer(text: &str) -> Option<Data> {
     }
     match i64::from_str_radix(digits, radix) {
         Ok(value) => Some(Data::Int(value.saturating_mul(sign))),
+        Err(_) if radix == 10 => text.parse().ok().map(Data::Float),
         Err(_) => {
             let mut value = 0.0;
             for digit in digits.chars().filter_map(|c| c.to_digit(radix)) {

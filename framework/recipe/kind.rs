@@ -1,0 +1,176 @@
+//! What each modifier asks for, as plain data: the typed form of a recipe, read by `modifier.rs` and
+//! compiled by `plan.rs`.
+
+use crate::params::Selector;
+
+/// What a modifier asks for. Epochs are fractional; -1 is before training (start) or never (end).
+#[derive(Clone, PartialEq, Debug)]
+pub enum Kind {
+    EpochRange {
+        start: f64,
+        end: f64,
+    },
+    SetLearningRate {
+        learning_rate: f64,
+        start: f64,
+    },
+    LearningRateFunction {
+        function: LrFunction,
+        init: f64,
+        last: f64,
+        start: f64,
+        end: f64,
+        cycle_epochs: f64,
+    },
+    LearningRate {
+        class: LrClass,
+        init: f64,
+        start: f64,
+        end: f64,
+    },
+    SetWeightDecay {
+        weight_decay: f64,
+        start: f64,
+    },
+    TrainableParams {
+        params: Selector,
+        trainable: bool,
+        strict: bool,
+        start: f64,
+        end: f64,
+    },
+    Pruning(Pruning),
+    ConstantPruning {
+        params: Selector,
+        start: f64,
+        end: f64,
+    },
+    Quantization(Quantization),
+    Distillation {
+        hardness: f64,
+        temperature: f64,
+        start: f64,
+        end: f64,
+    },
+    /// Known and checked, not carried out.
+    ParsedOnly {
+        start: f64,
+        end: f64,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LrFunction {
+    Linear,
+    Cosine,
+    CyclicLinear,
+}
+
+/// A scheduler, its arguments in epochs from the modifier's start except for milestones, which are absolute.
+#[derive(Clone, PartialEq, Debug)]
+pub enum LrClass {
+    Step { step_size: f64, gamma: f64 },
+    MultiStep { milestones: Vec<f64>, gamma: f64 },
+    Exponential { gamma: f64 },
+    CosineWarmRestarts { minimum: f64, cycle_epochs: f64 },
+}
+
+/// Gradual magnitude pruning (Zhu & Gupta 2017, "To prune, or not to prune").
+#[derive(Clone, PartialEq, Debug)]
+pub struct Pruning {
+    /// `None` is `__FROM_PARAM__`: each tensor's own sparsity at the start.
+    pub init_sparsity: Option<f64>,
+    /// What to prune and how far: one group, or one for each entry of a `final_sparsity` map.
+    pub groups: Vec<PruningGroup>,
+    pub start: f64,
+    pub end: f64,
+    /// Epochs between updates; -1 is every step.
+    pub update_frequency: f64,
+    pub leave_enabled: bool,
+    pub inter: Inter,
+    pub structure: MaskStructure,
+    pub scope: Scope,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct PruningGroup {
+    pub params: Selector,
+    pub final_sparsity: f64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Inter {
+    Cubic,
+    Linear,
+    InverseCubic,
+}
+
+/// Which weights share one mask decision.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MaskStructure {
+    Unstructured,
+    /// Blocks of 4 along the input channel (last, after padding), by mean magnitude.
+    Block4,
+    /// Keep `keep` of every `of` consecutive weights along the input channel.
+    NOfM {
+        keep: u32,
+        of: u32,
+    },
+    /// The list form `[rows, columns]`: groups of rows·columns consecutive input channels; -1 is the whole dimension.
+    Block {
+        rows: i32,
+        columns: i32,
+    },
+    Filter,
+    Channel,
+}
+
+/// Whether each tensor reaches the sparsity, or all tensors together do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    Uniform,
+    Global,
+}
+
+/// Quantisation-aware training, of either form.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Quantization {
+    pub start: f64,
+    pub disable_observer: Option<f64>,
+    pub freeze_bn: Option<f64>,
+    /// The scheme of every layer that no override names.
+    pub scheme: LayerQuant,
+    /// Later entries win over earlier ones.
+    pub overrides: Vec<(Selector, LayerQuant)>,
+    /// Layers (or the layers below a module) that stay in floating point.
+    pub ignore: Option<Selector>,
+    /// The only modules whose layers are quantised; `None` is the whole model.
+    pub submodules: Option<Selector>,
+    pub calibration_steps: Option<u32>,
+    /// Whether convolution, batch norm and activation are fused first.
+    pub fuse: bool,
+    /// Per kind of layer, whether its activations are quantised (the older form can switch them off).
+    pub linear_activations: bool,
+    pub conv_activations: bool,
+    pub embeddings: bool,
+    pub reduce_range: bool,
+    /// Whether a name in `ignore` or `overrides` that the model lacks is an error.
+    pub strict: bool,
+}
+
+/// Quantisation of one layer's input, weight and output; `None` leaves it in floating point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LayerQuant {
+    pub input: Option<QuantArgs>,
+    pub weight: Option<QuantArgs>,
+    pub output: Option<QuantArgs>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QuantArgs {
+    pub bits: u8,
+    /// Symmetric is signed with zero point 0; asymmetric is unsigned.
+    pub symmetric: bool,
+    /// One scale for each output channel instead of one for the tensor.
+    pub per_channel: bool,
+}

@@ -1,0 +1,110 @@
+//! Plain scalars mean what PyYAML 6.0.3 takes them for; the right column is its `yaml.safe_load` of the left.
+
+use lacuna_recipe::{Data, parse};
+
+const SCALARS: &[(&str, &str)] = &[
+    ("8e-5", "text 8e-5"),
+    ("1e-7", "text 1e-7"),
+    ("1.0e-5", "float 1e-5"),
+    ("1.0e+5", "float 100000.0"),
+    ("1.0e5", "text 1.0e5"),
+    ("1.", "float 1.0"),
+    (".5", "float 0.5"),
+    ("-.5", "text -.5"),
+    ("+.5", "text +.5"),
+    ("-0.5", "float -0.5"),
+    ("+1.5", "float 1.5"),
+    ("1_000", "int 1000"),
+    ("1_000.5", "float 1000.5"),
+    ("_1", "text _1"),
+    ("yes", "bool true"),
+    ("No", "bool false"),
+    ("ON", "bool true"),
+    ("off", "bool false"),
+    ("y", "text y"),
+    ("n", "text n"),
+    ("true", "bool true"),
+    ("TRUE", "bool true"),
+    ("tRue", "text tRue"),
+    ("~", "null"),
+    ("null", "null"),
+    ("Null", "null"),
+    ("none", "text none"),
+    ("None", "text None"),
+    ("", "null"),
+    ("2:4", "int 124"),
+    ("2:4.5", "float 124.5"),
+    ("1:60", "text 1:60"),
+    ("1:59:59", "int 7199"),
+    ("-2:4", "int -124"),
+    ("010", "int 8"),
+    ("08", "text 08"),
+    ("0o10", "text 0o10"),
+    ("0b101", "int 5"),
+    ("-0b11", "int -3"),
+    ("0x1F", "int 31"),
+    ("-0x1f", "int -31"),
+    ("0", "int 0"),
+    ("-0", "int 0"),
+    ("+7", "int 7"),
+    ("00", "int 0"),
+    ("0_", "int 0"),
+    (".inf", "float inf"),
+    ("-.INF", "float -inf"),
+    ("+.inf", "float inf"),
+    (".nan", "float NaN"),
+    (".NaN", "float NaN"),
+    ("nan", "text nan"),
+    ("inf", "text inf"),
+    ("1e5", "text 1e5"),
+    ("1E5", "text 1E5"),
+    ("1.5E+3", "float 1500.0"),
+    ("12e03", "text 12e03"),
+    ("685.230_15e+03", "float 685230.15"),
+    ("190:20:30", "int 685230"),
+    ("190:20:30.15", "float 685230.15"),
+    ("9223372036854775807", "int 9223372036854775807"),
+    // Python's integers have no limit; here they become the nearest float.
+    ("9223372036854775808", "float 9.223372036854776e18"),
+    ("123456789012345678901234567890", "float 1.2345678901234568e29"),
+    ("0x", "text 0x"),
+    ("0b", "text 0b"),
+    ("__ALL__", "text __ALL__"),
+    ("1.2.3", "text 1.2.3"),
+    (".", "text ."),
+    ("+.", "text +."),
+    (".e5", "text .e5"),
+    ("1,000", "text 1,000"),
+    ("0.1e-1", "float 0.01"),
+    (".1e+2", "float 10.0"),
+    (".5_0", "float 0.5"),
+    ("2:4:6", "int 7446"),
+    ("0:30", "text 0:30"),
+    ("01:30", "text 01:30"),
+    // Quoted and explicitly tagged scalars.
+    ("'1'", "text 1"),
+    ("\"yes\"", "text yes"),
+    ("!!str 5", "text 5"),
+    ("!!float 1", "float 1.0"),
+    ("!!float '8e-5'", "float 8e-5"),
+    ("!!int 7", "int 7"),
+];
+
+#[test]
+fn scalars_mean_what_pyyaml_takes_them_for() {
+    for (scalar, expected) in SCALARS {
+        let text =
+            format!("v: {scalar}\nmodifiers: [!EpochRangeModifier {{start_epoch: 0, end_epoch: 1}}]\n");
+        let recipe = parse(&text, "r.yaml", &[]).unwrap_or_else(|e| panic!("{scalar}: {}", e[0]));
+        let (_, value) = recipe.doc.map(recipe.doc.root()).next().expect("the variable comes first");
+        let found = match recipe.doc.data(value) {
+            Data::Null => "null".to_owned(),
+            Data::Bool(value) => format!("bool {value}"),
+            Data::Int(value) => format!("int {value}"),
+            Data::Float(value) => format!("float {value:?}"),
+            Data::Text(_) => format!("text {}", recipe.doc.text(value).unwrap()),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(found, *expected, "{scalar}");
+    }
+}
