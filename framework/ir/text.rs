@@ -14,7 +14,7 @@
 //! apart by `@2`, `@3`, in the order of the text; an absent input is `_`; attributes that have their usual value
 //! are left out; a line that begins with `#` is a comment. Small constants are printed in decimal (f32 bit for bit);
 //! larger ones in full as `hex` of their little-endian bytes ([`print_full`], which [`parse`] reads back), or
-//! in brief as a hash and a density ([`print`]), for people and golden files.
+//! in brief as a hash and a density ([`print()`]), for people and golden files.
 
 use crate::error::{Error, Result};
 use crate::graph::{Def, Graph};
