@@ -120,3 +120,18 @@ fn names_are_made_distinct() {
     let names: Vec<&str> = again.value_name.as_slice().iter().map(String::as_str).collect();
     assert_eq!(names, ["x", "t", "t__", "x_", "value_4", "t_"]);
 }
+
+/// What other exporters write is read into a valid graph, and what is written of it reads back the same.
+#[test]
+fn foreign_forms_become_ours() {
+    for (name, model) in common::foreign::models() {
+        let graph = parse(common::build::bytes(&model)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        verify::verify(&graph).unwrap();
+        match to_bytes(&graph, &WriteOptions::default()) {
+            Ok(file) => {
+                assert_eq!(text::print_full(&parse(file.into()).unwrap()), text::print_full(&graph), "{name}")
+            }
+            Err(e) => assert_eq!(name, "average_pool_19_dilated", "{e}"),
+        }
+    }
+}
