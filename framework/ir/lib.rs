@@ -1,7 +1,7 @@
 //! Lacuna's one graph.
 //!
 //! Whatever trained a model and whatever file it came from, it becomes a [`Graph`]: tables with typed ids
-//! ([`ids`]), one table of ops ([`op`]) with a shape rule ([`shape`]) and a reference function ([`reference`])
+//! ([`ids`]), one table of ops ([`op`]) with a shape rule ([`shape`]) and a reference function ([`mod@reference`])
 //! each, a verifier ([`verify`]), a text form ([`text`]), an interpreter ([`interp`]), and the rewrites that
 //! need no knowledge of a machine ([`passes`]).
 

@@ -198,9 +198,9 @@ macro_rules! ops {
 
 ops! {
     // kind              level  inputs   attr     shape rule      reference function
-    /// x[N,C,H,W], w[O,C/g,kh,kw], optional bias[O].
+    /// `x[N,C,H,W]`, `w[O,C/g,kh,kw]`, optional `bias[O]`.
     Conv                 Model  2..=3    Conv     conv            conv::conv;
-    /// a[M,K], b[K,N], optional c broadcast to [M,N].
+    /// `a[M,K]`, `b[K,N]`, optional c broadcast to `[M,N]`.
     Gemm                 Model  2..=3    Gemm     gemm            gemm::gemm;
     /// numpy matmul.
     MatMul               Model  2..=2    None     matmul          gemm::matmul;
@@ -233,24 +233,24 @@ ops! {
     /// q, scale, zero point: `(q - zero) * scale`.
     DequantizeLinear     Model  3..=3    Axis     dequantize      quant::dequantize_linear;
 
-    /// x f32[N,H,W,C], w f32[O,kh,kw,C/g], bias f32[O], optional residual f32[N,OH,OW,O].
+    /// x `f32[N,H,W,C]`, w `f32[O,kh,kw,C/g]`, bias `f32[O]`, optional residual `f32[N,OH,OW,O]`.
     FusedConv            Engine 3..=4    FusedConv conv_nhwc      conv::fused_conv;
-    /// x u8[N,H,W,C], w i8[O,kh,kw,C/g], bias i32[O], mult f32[O], optional residual u8[N,OH,OW,O].
+    /// x `u8[N,H,W,C]`, w `i8[O,kh,kw,C/g]`, bias `i32[O]`, mult `f32[O]`, optional residual `u8[N,OH,OW,O]`.
     ///
     /// `acc = bias[o] + Σ (x - x_zero) · w` in i32; `f = acc as f32 * mult[o]`; with a residual
     /// `f = f + (r - residual_zero) as f32 * residual_mult` (two roundings, never fused); then `out` ([`Requant`]).
     QConv                Engine 4..=5    QConv    qconv           conv::qconv;
-    /// x u8[M,K], w i8[N,K], bias i32[N], mult f32[N]. `f` as in `QConv`; result f32 `f` itself when `out` is absent.
+    /// x `u8[M,K]`, w `i8[N,K]`, bias `i32[N]`, mult `f32[N]`. `f` as in `QConv`; result f32 `f` itself when `out` is absent.
     QGemm                Engine 4..=4    QGemm    qgemm           gemm::qgemm;
     /// a u8, b u8 of one shape: `f = (a - a_zero) as f32 * a_mult + (b - b_zero) as f32 * b_mult`, then `out`.
     QAdd                 Engine 2..=2    QAdd     qadd            quant::qadd;
-    /// x u8[N,H,W,C] to u8[N,1,1,C]: `f = (Σ (x - x_zero)) as f32 * mult`, then `out`.
+    /// x `u8[N,H,W,C]` to `u8[N,1,1,C]`: `f = (Σ (x - x_zero)) as f32 * mult`, then `out`.
     QGlobalAvgPool       Engine 1..=1    QPool    qglobal_pool    pool::qglobal_avg_pool;
-    /// x f32[N,H,W,C] or u8[N,H,W,C].
+    /// x `f32[N,H,W,C]` or `u8[N,H,W,C]`.
     MaxPoolNhwc          Engine 1..=1    Pool     pool_nhwc       pool::max_pool_nhwc;
-    /// x f32[N,H,W,C].
+    /// x `f32[N,H,W,C]`.
     AveragePoolNhwc      Engine 1..=1    Pool     pool_nhwc_f32   pool::average_pool_nhwc;
-    /// x f32[N,H,W,C] to f32[N,1,1,C].
+    /// x `f32[N,H,W,C]` to `f32[N,1,1,C]`.
     GlobalAvgPoolNhwc    Engine 1..=1    None     global_pool_nhwc pool::global_avg_pool_nhwc;
 }
 

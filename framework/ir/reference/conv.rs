@@ -25,12 +25,12 @@ pub struct ConvShape {
 }
 
 impl ConvShape {
-    /// From x[N,H,W,C] and y[N,OH,OW,O].
+    /// From `x[N,H,W,C]` and `y[N,OH,OW,O]`.
     pub fn nhwc(x: &[usize], y: &[usize], attr: ConvAttr) -> ConvShape {
         ConvShape { n: x[0], h: x[1], w: x[2], c: x[3], oh: y[1], ow: y[2], o: y[3], attr }
     }
 
-    /// From x[N,C,H,W] and y[N,O,OH,OW].
+    /// From `x[N,C,H,W]` and `y[N,O,OH,OW]`.
     pub fn nchw(x: &[usize], y: &[usize], attr: ConvAttr) -> ConvShape {
         ConvShape { n: x[0], c: x[1], h: x[2], w: x[3], o: y[1], oh: y[2], ow: y[3], attr }
     }
@@ -71,7 +71,7 @@ pub fn conv(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     Ok(vec![y])
 }
 
-/// x[N,C,H,W], w[O,C/g,kh,kw], y[N,O,OH,OW]. The loop over columns is innermost, so that a row of sums grows
+/// `x[N,C,H,W]`, `w[O,C/g,kh,kw]`, `y[N,O,OH,OW]`. The loop over columns is innermost, so that a row of sums grows
 /// together; each sum still sees its products in the order of the file's head.
 pub fn conv_nchw_f32(s: &ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     let group = s.attr.group as usize;
@@ -126,7 +126,7 @@ pub fn fused_conv(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     Ok(vec![y])
 }
 
-/// `y = min(max(sum + bias + residual, clip.min), clip.max)`; x[N,H,W,C], w[O,kh,kw,C/g], y[N,OH,OW,O].
+/// `y = min(max(sum + bias + residual, clip.min), clip.max)`; `x[N,H,W,C]`, `w[O,kh,kw,C/g]`, `y[N,OH,OW,O]`.
 pub fn conv_nhwc_f32(
     s: &ConvShape,
     x: &[f32],
@@ -164,7 +164,7 @@ pub fn qconv(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     Ok(vec![y])
 }
 
-/// The integer convolution of [`crate::op::OpKind::QConv`]; x[N,H,W,C], w[O,kh,kw,C/g], y[N,OH,OW,O].
+/// The integer convolution of [`crate::op::OpKind::QConv`]; `x[N,H,W,C]`, `w[O,kh,kw,C/g]`, `y[N,OH,OW,O]`.
 pub fn qconv_nhwc(
     s: &ConvShape,
     x: &[u8],

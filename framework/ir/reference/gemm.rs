@@ -98,7 +98,7 @@ pub fn qgemm(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     Ok(vec![y])
 }
 
-/// x[M,K], w[N,K], y[M,N] u8; `attr.out` says how to round (absent: as if it were the whole u8 range).
+/// `x[M,K]`, `w[N,K]`, `y[M,N]` u8; `attr.out` says how to round (absent: as if it were the whole u8 range).
 pub fn qgemm_u8(
     mnk: [usize; 3],
     x: &[u8],

@@ -153,7 +153,7 @@ pub fn global_avg_pool_nhwc(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     Ok(vec![Tensor::from_f32(&dims, y)])
 }
 
-/// x[N,pixels,C], y[N,C].
+/// `x[N,pixels,C]`, `y[N,C]`.
 pub fn global_average_nhwc_f32(pixels: usize, c: usize, x: &[f32], y: &mut [f32]) {
     for (i, y) in y.iter_mut().enumerate() {
         let (n, ch) = (i / c, i % c);
@@ -172,7 +172,7 @@ pub fn qglobal_avg_pool(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     Ok(vec![y])
 }
 
-/// x[N,pixels,C], y[N,C]: `f = (Σ (x - x_zero)) as f32 * mult`, then `out`.
+/// `x[N,pixels,C]`, `y[N,C]`: `f = (Σ (x - x_zero)) as f32 * mult`, then `out`.
 pub fn qglobal_average_nhwc(pixels: usize, c: usize, x: &[u8], attr: &QPoolAttr, y: &mut [u8]) {
     for (i, y) in y.iter_mut().enumerate() {
         let (n, ch) = (i / c, i % c);
