@@ -86,7 +86,7 @@ pub(crate) fn read(
         return None;
     }
     if !doc.is_map(node) && doc.data(node) != Data::Null {
-        let message = format!("`!{class}` takes keys and values, here stands `{}`", doc.show(node));
+        let message = format!("`!{class}` takes keys and values, here stands `{}`", doc.brief(node));
         found.push(Diagnostic::error(file, pos, message, ""));
         return None;
     }
@@ -133,7 +133,7 @@ impl Reader<'_> {
     fn collect(&mut self, node: NodeId) {
         let class = self.row.class;
         for (key, value) in self.doc.map(node) {
-            let name = self.doc.text(key).map_or_else(|| self.doc.show(key), str::to_owned);
+            let name = self.doc.text(key).map_or_else(|| self.doc.brief(key), str::to_owned);
             let Some(key_row) = find_key(self.row, &name) else {
                 let names: Vec<&str> = self.row.keys.iter().map(|key| key.name).collect();
                 let mut help = did_you_mean(&name, names.iter().copied());
@@ -149,7 +149,7 @@ impl Reader<'_> {
                 continue;
             }
             if let Err(expected) = self.fits(key_row, value) {
-                let message = format!("`{name}` must be {expected}, not `{}`", self.doc.show(value));
+                let message = format!("`{name}` must be {expected}, not `{}`", self.doc.brief(value));
                 self.error(self.doc.pos(value), message, "");
             }
             self.args.push(Arg { key: key_row, value });
@@ -350,7 +350,7 @@ impl Reader<'_> {
     fn above_zero(&mut self, node: NodeId) -> Option<f64> {
         let value = float(self.doc, node).filter(|&n| n > 0.0 && n <= EPOCH_MAX);
         if value.is_none() {
-            let message = format!("a number above 0 is needed here, not `{}`", self.doc.show(node));
+            let message = format!("a number above 0 is needed here, not `{}`", self.doc.brief(node));
             self.error(self.doc.pos(node), message, "");
         }
         value

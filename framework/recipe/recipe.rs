@@ -5,7 +5,7 @@ use crate::expr::{self, Number};
 use crate::modifier::{self, Modifier};
 use crate::modifier_table::{Absent, COMMON_KEYS};
 use crate::value::numeric_text;
-use crate::yaml::{self, Data, Document, NodeId, RECIPE_BYTES_MAX};
+use crate::yaml::{self, Data, Document, NODES_MAX, NodeId, RECIPE_BYTES_MAX, YAML_DEPTH_MAX};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -50,7 +50,7 @@ pub fn parse(text: &str, source: &str, overrides: &[(String, String)]) -> Result
     }
     let (yaml_text, first_line) = front_matter(text, source).map_err(|error| vec![error])?;
     let (doc, found) = yaml::parse(yaml_text, source, first_line).map_err(|error| vec![error])?;
-    let mut reader = Reader { doc, file: source, found, scopes: Vec::new() };
+    let mut reader = Reader { doc, file: source, found, scopes: Vec::new(), passed: 0 };
     let layout = reader.layout();
     if reader.failed() {
         return Err(reader.errors());
@@ -227,6 +227,8 @@ struct Reader<'a> {
     file: &'a str,
     found: Vec<Diagnostic>,
     scopes: Vec<Scope>,
+    /// Nodes passed through lone names so far.
+    passed: u32,
 }
 
 impl Reader<'_> {
@@ -379,7 +381,7 @@ impl Reader<'_> {
         chain.push(node);
         let data = match self.variable(text.trim(), scope) {
             Some((variable, scope)) => {
-                self.resolve(variable, scope, chain)?;
+                self.resolve_tree(variable, scope, chain)?;
                 self.doc.data(variable)
             }
             None => {
@@ -392,6 +394,22 @@ impl Reader<'_> {
         };
         chain.pop();
         self.doc.set(node, data);
+        Ok(())
+    }
+
+    /// Evaluates a variable's whole value, which is about to stand in one more place. What all such places unfold to is
+    /// bounded as it is for aliases, and a list that holds itself is a circle.
+    fn resolve_tree(&mut self, root: NodeId, scope: usize, chain: &mut Vec<NodeId>) -> Result<(), String> {
+        let mut stack = vec![(root, 1)];
+        while let Some((node, depth)) = stack.pop() {
+            self.passed += 1;
+            if depth > YAML_DEPTH_MAX || self.passed > NODES_MAX {
+                return Err("its variables unfold to more nodes than a recipe may have".to_owned());
+            }
+            self.resolve(node, scope, chain)?;
+            stack.extend(self.doc.list(node).iter().map(|&item| (item, depth + 1)));
+            stack.extend(self.doc.map(node).map(|(_, value)| (value, depth + 1)));
+        }
         Ok(())
     }
 
@@ -415,7 +433,7 @@ impl Reader<'_> {
             Data::Bool(value) => Ok(Number::Int(i64::from(value))),
             _ => match self.doc.text(node).and_then(numeric_text) {
                 Some(value) => Ok(Number::Float(value)),
-                None => Err(format!("the variable `{name}` is `{}`, not a number", self.doc.show(node))),
+                None => Err(format!("the variable `{name}` is `{}`, not a number", self.doc.brief(node))),
             },
         }
     }
@@ -425,7 +443,7 @@ impl Reader<'_> {
         for group in &layout.groups {
             for item in self.doc.list(group.list).to_vec() {
                 if self.doc.tag(item).is_none() {
-                    let message = format!("`{}` is not a modifier", self.doc.show(item));
+                    let message = format!("`{}` is not a modifier", self.doc.brief(item));
                     self.error(self.doc.pos(item), message, "a modifier is written `- !NameModifier`");
                     continue;
                 }

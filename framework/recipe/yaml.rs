@@ -168,6 +168,16 @@ impl Document {
         }
     }
 
+    /// [`Document::show`] for a message: cut after `BRIEF_CHARS` characters.
+    pub(crate) fn brief(&self, id: NodeId) -> String {
+        const BRIEF_CHARS: usize = 80;
+        let text = self.show(id);
+        match text.char_indices().nth(BRIEF_CHARS) {
+            Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+            None => text,
+        }
+    }
+
     /// Replaces what one node holds (an evaluated expression). Positions stay.
     pub(crate) fn set(&mut self, id: NodeId, data: Data) {
         if let Some(row) = self.rows.get_mut(index(id.0)) {
@@ -419,14 +429,14 @@ impl<'a> Builder<'a> {
                     }
                     Entry::Occupied(entry) if doc.tag(frame.node).is_some() => {
                         let message =
-                            format!("the key `{}` is given twice, the last value counts", entry.key());
+                            format!("the key `{}` is given twice, the last value counts", doc.brief(key));
                         self.warnings.push(Diagnostic::warning(self.file, doc.pos(key), message, ""));
                         if let Some(slot) = children.get_mut(*entry.get()) {
                             *slot = value;
                         }
                     }
-                    Entry::Occupied(entry) => {
-                        let message = format!("the key `{}` is given twice", entry.key());
+                    Entry::Occupied(_) => {
+                        let message = format!("the key `{}` is given twice", doc.brief(key));
                         return Err(self.error(doc.pos(key), message, "keep one of them"));
                     }
                 },

@@ -47,6 +47,26 @@ fn alias_bomb() {
     assert!(found.contains(&format!("unfold to more than {NODES_MAX} nodes")), "{found}");
 }
 
+/// A lone name in `eval` passes lists through, so it must be bounded like an alias.
+#[test]
+fn variable_bomb() {
+    assert!(error(&format!("a: [eval(a)]\n{MINIMAL}")).contains("in a circle"));
+    assert!(error(&format!("a: [eval(b)]\nb: {{k: [1, eval(a)]}}\n{MINIMAL}")).contains("in a circle"));
+    let mut bomb = String::from("a0: [1]\n");
+    for level in 1..25 {
+        bomb += &format!("a{level}: [eval(a{0}), eval(a{0}), eval(a{0})]\n", level - 1);
+    }
+    assert!(error(&(bomb + MINIMAL)).contains("unfold to more nodes"));
+    let mut chain = String::from("a0: [1]\n");
+    for level in 1..100 {
+        chain += &format!("a{level}: [eval(a{})]\n", level - 1);
+    }
+    assert!(error(&(chain + MINIMAL)).contains("unfold to more nodes"));
+    // In its bounds it is allowed, also before the definition.
+    let text = format!("m: eval(l)\nl: [eval(x), 3]\nx: 2\n{MINIMAL}");
+    assert_eq!(parse(&text, "r.yaml", &[]).unwrap().variables[0].1, "[2, 3]");
+}
+
 #[test]
 fn merge_bomb() {
     let entries: String = (0..2000).map(|n| format!("k{n}: 1, ")).collect();
