@@ -14,8 +14,6 @@ use super::packed::{Panels, Sections, expect, read};
 use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks};
 use std::arch::x86_64::*;
 
-mod int8;
-
 const PANEL: usize = 64;
 
 pub(super) fn pack_i8(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
@@ -36,8 +34,10 @@ pub(super) struct Requant {
     hi: __m512,
     residual_zero: __m512i,
     residual_mult: __m512,
+    zero_words: __m512i,
+    lo_bytes: __m512i,
     has_residual: bool,
-    out_f32: bool,
+    pub out_f32: bool,
 }
 
 impl Requant {
@@ -50,6 +50,8 @@ impl Requant {
             hi: _mm512_set1_ps(hi),
             residual_zero: _mm512_set1_epi32(e.residual_zero),
             residual_mult: _mm512_set1_ps(e.residual_mult),
+            zero_words: _mm512_set1_epi16(e.zero as i16),
+            lo_bytes: _mm512_set1_epi8(e.lo as i8),
             has_residual: e.has_residual,
             out_f32: e.out_f32,
         }
@@ -92,6 +94,44 @@ impl Requant {
             }
         }
     }
+
+    /// Writes 16 channels of each of four pixels (or 64 of one): `rows` are the four sums, their multipliers, and
+    /// where y and the residual of each begin. For bytes only.
+    ///
+    /// Clamping after rounding is the same, because bounds are integers; only `hi` must come before the conversion to
+    /// i32, which turns what is too large into the smallest number. Packing saturates what is too small.
+    ///
+    /// # Safety
+    /// All 16 channels may be written at each y and, with a residual, read at each r; `out_f32` is false.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn store_four(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
+        let mut q = [_mm512_setzero_si512(); 4];
+        for i in 0..4 {
+            let (acc, mult, _, r) = rows[i];
+            let mut f = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), mult);
+            if self.has_residual {
+                // SAFETY: 16 channels are readable at `r`.
+                let r = unsafe { _mm_loadu_si128(r.cast()) };
+                let r = _mm512_sub_epi32(_mm512_cvtepu8_epi32(r), self.residual_zero);
+                f = _mm512_add_ps(f, _mm512_mul_ps(_mm512_cvtepi32_ps(r), self.residual_mult));
+            }
+            q[i] = _mm512_cvtps_epi32(_mm512_min_ps(f, self.hi));
+        }
+        let low = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), self.zero_words);
+        let high = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), self.zero_words);
+        // Packing works within 128 bits: dword 4 * k + i holds channels 4 * k.. of row i.
+        let bytes = _mm512_max_epu8(_mm512_packus_epi16(low, high), self.lo_bytes);
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let bytes = _mm512_permutexvar_epi32(order, bytes);
+        // SAFETY: 16 channels may be written at each y.
+        unsafe {
+            _mm_storeu_si128(rows[0].2.cast(), _mm512_castsi512_si128(bytes));
+            _mm_storeu_si128(rows[1].2.cast(), _mm512_extracti32x4_epi32::<1>(bytes));
+            _mm_storeu_si128(rows[2].2.cast(), _mm512_extracti32x4_epi32::<2>(bytes));
+            _mm_storeu_si128(rows[3].2.cast(), _mm512_extracti32x4_epi32::<3>(bytes));
+        }
+    }
 }
 
 /// Lanes of the vector that starts at channel `first` and lie before `end`.
@@ -101,6 +141,21 @@ pub(super) fn lanes_before(first: usize, end: usize) -> __mmask16 {
         _ => 0xffff,
     }
 }
+
+/// Stores the sums of the listed indices, four at a time and then one by one: `row(i, sum)` says what and where.
+macro_rules! store_fours {
+    ($q:ident, $row:ident, $acc:ident, $a:literal $b:literal $c:literal $d:literal $($rest:literal)*) => {
+        $q.store_four([$row($a, $acc[$a]), $row($b, $acc[$b]), $row($c, $acc[$c]), $row($d, $acc[$d])]);
+        store_fours!($q, $row, $acc, $($rest)*);
+    };
+    ($q:ident, $row:ident, $acc:ident, $($i:literal)*) => {
+        $({
+            let (acc, mult, y, r) = $row($i, $acc[$i]);
+            $q.store(acc, mult, 0xffff, y, r);
+        })*
+    };
+}
+pub(super) use store_fours;
 
 /// What all blocks of pixels of one panel share. Strides and offsets are bytes.
 struct Panel<'a> {
@@ -115,6 +170,8 @@ struct Panel<'a> {
     y_stride: usize,
     r_stride: usize,
 }
+
+mod int8;
 
 /// Where a block of pixels starts.
 #[derive(Clone, Copy)]
@@ -158,8 +215,10 @@ macro_rules! by_pixels {
     ($v:literal: $($p:literal)*) => { [$(block_f32::<$p, $v>),*] };
 }
 
+type F32BlockFn = unsafe fn(&Panel<'_>, &QEpilogue, Pixels);
+
 /// Blocks of 1 to 6 or 12 pixels, by vectors of a panel.
-const F32_BLOCKS: [&[unsafe fn(&Panel<'_>, &QEpilogue, Pixels)]; 4] = [
+const F32_BLOCKS: [&[F32BlockFn]; 4] = [
     &by_pixels!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
     &by_pixels!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
     &by_pixels!(3: 1 2 3 4 5 6),

@@ -409,6 +409,129 @@ fn check_integer_layer(kernels: &[&ConvKernel], s: &Shape, sparsity: f32, extrem
     }
 }
 
+/// Sums for which a fused multiplication and addition of the residual would give another result.
+#[test]
+fn residuals_are_added_with_two_roundings() {
+    let mut noise = Noise(0xf05ed);
+    let e = QEpilogue { residual_mult: 0.1, has_residual: true, ..plain_epilogue() };
+    let fused = |acc: i32, mult: f32, r: u8| {
+        (r as f32).mul_add(e.residual_mult, acc as f32 * mult).clamp(0.0, 255.0).round_ties_even() as u8
+    };
+    const CHANNELS: usize = 20;
+    let (mut bias, mut mult, mut residual, mut want) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..100_000_000 {
+        let (acc, m, r) = (noise.below(100_000) as i32, noise.float().abs() * 0.002, noise.next() as u8);
+        let plain = e.requant(acc, m, Some(r));
+        if plain != fused(acc, m, r) {
+            bias.push(acc);
+            mult.push(m);
+            residual.push(r);
+            want.push(plain);
+        }
+        if want.len() == CHANNELS {
+            break;
+        }
+    }
+    assert_eq!(want.len(), CHANNELS);
+    let s = shape(1, [1, 1], 1, CHANNELS as u32, [1, 1], [1, 1], 0);
+    let g = dense_geometry(&s);
+    let l = Layout { x_len: 1, y_len: CHANNELS, r_len: CHANNELS, inner: 0, geom: g };
+    let mut x = Guarded::<u8>::new(1, (READ_BEFORE, READ_AFTER), true, || 1);
+    let mut r = Guarded::<u8>::new(CHANNELS, (READ_BEFORE, READ_AFTER), true, || 1);
+    r.slice().copy_from_slice(&residual);
+    x.slice()[0] = 3;
+    let weights = ConvWeights::Int8 { w: &[0; CHANNELS], bias: &bias, mult: &mult, x_zero: 0 };
+    for kernel in runnable(KernelType::Int8).iter().filter(|k| (k.supports)(&g)) {
+        let packed = (kernel.pack)(&weights, &g);
+        let pointers = (x.start.cast_const(), r.start.cast_const());
+        let same = |_, a: u8, b: u8| a == b;
+        check_tiles(kernel, "ties", (&l, &e), &packed.bytes, pointers, &mut noise, same, &want);
+    }
+}
+
+/// Results far outside of u8 and of i32, above and below.
+#[test]
+fn extreme_sums_are_clamped() {
+    const SUMS: [i32; 8] = [i32::MIN, i32::MIN + 1, -1_000_000, -1, 0, 1, 1_000_000, i32::MAX];
+    const MULTS: [f32; 5] = [1e-30, 1e-6, 0.99, 3.0, 1e30];
+    let (mut bias, mut mult) = (vec![], vec![]);
+    for &b in &SUMS {
+        for &m in &MULTS {
+            bias.push(b);
+            mult.push(m);
+        }
+    }
+    let channels = bias.len();
+    let s = shape(1, [1, 9], 1, channels as u32, [1, 1], [1, 1], 0);
+    let g = dense_geometry(&s);
+    let l = Layout { x_len: 9, y_len: 9 * channels, r_len: 9 * channels, inner: 0, geom: g };
+    let x = Guarded::<u8>::new(9, (READ_BEFORE, READ_AFTER), true, || 1);
+    let r = Guarded::<u8>::new(9 * channels, (READ_BEFORE, READ_AFTER), true, || 77);
+    let w = vec![0; channels];
+    let weights = ConvWeights::Int8 { w: &w, bias: &bias, mult: &mult, x_zero: 0 };
+    let mut noise = Noise(0xe47);
+    for (zero, lo, hi, has_residual) in [(0, 0, 255, false), (128, 0, 255, true), (128, 128, 200, false)] {
+        let e = QEpilogue { zero, lo, hi, has_residual, residual_mult: 2.5, ..plain_epilogue() };
+        let want = integer_reference(&s, &g, &e, (&[1; 9], &w, &bias, &mult), &vec![77; 9 * channels]);
+        let Integer::Bytes(want) = want else { unreachable!("the epilogue asks for bytes") };
+        for kernel in runnable(KernelType::Int8).iter().filter(|k| (k.supports)(&g)) {
+            let packed = (kernel.pack)(&weights, &g);
+            let pointers = (x.start.cast_const(), r.start.cast_const());
+            let same = |_, a: u8, b: u8| a == b;
+            check_tiles(kernel, "extremes", (&l, &e), &packed.bytes, pointers, &mut noise, same, &want);
+        }
+    }
+}
+
+fn plain_epilogue() -> QEpilogue {
+    QEpilogue {
+        x_zero: 0,
+        residual_mult: 0.0,
+        residual_zero: 0,
+        zero: 0,
+        lo: 0,
+        hi: 255,
+        has_residual: false,
+        out_f32: false,
+        min: f32::NEG_INFINITY,
+        max: f32::INFINITY,
+    }
+}
+
+/// Buffers without gaps or borders, for a shape without padding.
+fn dense_geometry(s: &Shape) -> ConvGeom {
+    let [oh, ow] = [0, 1].map(|d| {
+        let w = &s.window;
+        ([s.h, s.w][d] - (w.kernel[d] - 1) * w.dilation[d] - 1) / w.stride[d] + 1
+    });
+    ConvGeom {
+        rows: s.n * oh,
+        oh,
+        ow,
+        oc: s.oc,
+        c: s.c,
+        group: s.group,
+        kh: s.window.kernel[0],
+        kw: s.window.kernel[1],
+        sh: s.window.stride[0],
+        sw: s.window.stride[1],
+        dh: s.window.dilation[0],
+        dw: s.window.dilation[1],
+        x_origin: 0,
+        x_image: s.h * s.w * s.c,
+        x_row: s.w * s.c,
+        x_pixel: s.c,
+        y_origin: 0,
+        y_image: oh * ow * s.oc,
+        y_row: ow * s.oc,
+        y_pixel: s.oc,
+        r_origin: 0,
+        r_image: oh * ow * s.oc,
+        r_row: ow * s.oc,
+        r_pixel: s.oc,
+    }
+}
+
 enum Integer {
     Bytes(Vec<u8>),
     Floats(Vec<f32>),

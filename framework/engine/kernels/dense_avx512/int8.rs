@@ -17,6 +17,29 @@ pub(super) const BLOCKS: [&[BlockFn]; 4] = [
     &[v4_p1, v4_p2, v4_p3, v4_p4, v4_p5, v4_p6],
 ];
 
+/// Where a vector of channels of a pixel begins in y and in the residual.
+#[inline(always)]
+fn addresses(panel: &Panel<'_>, q: &Requant, at: Pixels, (pixel, v): (usize, usize)) -> (*mut u8, *const u8) {
+    let y = at.y.wrapping_add(pixel * panel.y_stride + v * 16 * q.y_size());
+    (y, at.r.wrapping_add(pixel * panel.r_stride + v * 16))
+}
+
+/// Stores a block that ends within a vector or whose result is f32.
+///
+/// # Safety
+/// AVX-512 is there; the block's pixels belong to the tile; `mult` has one entry per vector of the panel.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn store_each(panel: &Panel<'_>, q: &Requant, at: Pixels, mult: &[__m512], sums: &[__m512i]) {
+    for (i, &sum) in sums.iter().enumerate() {
+        let (pixel, v) = (i / mult.len(), i % mult.len());
+        let (y, r) = addresses(panel, q, at, (pixel, v));
+        // SAFETY: the mask keeps to the tile's channels.
+        unsafe { q.store(sum, mult[v], lanes_before(panel.first + v * 16, panel.end), y, r) };
+    }
+}
+
 /// Where a step of pixel `aN` or of pixel `6 + N` lies, as an operand.
 #[rustfmt::skip]
 macro_rules! operand {
@@ -46,6 +69,7 @@ macro_rules! int8_blocks {
         $(($pixel:ident $(($acc:tt $i:literal $w:literal))*))*) => {
         /// # Safety
         /// AVX-512 VNNI is there; the block's pixels belong to the tile, and the panel has as many vectors.
+        #[allow(clippy::modulo_one, reason = "a panel may have one vector")]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         unsafe fn $name(panel: &Panel<'_>, q: &Requant, at: Pixels) {
             const V: usize = $v;
@@ -101,13 +125,17 @@ macro_rules! int8_blocks {
                     out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _,
                     options(nostack, readonly)
                 );
-                $($({
-                    const PIXEL: usize = $i / V;
-                    const VECTOR: usize = $i % V;
-                    let y = at.y.wrapping_add(PIXEL * panel.y_stride + VECTOR * 16 * q.y_size());
-                    let r = at.r.wrapping_add(PIXEL * panel.r_stride + VECTOR * 16);
-                    q.store(acc[$i], mult[VECTOR], masks[VECTOR], y, r);
-                })*)*
+                let row = |i: usize, acc: __m512i| {
+                    let (y, r) = addresses(panel, q, at, (i / V, i % V));
+                    (acc, mult[i % V], y, r)
+                };
+                if q.out_f32 || masks[V - 1] != 0xffff {
+                    // A copy: sums whose address is taken would live in memory from the start.
+                    let sums = [$($(acc[$i]),*),*];
+                    store_each(panel, q, at, &mult, &sums);
+                } else {
+                    store_fours!(q, row, acc, $($($i)*)*);
+                }
             }
         }
     };

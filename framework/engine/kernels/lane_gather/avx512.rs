@@ -6,7 +6,7 @@
 //! the row below where rows are short (two rows of 7 pixels).
 
 use super::{FORMAT, STEP_BYTES};
-use crate::kernels::dense_avx512::{Requant, lanes_before};
+use crate::kernels::dense_avx512::{Requant, lanes_before, store_fours};
 use crate::kernels::packed::{LANES, Sections, read};
 use crate::kernels::{ConvGeom, QEpilogue, Tile, blocks};
 use std::arch::asm;
@@ -34,6 +34,32 @@ struct Block<'a> {
     r: *const u8,
     r_stride: usize,
     r_second: usize,
+}
+
+impl Block<'_> {
+    /// Where a channel of pixel `i` lies in y and in the residual; the second part starts with pixel `q`.
+    #[inline(always)]
+    fn addresses(&self, q: usize, i: usize, channel: usize) -> (*mut u8, *const u8) {
+        let (nth, y, r) = if i < q { (i, 0, 0) } else { (i - q, self.y_second, self.r_second) };
+        let y = self.y.wrapping_add(y + nth * self.y_stride + channel * self.y_size);
+        (y, self.r.wrapping_add(r + nth * self.r_stride + channel))
+    }
+}
+
+/// Stores a group that ends within its 16 channels or whose result is f32.
+///
+/// # Safety
+/// AVX-512 is there; the block's pixels belong to the tile.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn store_each(block: &Block<'_>, q: usize, channel: usize, mult: __m512, sums: &[__m512i]) {
+    let mask = lanes_before(channel, block.end);
+    for (i, &sum) in sums.iter().enumerate() {
+        let (y, r) = block.addresses(q, i, channel);
+        // SAFETY: the mask keeps to the tile's channels.
+        unsafe { block.requant.store(sum, mult, mask, y, r) };
+    }
 }
 
 /// Where pixel `aN` or `bN` lies, as an operand.
@@ -126,14 +152,18 @@ macro_rules! block_loop {
                     let channel = group * LANES;
                     let mult = _mm512_loadu_ps(s.mult.as_ptr().add(channel));
                     let mask = lanes_before(channel, block.end);
-                    $({
-                        const SECOND: bool = $i >= $q;
-                        const NTH: usize = if SECOND { $i - $q } else { $i };
-                        let y = NTH * block.y_stride + if SECOND { block.y_second } else { 0 };
-                        let r = NTH * block.r_stride + if SECOND { block.r_second } else { 0 };
-                        let y = block.y.wrapping_add(y + channel * block.y_size);
-                        block.requant.store(acc[$i], mult, mask, y, block.r.wrapping_add(r + channel));
-                    })*
+                    let q = block.requant;
+                    let row = |i: usize, acc: __m512i| {
+                        let (y, r) = block.addresses($q, i, channel);
+                        (acc, mult, y, r)
+                    };
+                    if q.out_f32 || mask != 0xffff {
+                        // A copy: sums whose address is taken would live in memory from the start.
+                        let sums = [$(acc[$i]),*];
+                        store_each(block, $q, channel, mult, &sums);
+                    } else {
+                        store_fours!(q, row, acc, $($i)*);
+                    }
                 }
             }
         }
@@ -183,50 +213,63 @@ pub(in crate::kernels) unsafe fn run(
     debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
     debug_assert!((tile.ocs.start as usize).is_multiple_of(LANES));
     let s = read(FORMAT, g, packed);
-    let y_size = if e.out_f32 { 4 } else { 1 };
+    let y_size: u32 = if e.out_f32 { 4 } else { 1 };
     // SAFETY: the caller vouches for the processor.
     let requant = unsafe { Requant::new(e) };
     let (g, tile) = g.flattened(tile, e.has_residual);
-    let residual = |row, col| if e.has_residual { g.r_at(row, col) } else { 0 };
-    // A block of pixels from (row, col), its second part from `second`.
-    let block = |row: u32, col: u32, second: (u32, u32)| {
-        let (x_at, y_at, r_at) = (g.x_at(row, col), g.y_at(row, col), residual(row, col));
-        Block {
-            sections: &s,
-            groups: tile.ocs.start as usize / LANES..(tile.ocs.end as usize).div_ceil(LANES),
-            end: tile.ocs.end as usize,
-            requant: &requant,
-            x: x.wrapping_add(x_at),
-            x_stride: (g.sw * g.x_pixel) as usize,
-            x_second: g.x_at(second.0, second.1) - x_at,
-            y: y.wrapping_add(y_at * y_size),
-            y_stride: g.y_pixel as usize * y_size,
-            y_second: (g.y_at(second.0, second.1) - y_at) * y_size,
-            y_size,
-            r: r.wrapping_add(r_at),
-            r_stride: g.r_pixel as usize,
-            r_second: residual(second.0, second.1) - r_at,
-        }
-    };
     let cols = tile.cols.len() as u32;
+    // Bytes from the first to another pixel of a row.
+    let (x_step, y_step, r_step) = (g.sw * g.x_pixel, g.y_pixel * y_size, g.r_pixel);
+    let mut block = Block {
+        sections: &s,
+        groups: tile.ocs.start as usize / LANES..(tile.ocs.end as usize).div_ceil(LANES),
+        end: tile.ocs.end as usize,
+        requant: &requant,
+        x,
+        x_stride: x_step as usize,
+        x_second: 0,
+        y,
+        y_stride: y_step as usize,
+        y_second: 0,
+        y_size: y_size as usize,
+        r,
+        r_stride: r_step as usize,
+        r_second: 0,
+    };
+    let row_at = |row: u32| {
+        let r = if e.has_residual { g.r_at(row, tile.cols.start) } else { 0 };
+        (g.x_at(row, tile.cols.start), g.y_at(row, tile.cols.start) * y_size as usize, r)
+    };
     let mut row = tile.rows.start;
     while row < tile.rows.end && cols > 0 {
+        let (x_at, y_at, r_at) = row_at(row);
         if cols <= HALF && row + 1 < tile.rows.end {
+            let (x_below, y_below, r_below) = row_at(row + 1);
+            (block.x, block.y, block.r) = (x.wrapping_add(x_at), y.wrapping_add(y_at), r.wrapping_add(r_at));
+            block.x_second = x_below.wrapping_sub(x_at);
+            block.y_second = y_below.wrapping_sub(y_at);
+            block.r_second = r_below.wrapping_sub(r_at);
             // SAFETY: both rows belong to the tile.
-            unsafe { EVEN[cols as usize - 1](&block(row, tile.cols.start, (row + 1, tile.cols.start))) };
+            unsafe { EVEN[cols as usize - 1](&block) };
             row += 2;
             continue;
         }
-        for part in blocks(tile.cols.clone(), 2 * HALF) {
-            let pixels = part.end - part.start;
-            let q = if pixels <= HALF { pixels } else { pixels.div_ceil(2) };
-            let f = match pixels {
-                ..=HALF => SINGLE[q as usize - 1],
-                n if n % 2 == 0 => EVEN[q as usize - 1],
-                _ => ODD[q as usize - 5],
+        for part in blocks(0..cols, 2 * HALF) {
+            let pixels = part.len();
+            let (q, f) = match pixels {
+                ..=8 => (pixels, SINGLE[pixels - 1]),
+                _ if pixels % 2 == 0 => (pixels / 2, EVEN[pixels / 2 - 1]),
+                _ => (pixels / 2 + 1, ODD[pixels / 2 + 1 - 5]),
             };
+            let nth = part.start as usize;
+            block.x = x.wrapping_add(x_at + nth * block.x_stride);
+            block.y = y.wrapping_add(y_at + nth * block.y_stride);
+            block.r = r.wrapping_add(r_at + nth * block.r_stride);
+            block.x_second = q * block.x_stride;
+            block.y_second = q * block.y_stride;
+            block.r_second = q * block.r_stride;
             // SAFETY: the pixels of `part` belong to the tile.
-            unsafe { f(&block(row, part.start, (row, part.start + q.min(pixels - 1)))) };
+            unsafe { f(&block) };
         }
         row += 1;
     }
