@@ -18,4 +18,6 @@ pub enum Error {
     Output { name: String, why: String },
     #[error("the activations need {bytes} bytes, the limit is {max}: use a smaller batch")]
     TooLarge { bytes: u64, max: u64 },
+    #[error("the activations need {bytes} bytes, which the system does not give: use a smaller batch")]
+    OutOfMemory { bytes: u64 },
 }

@@ -1,16 +1,16 @@
 //! Lacuna's engine: from a graph to results, fast, on a CPU.
 //!
-//! [`passes`] lower a graph to NHWC, fused, integer ops; [`plan`] packs weights, picks kernels and lays out
-//! the arena; [`kernels`] do the work; [`workers`] share it out; [`session`] is what callers hold.
+//! [`passes`] lower a graph to NHWC, fused, integer ops; `plan` packs weights, picks kernels and lays out the
+//! arena; [`kernels`] do the work; `workers` share it out; a [`Session`] is what callers hold.
 
 pub mod error;
 pub mod kernels;
 pub mod memory;
 pub mod passes;
-pub mod plan;
+mod plan;
 pub mod session;
 pub mod target;
-pub mod workers;
+mod workers;
 
 pub use error::{Error, Result};
 pub use memory::AlignedBytes;

@@ -21,6 +21,14 @@ impl AlignedBytes {
         AlignedBytes { lines: vec![Line([0; LINE]); len.div_ceil(LINE)], len }
     }
 
+    /// As [`AlignedBytes::zeroed`]; `None` when there is not that much memory.
+    pub fn try_zeroed(len: usize) -> Option<AlignedBytes> {
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(len.div_ceil(LINE)).ok()?;
+        lines.resize(len.div_ceil(LINE), Line([0; LINE]));
+        Some(AlignedBytes { lines, len })
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
@@ -66,7 +74,9 @@ mod tests {
 
     #[test]
     fn bytes_are_aligned_zero_and_exactly_as_long_as_asked() {
+        assert!(AlignedBytes::try_zeroed(isize::MAX as usize - 4096).is_none());
         for len in [0, 1, 63, 64, 65, 1000] {
+            assert!(AlignedBytes::try_zeroed(len).is_some_and(|b| b.len() == len));
             let mut b = AlignedBytes::zeroed(len);
             assert_eq!(b.len(), len);
             assert_eq!(b.as_ptr() as usize % LINE, 0);

@@ -17,6 +17,8 @@ pub struct Options {
     /// Kernel rows up to this one; `LACUNA_ISA` or what the processor has if absent.
     pub isa: Option<Isa>,
     pub kernels: KernelChoice,
+    /// The batch to bind at once, and to choose kernels for; 1 if absent. Other batches run too.
+    pub batch: Option<usize>,
     /// Keep every value of the lowered graph after a run, for [`Session::value`]. Costs memory.
     pub keep_values: bool,
 }
@@ -131,6 +133,20 @@ fn port(g: &Graph, v: ValueId) -> Port {
     Port { name: g.value_name[v].clone(), dtype: g.value_dtype[v], dims }
 }
 
+fn new_arena(plan: &Plan) -> Result<AlignedBytes> {
+    let bytes = plan.arena_bytes;
+    AlignedBytes::try_zeroed(bytes).ok_or(Error::OutOfMemory { bytes: bytes as u64 })
+}
+
+/// Sets every symbol that is the first dimension of an input.
+fn bind_batch(g: &Graph, batch: usize, symbols: &mut [u64]) {
+    for &v in &g.inputs {
+        if let Some(&Dim::Symbol(s)) = g.shape(v).first() {
+            symbols[s.index()] = batch as u64;
+        }
+    }
+}
+
 /// The graph with every symbol replaced by its number, verified again.
 fn bind_symbols(g: &Graph, symbols: &[u64]) -> Result<Graph> {
     let mut bound = g.clone();
@@ -144,11 +160,12 @@ fn bind_symbols(g: &Graph, symbols: &[u64]) -> Result<Graph> {
 }
 
 impl Session {
-    /// Compiles `g`: runs the passes, packs the weights, plans for every symbolic dimension = 1.
+    /// Compiles `g`: runs the passes, packs the weights, plans for [`Options::batch`] (every other symbol is 1).
     pub fn new(g: &Graph, options: &Options) -> Result<Session> {
         let target = Target::new(options.isa, options.threads)?;
         let (graph, reports) = lower(g, &target)?;
-        let symbols = vec![1; graph.symbols.len()];
+        let mut symbols = vec![1; graph.symbols.len()];
+        bind_batch(&graph, options.batch.unwrap_or(1), &mut symbols);
         let mut weights = Weights::default();
         let bound = bind_symbols(&graph, &symbols)?;
         let plan = build(&bound, &target, options.kernels, options.keep_values, &mut weights)?;
@@ -162,7 +179,7 @@ impl Session {
         let mut session = Session {
             input_pointers: Pointers(vec![std::ptr::null_mut(); inputs.len()]),
             output_pointers: Pointers(vec![std::ptr::null_mut(); outputs.len()]),
-            arena: AlignedBytes::zeroed(plan.arena_bytes),
+            arena: new_arena(&plan)?,
             wanted: symbols.clone(),
             output_bytes: Vec::new(),
             options: *options,
@@ -227,11 +244,7 @@ impl Session {
     /// Packed weights stay. Runs of that batch then allocate nothing.
     pub fn bind(&mut self, batch: usize) -> Result<()> {
         self.wanted.clone_from(&self.symbols);
-        for &v in &self.graph.inputs {
-            if let Some(&Dim::Symbol(s)) = self.graph.shape(v).first() {
-                self.wanted[s.index()] = batch as u64;
-            }
-        }
+        bind_batch(&self.graph, batch, &mut self.wanted);
         self.bind_wanted()
     }
 
@@ -244,7 +257,7 @@ impl Session {
         let plan =
             build(&bound, &self.target, self.options.kernels, self.options.keep_values, &mut self.weights)?;
         if plan.arena_bytes > self.arena.len() {
-            self.arena = AlignedBytes::zeroed(plan.arena_bytes);
+            self.arena = new_arena(&plan)?;
         }
         self.plan = plan;
         self.symbols.clone_from(&self.wanted);
@@ -363,8 +376,9 @@ impl Session {
         let inputs: Vec<InputRef<'_>> = inputs.iter().map(InputRef::from).collect();
         self.read_symbols(&inputs)?;
         self.bind_wanted()?;
-        let mut tensors: Vec<Tensor> =
-            (0..self.outputs.len()).map(|i| Tensor::zeros(self.outputs[i].dtype, &self.output_dims(i))).collect();
+        let mut tensors: Vec<Tensor> = (0..self.outputs.len())
+            .map(|i| Tensor::zeros(self.outputs[i].dtype, &self.output_dims(i)))
+            .collect();
         let mut outputs: Vec<OutputMut<'_>> = tensors.iter_mut().map(output_of).collect();
         self.run_timed(&inputs, &mut outputs, times)?;
         Ok(tensors)

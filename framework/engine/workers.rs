@@ -97,7 +97,11 @@ impl Workers {
                 self.wake(i);
             }
         }
-        let wake = |i: usize| if i > 0 { self.unpark(i) };
+        let wake = |i: usize| {
+            if i > 0 {
+                self.unpark(i)
+            }
+        };
         // SAFETY: the caller's promise; the workers run the other parts, and are done when this returns, because
         // the last step ends with a meeting.
         unsafe { follow(s, &job, 0, wake, times) };

@@ -397,16 +397,14 @@ pub unsafe fn run_fill(s: &FillStep, start: *mut u8, part: usize, parts: usize) 
         // SAFETY: all ranges lie inside image `n` of the buffer.
         unsafe {
             let image = start.add(n * s.image * size);
-            let whole = |line: usize, lines: usize| {
-                image.add(line * s.row * size).write_bytes(value, lines * s.row * size);
-            };
-            whole(0, s.top);
-            whole(s.lines - s.bottom, s.bottom);
-            for line in s.top..s.lines - s.bottom {
-                let row = image.add(line * s.row * size);
-                row.write_bytes(value, s.left * size);
-                row.add((s.row - s.right) * size).write_bytes(value, s.right * size);
+            let fill = |at: usize, len: usize| image.add(at * size).write_bytes(value, len * size);
+            // The right border of a line runs on into the left border of the next.
+            let lines = s.lines - s.top - s.bottom;
+            fill(0, s.top * s.row + s.left);
+            for line in s.top + 1..s.top + lines {
+                fill(line * s.row - s.right, s.right + s.left);
             }
+            fill((s.top + lines) * s.row - s.right, s.right + s.bottom * s.row);
         }
     }
 }

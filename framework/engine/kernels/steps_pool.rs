@@ -175,7 +175,8 @@ unsafe fn mean(s: &MeanStep, y: *mut u8, x: *const u8, part: usize, parts: usize
         unsafe {
             match s.int {
                 Some((zero, mult, out)) => {
-                    let sums = sum_pixels(s, x.add(x_at), len, 0i32, |a, x: u8| a.wrapping_add(x as i32 - zero));
+                    let sums =
+                        sum_pixels(s, x.add(x_at), len, 0i32, |a, x: u8| a.wrapping_add(x as i32 - zero));
                     let y = std::slice::from_raw_parts_mut(y.add(y_at), len);
                     y.iter_mut().zip(&sums).for_each(|(y, &a)| *y = requantize(a as f32 * mult, out));
                 }
@@ -201,7 +202,8 @@ unsafe fn sum_pixels<A: Copy, T: Copy>(
     for iy in 0..s.x[1] {
         for ix in 0..s.x[2] {
             // SAFETY: a pixel of the image at `x`, `len` channels of it.
-            let x = unsafe { std::slice::from_raw_parts(x.add(iy * s.x_strides[1] + ix * s.x_strides[2]), len) };
+            let x =
+                unsafe { std::slice::from_raw_parts(x.add(iy * s.x_strides[1] + ix * s.x_strides[2]), len) };
             sums.iter_mut().zip(x).for_each(|(a, &x)| *a = add(*a, x));
         }
     }

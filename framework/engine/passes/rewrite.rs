@@ -113,10 +113,7 @@ pub fn dequantised(g: &Graph, v: ValueId) -> Option<(ValueId, QParams)> {
 
 /// `clamp(clamp(x, inner), outer)` as one clamp.
 pub fn compose_clips(inner: ClipAttr, outer: ClipAttr) -> ClipAttr {
-    ClipAttr {
-        min: inner.min.max(outer.min).min(outer.max),
-        max: inner.max.max(outer.min).min(outer.max),
-    }
+    ClipAttr { min: inner.min.max(outer.min).min(outer.max), max: inner.max.max(outer.min).min(outer.max) }
 }
 
 pub const NO_CLIP: ClipAttr = ClipAttr { min: f32::NEG_INFINITY, max: f32::INFINITY };

@@ -58,8 +58,9 @@ fn dequantise_constants(g: &mut Graph) -> Result<usize> {
         let tensors: Option<Vec<Tensor>> = g.inputs_of(op).iter().map(|&v| g.const_tensor(v)).collect();
         let Some(tensors) = tensors else { continue };
         let inputs: Vec<Option<&Tensor>> = tensors.iter().map(Some).collect();
-        let made = (OpKind::DequantizeLinear.row().eval)(&g.op_attr[op], &inputs)
-            .map_err(|why| lacuna_ir::Error::Op { op: g.op_name[op].clone(), kind: "DequantizeLinear", why })?;
+        let made = (OpKind::DequantizeLinear.row().eval)(&g.op_attr[op], &inputs).map_err(|why| {
+            lacuna_ir::Error::Op { op: g.op_name[op].clone(), kind: "DequantizeLinear", why }
+        })?;
         let out = g.outputs_of(op)[0];
         let name = g.value_name[out].clone();
         let v = constant(g, &name, &made[0]);

@@ -130,11 +130,16 @@ impl Builder<'_> {
     /// A new buffer, with its border filled by a step of its own.
     fn new_place(&mut self, dtype: DType, dims: &[usize], demand: Option<Demand>) -> Result<Place> {
         let buffer = self.buffers.len();
-        let (place, elements) = Place::in_buffer(buffer, dtype, dims, demand);
-        let bytes = elements as u64 * dtype.size() as u64;
+        let max = u32::MAX as u64 * dtype.size() as u64;
+        let Some((place, elements)) = Place::in_buffer(buffer, dtype, dims, demand) else {
+            return Err(Error::TooLarge { bytes: u64::MAX, max });
+        };
         // Kernels address elements with 32 bits.
-        if elements >= u32::MAX as usize || bytes > ARENA_BYTES_MAX {
-            return Err(Error::TooLarge { bytes, max: (u32::MAX as u64) * dtype.size() as u64 });
+        if elements >= u32::MAX as usize {
+            return Err(Error::TooLarge {
+                bytes: (elements as u64).saturating_mul(dtype.size() as u64),
+                max,
+            });
         }
         let now = self.plan.steps();
         self.buffers.push(Buffer { dtype, elements, first: now, last: now });
@@ -322,7 +327,9 @@ impl Builder<'_> {
                 let axis = (axis as i64).rem_euclid(g.shape(x).len().max(1) as i64) as usize;
                 self.reduce(op, ReduceKind::Softmax, &[axis])
             }
-            _ => self.error("the engine cannot run this op here: weights must be constants, images of four dimensions"),
+            _ => self.error(
+                "the engine cannot run this op here: weights must be constants, images of four dimensions",
+            ),
         }
     }
 
@@ -352,9 +359,7 @@ impl Builder<'_> {
                 // A reshape that strides cannot say: through a dense copy of the input.
                 let x = self.g.inputs_of(self.op)[0];
                 let from = self.place(x)?;
-                let flat_dims = [from.dims.iter().product::<usize>()];
-                let (mut dense, _) = Place::in_buffer(self.buffers.len(), dtype, &flat_dims, None);
-                self.new_place(dtype, &flat_dims, None)?;
+                let mut dense = self.new_place(dtype, &[from.dims.iter().product()], None)?;
                 dense.dims = from.dims.clone();
                 dense.strides = dense_strides(&from.dims);
                 self.copy(&from, &dense, dtype)?;
@@ -367,7 +372,10 @@ impl Builder<'_> {
     fn elementwise(&mut self, op: OpId, map: MapOp) -> Result<()> {
         let inputs = self.g.inputs_of(op).to_vec();
         if let Some(&v) = inputs.iter().find(|&&v| self.g.value_dtype[v] != DType::F32) {
-            return self.error(format!("runs on f32 only, input '{}' is {}", self.g.value_name[v], self.g.value_dtype[v]));
+            return self.error(format!(
+                "runs on f32 only, input '{}' is {}",
+                self.g.value_name[v], self.g.value_dtype[v]
+            ));
         }
         let places: Result<Vec<Place>> = inputs.iter().map(|&v| self.place(v)).collect();
         let places = places?;
@@ -387,7 +395,9 @@ impl Builder<'_> {
             (OpKind::DequantizeLinear, DType::U8, DType::U8) => (MapOp::DequantizeU8, (4, 1, 1)),
             (OpKind::DequantizeLinear, DType::I8, DType::I8) => (MapOp::DequantizeI8, (4, 1, 1)),
             (OpKind::DequantizeLinear, DType::I32, _) => (MapOp::DequantizeI32, (4, 4, 4)),
-            (_, x, z) => return self.error(format!("the engine has no kernel for {x} with a {z} zero point")),
+            (_, x, z) => {
+                return self.error(format!("the engine has no kernel for {x} with a {z} zero point"));
+            }
         };
         let mut along = vec![0; x.dims.len()];
         if scale.dims.iter().product::<usize>() > 1 {
@@ -626,14 +636,15 @@ fn drop_barriers(p: &mut Plan) {
             shared_fill |= p.step_parts[i] > 1;
             continue;
         }
-        let next_alone = i + 1 < p.steps() && p.step_parts[i + 1] == 1 && p.step_kind[i + 1] != StepKind::Fill;
+        let next_alone =
+            i + 1 < p.steps() && p.step_parts[i + 1] == 1 && p.step_kind[i + 1] != StepKind::Fill;
         p.step_barrier[i] = shared_fill || p.step_parts[i] > 1 || !next_alone;
         shared_fill &= !p.step_barrier[i];
     }
 }
 
 /// Maps smaller than this stay on one thread: meeting costs more than it saves.
-const PARALLEL_ELEMENTS: usize = 8192;
+const PARALLEL_ELEMENTS: usize = 16384;
 
 pub(super) fn push<T>(table: &mut Vec<T>, row: T) -> u32 {
     table.push(row);

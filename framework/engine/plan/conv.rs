@@ -14,7 +14,9 @@ pub fn demand(g: &Graph, op: OpId) -> Option<(ValueId, Demand)> {
     let (conv, fill) = match g.op_attr[op] {
         Attr::QConv(a) => (a.conv, a.x_zero.clamp(0, 255) as u8),
         Attr::FusedConv(a) => (a.conv, 0),
-        _ if g.op_kind[op] == OpKind::QGemm || gemm_weights(g, op).is_some() => return Some((x, Demand::BARE)),
+        _ if g.op_kind[op] == OpKind::QGemm || gemm_weights(g, op).is_some() => {
+            return Some((x, Demand::BARE));
+        }
         _ => return None,
     };
     let (x_dims, y_dims) = (g.fixed_shape(x)?, g.fixed_shape(g.outputs_of(op)[0])?);
@@ -25,7 +27,8 @@ pub fn demand(g: &Graph, op: OpId) -> Option<(ValueId, Demand)> {
 fn border(conv: &ConvAttr, x: &[usize], y: &[usize]) -> [usize; 4] {
     let w = &conv.window;
     let beyond = |d: usize| {
-        let reach = (y[1 + d] - 1) * w.stride[d] as usize + (w.kernel[d] as usize - 1) * w.dilation[d] as usize;
+        let reach =
+            (y[1 + d] - 1) * w.stride[d] as usize + (w.kernel[d] as usize - 1) * w.dilation[d] as usize;
         (reach + 1).saturating_sub(w.pads[d] as usize + x[1 + d])
     };
     [w.pads[0] as usize, w.pads[1] as usize, beyond(0), beyond(1)]
@@ -102,7 +105,9 @@ pub fn emit_conv(b: &mut Builder<'_>, op: OpId) -> Result<()> {
             };
             (a.conv, DType::U8, 4, e)
         }
-        Attr::FusedConv(a) => (a.conv, DType::F32, 3, QEpilogue { min: a.clip.min, max: a.clip.max, ..NO_EPILOGUE }),
+        Attr::FusedConv(a) => {
+            (a.conv, DType::F32, 3, QEpilogue { min: a.clip.min, max: a.clip.max, ..NO_EPILOGUE })
+        }
         _ => return b.error("carries the wrong attributes"),
     };
     let (_, want) = demand(g, op).expect("a convolution has a demand");
@@ -243,8 +248,8 @@ fn emit(
     };
     let kernel = &CONV_KERNELS[chosen.kernel];
     let split = split(&geom, kernel.oc_granule, b.target.threads);
-    let work = chosen.weights as usize * geom.rows as usize * geom.ow as usize;
-    let parts = if work < PARALLEL_PRODUCTS { 1 } else { b.target.threads };
+    let estimated_ns = chosen.estimated_ns(&geom);
+    let parts = if estimated_ns < PARALLEL_NS { 1 } else { b.target.threads };
     let step = ConvStep { kernel: chosen.kernel, geom, epilogue, weights: chosen.bytes.clone(), split };
     let row = push(&mut b.plan.convs, step);
     let operands: Vec<_> = places.into_iter().flatten().map(|p| (p.root, 0, dtype.size())).collect();
@@ -252,14 +257,14 @@ fn emit(
     let info = b.plan.step_info.last_mut().expect("a step was added");
     info.weights = chosen.weights;
     info.nonzeros = chosen.nonzeros;
-    info.slot_efficiency = chosen.slot_efficiency;
-    info.estimated_ns = chosen.estimated_ns;
+    info.slot_efficiency = chosen.slot_efficiency();
+    info.estimated_ns = estimated_ns;
     info.reason = chosen.reason;
     Ok(())
 }
 
-/// Products below which threads do not pay.
-const PARALLEL_PRODUCTS: usize = 20_000;
+/// Below this a step stays on one thread: meeting costs more than it saves.
+const PARALLEL_NS: f64 = 1500.0;
 
 /// The split whose largest part is smallest; rows first, because each thread then packs its own activations
 /// into cache and reads the weights once.

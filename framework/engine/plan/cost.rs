@@ -3,7 +3,7 @@
 //! Rates are products per cycle of the innermost loop, as measured on Zen 4 (they rank kernels; they are not a
 //! promise of time). Sparse rows pay per packed slot, dense rows per padded weight, both once per pixel.
 
-use crate::kernels::{ConvGeom, ConvKernel, KernelType, Packed};
+use crate::kernels::{ConvGeom, ConvKernel, KernelType};
 use crate::target::Isa;
 
 /// Nominal clock that turns cycles into the estimates shown to people.
@@ -15,17 +15,17 @@ const STEP_NS: f64 = 150.0;
 /// Pixels that share one pass over packed sparse weights.
 const PIXEL_BLOCK: f64 = 14.0;
 
-/// Estimated nanoseconds on one thread.
-pub fn conv_ns(kernel: &ConvKernel, geom: &ConvGeom, packed: &Packed) -> f64 {
+/// Estimated nanoseconds on one thread of a kernel whose packed weights have so many slots.
+pub fn conv_ns(kernel: &ConvKernel, geom: &ConvGeom, slots: u64) -> f64 {
     let pixels = geom.rows as f64 * geom.ow as f64;
     let channels = (geom.oc as f64 / 16.0).ceil();
     let epilogue = pixels * channels * epilogue_cycles(kernel.isa);
-    let products = pixels * packed.slots as f64;
+    let products = pixels * slots as f64;
     let work = if kernel.sparse {
         // A step of 64 slots feeds a block of pixels: 1.45 cycles each, but never faster than its 128 bytes of
         // indices and weights arrive.
         let block = pixels.clamp(1.0, PIXEL_BLOCK);
-        let steps = packed.slots as f64 / 64.0;
+        let steps = slots as f64 / 64.0;
         (pixels / block).ceil() * steps * (1.45 * block).max(5.0)
     } else {
         products / rate(kernel)

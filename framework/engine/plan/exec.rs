@@ -64,7 +64,13 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
     }
 }
 
-unsafe fn run_conv(s: &ConvStep, bases: &Bases, [x, y, r, _]: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
+unsafe fn run_conv(
+    s: &ConvStep,
+    bases: &Bases,
+    [x, y, r, _]: [*mut u8; ARGS_MAX],
+    part: usize,
+    parts: usize,
+) {
     let g = &s.geom;
     let block = |total: u32, size: u32| {
         let own = share(total.div_ceil(size) as usize, part, parts);

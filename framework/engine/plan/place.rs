@@ -78,27 +78,33 @@ impl Place {
         Place { root, origin: 0, dims: dims.to_vec(), strides: dense_strides(dims), border: [0; 4], fill: 0 }
     }
 
-    /// The layout of a new buffer for a value, and the buffer's length in elements.
-    pub fn in_buffer(buffer: usize, dtype: DType, dims: &[usize], demand: Option<Demand>) -> (Place, usize) {
+    /// The layout of a new buffer for a value, and the buffer's length in elements. `None` when that overflows.
+    pub fn in_buffer(
+        buffer: usize,
+        dtype: DType,
+        dims: &[usize],
+        demand: Option<Demand>,
+    ) -> Option<(Place, usize)> {
         let mut place = Place::dense(Root::Buffer(buffer), dims);
         let demand = demand.unwrap_or(Demand::BARE);
         match *dims {
             [n, h, w, c] => {
                 let [top, left, bottom, right] = demand.border;
                 let pixel = pixel_stride(dtype, c);
-                let row = (left + w + right) * pixel;
-                let image = (top + h + bottom) * row;
+                let row = left.checked_add(w)?.checked_add(right)?.checked_mul(pixel)?;
+                let image = top.checked_add(h)?.checked_add(bottom)?.checked_mul(row)?;
+                let elements = n.checked_mul(image)?;
                 place.strides = vec![image, row, pixel, 1];
                 place.origin = top * row + left * pixel;
                 (place.border, place.fill) = (demand.border, demand.fill);
-                (place, n * image)
+                Some((place, elements))
             }
             [m, k] => {
                 let pixel = pixel_stride(dtype, k);
                 place.strides = vec![pixel, 1];
-                (place, m * pixel)
+                Some((place, m.checked_mul(pixel)?))
             }
-            _ => (place, dims.iter().product()),
+            _ => Some((place, dims.iter().product())),
         }
     }
 
@@ -207,7 +213,7 @@ mod tests {
     #[test]
     fn borders_and_pixels_are_laid_out_as_drawn() {
         let demand = Demand { border: [1, 2, 1, 0], fill: 9 };
-        let (p, len) = Place::in_buffer(0, DType::U8, &[2, 3, 4, 17], Some(demand));
+        let (p, len) = Place::in_buffer(0, DType::U8, &[2, 3, 4, 17], Some(demand)).unwrap();
         assert_eq!(p.strides, [5 * 6 * 32, 6 * 32, 32, 1]);
         assert_eq!((p.origin, len), (6 * 32 + 2 * 32, 2 * 5 * 6 * 32));
         assert!(p.serves(Demand { border: [1, 1, 0, 0], fill: 9 }));

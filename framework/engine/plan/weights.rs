@@ -31,9 +31,22 @@ pub struct Chosen {
     pub bytes: Range<usize>,
     pub weights: u64,
     pub nonzeros: u64,
-    pub slot_efficiency: Option<f64>,
-    pub estimated_ns: f64,
+    pub slots: u64,
+    /// Why this kernel, with the estimates for the geometry it was chosen for.
     pub reason: String,
+}
+
+impl Chosen {
+    /// Share of a sparse kernel's slots that hold a weight.
+    pub fn slot_efficiency(&self) -> Option<f64> {
+        let of = |slots: u64| if slots == 0 { 1.0 } else { self.nonzeros as f64 / slots as f64 };
+        CONV_KERNELS[self.kernel].sparse.then(|| of(self.slots))
+    }
+
+    /// Estimated nanoseconds on one thread.
+    pub fn estimated_ns(&self, geom: &ConvGeom) -> f64 {
+        conv_ns(&CONV_KERNELS[self.kernel], geom, self.slots)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -148,7 +161,7 @@ fn pick(
     let mut tried: Vec<(f64, usize, Packed)> = candidates
         .map(|i| {
             let packed = (CONV_KERNELS[i].pack)(weights, geom);
-            (conv_ns(&CONV_KERNELS[i], geom, &packed), i, packed)
+            (conv_ns(&CONV_KERNELS[i], geom, packed.slots), i, packed)
         })
         .collect();
     tried.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -166,12 +179,8 @@ fn pick(
         KernelChoice::Auto => reason += "; the only kind of kernel for this",
         KernelChoice::Dense | KernelChoice::Sparse => reason += "; as asked",
     }
-    let (estimated_ns, kernel, packed) = tried.into_iter().next()?;
-    let slot_efficiency = CONV_KERNELS[kernel]
-        .sparse
-        .then(|| if packed.slots == 0 { 1.0 } else { packed.nonzeros as f64 / packed.slots as f64 });
-    let nonzeros = packed.nonzeros;
-    let chosen =
-        Chosen { kernel, bytes: 0..0, weights: elements, nonzeros, slot_efficiency, estimated_ns, reason };
+    let (_, kernel, packed) = tried.into_iter().next()?;
+    let (nonzeros, slots) = (packed.nonzeros, packed.slots);
+    let chosen = Chosen { kernel, bytes: 0..0, weights: elements, nonzeros, slots, reason };
     Some((chosen, packed))
 }

@@ -42,17 +42,27 @@ fn check(what: &str, session: &mut Session, batch: usize) {
     }
     assert!(compared >= lowered.order.len() / 2, "{what}: only {compared} values were compared");
     for (i, got) in got.iter().enumerate() {
-        compare(&format!("{what} batch {batch}: output {i}"), got, values[lowered.outputs[i]].as_ref().unwrap());
+        compare(
+            &format!("{what} batch {batch}: output {i}"),
+            got,
+            values[lowered.outputs[i]].as_ref().unwrap(),
+        );
     }
 }
 
-fn sweep(quantised: bool, make: fn(bool, f32) -> Graph, name: &str) {
+fn sweep(quantised: bool, make: Make, name: &str) {
     for sparsity in SPARSITIES {
         let g = make(quantised, sparsity);
         for isa in Isa::available() {
             for threads in [1, 2] {
                 for kernels in [KernelChoice::Auto, KernelChoice::Dense, KernelChoice::Sparse] {
-                    let options = Options { threads: Some(threads), isa: Some(isa), kernels, keep_values: true };
+                    let options = Options {
+                        threads: Some(threads),
+                        isa: Some(isa),
+                        kernels,
+                        keep_values: true,
+                        ..Options::default()
+                    };
                     let mut session = Session::new(&g, &options).unwrap();
                     for batch in BATCHES {
                         let what = format!("{name} sparsity {sparsity} {isa} {threads} threads {kernels:?}");
@@ -121,9 +131,8 @@ fn a_quantised_residual_net_lowers_to_integer_ops_only() {
     assert_eq!(count(&lowered, OpKind::Transpose), 1);
     // Residual adds are inside the convolutions.
     assert_eq!(count(&lowered, OpKind::Add) + count(&lowered, OpKind::QAdd), 0);
-    let with_residual = |op: &&lacuna_ir::OpId| {
-        lowered.op_kind[**op] == OpKind::QConv && lowered.inputs_of(**op).len() == 5
-    };
+    let with_residual =
+        |op: &&lacuna_ir::OpId| lowered.op_kind[**op] == OpKind::QConv && lowered.inputs_of(**op).len() == 5;
     assert_eq!(lowered.order.iter().filter(with_residual).count(), 3);
     assert!(reports.iter().any(|r| r.pass == "lower_qdq" && r.changes > 0));
 }
@@ -175,7 +184,8 @@ fn sparse_kernels_are_chosen_for_sparse_layers_where_there_are_such() {
     }
     let sparse_convs = |sparsity: f32| {
         let session =
-            Session::new(&resnet(true, sparsity), &Options { threads: Some(1), ..Options::default() }).unwrap();
+            Session::new(&resnet(true, sparsity), &Options { threads: Some(1), ..Options::default() })
+                .unwrap();
         let rows = session.analyze();
         let convs: Vec<_> = rows.into_iter().filter(|r| r.weights > 1000).collect();
         let sparse = convs.iter().filter(|r| r.slot_efficiency.is_some()).count();

@@ -239,8 +239,10 @@ pub fn branches(quantised: bool, sparsity: f32) -> Graph {
     n.finish(&[y, sum])
 }
 
-pub const NETS: &[(&str, fn(bool, f32) -> Graph)] =
-    &[("resnet", resnet), ("odd", odd), ("mlp", mlp), ("branches", branches)];
+/// Quantised or not, and the share of zeros among the weights.
+pub type Make = fn(bool, f32) -> Graph;
+
+pub const NETS: &[(&str, Make)] = &[("resnet", resnet), ("odd", odd), ("mlp", mlp), ("branches", branches)];
 
 /// An input of that batch for the graph's only input.
 pub fn input(g: &Graph, batch: usize, seed: u64) -> Tensor {

@@ -1,0 +1,199 @@
+//! The forms in which other tools write quantised graphs, and what they must become.
+
+mod common;
+
+use common::*;
+use lacuna_engine::{Isa, Options, Session, Target, lower};
+use lacuna_ir::op::{Axes, ClipAttr, GemmAttr, ReduceAttr};
+use lacuna_ir::{Attr, Graph, OpId, OpKind, Tensor, ValueId, interp};
+
+fn lowered(g: &Graph) -> Graph {
+    lower(g, &Target::new(Some(Isa::Portable), Some(1)).unwrap()).unwrap().0
+}
+
+/// Kinds in execution order, layout ops left out.
+fn kinds(g: &Graph) -> Vec<OpKind> {
+    let layout = [OpKind::Transpose, OpKind::Flatten, OpKind::Reshape];
+    g.order.iter().map(|&op| g.op_kind[op]).filter(|k| !layout.contains(k)).collect()
+}
+
+fn only(g: &Graph, kind: OpKind) -> OpId {
+    let all: Vec<OpId> = g.order.iter().copied().filter(|&op| g.op_kind[op] == kind).collect();
+    assert_eq!(all.len(), 1, "{kind:?} in {:?}", kinds(g));
+    all[0]
+}
+
+/// The engine equals the interpreter of the lowered graph, and both are near the graph as written.
+fn runs(g: &Graph) {
+    let x = [input(g, 2, 9)];
+    let mut session = Session::new(g, &Options::default()).unwrap();
+    let got = session.run(&x).unwrap();
+    assert_eq!(got, interp::run(session.lowered(), &x).unwrap());
+    for (got, want) in got.iter().zip(&interp::run(g, &x).unwrap()) {
+        let (got, want) = (got.as_f32().unwrap(), want.as_f32().unwrap());
+        let near = got.iter().zip(want).filter(|(a, b)| (*a - *b).abs() < 1e-4).count();
+        assert!(near * 100 >= want.len() * 98, "{near} of {} are near", want.len());
+    }
+}
+
+/// i8 weights with one scale for all.
+fn tensor_weight(n: &mut Net, dims: &[usize], scale: f32) -> ValueId {
+    let w = (0..dims.iter().product()).map(|_| (n.rng.signed() * 90.0) as i8).collect();
+    let w = n.tensor(&Tensor::from_i8(dims, w));
+    let s = n.tensor(&Tensor::from_f32(&[], vec![scale]));
+    let z = n.tensor(&Tensor::from_i8(&[], vec![0]));
+    n.op(OpKind::DequantizeLinear, Attr::Axis(0), &[w, s, z])
+}
+
+fn conv_of(n: &mut Net, inputs: &[ValueId], pad: u32, k: u32) -> ValueId {
+    let attr = lacuna_ir::op::ConvAttr { window: window(k, 1, pad, 1), group: 1 };
+    n.op(OpKind::Conv, Attr::Conv(attr), inputs)
+}
+
+#[test]
+fn a_bias_in_i32_is_taken_as_it_is() {
+    let (mut n, x) = Net::new("bias", true, 0.0, &[4, 6, 6]);
+    let w = tensor_weight(&mut n, &[5, 4, 3, 3], 0.01);
+    let bias = vec![100, -2_000_000, 0, 7, 123_456];
+    let b = n.tensor(&Tensor::from_i32(&[5], bias.clone()));
+    let s = n.tensor(&Tensor::from_f32(&[5], vec![ACT_SCALE * 0.01; 5]));
+    let z = n.tensor(&Tensor::from_i32(&[5], vec![0; 5]));
+    let b = n.op(OpKind::DequantizeLinear, Attr::Axis(0), &[b, s, z]);
+    let y = conv_of(&mut n, &[x, w, b], 1, 3);
+    let y = n.op(OpKind::Clip, Attr::Clip(ClipAttr { min: -0.5, max: 1.0 }), &[y]);
+    let y = n.act(y, 60);
+    let g = n.finish(&[y]);
+    let low = lowered(&g);
+    let op = only(&low, OpKind::QConv);
+    assert_eq!(low.const_tensor(low.inputs_of(op)[2]).unwrap().as_i32().unwrap(), bias);
+    let Attr::QConv(a) = low.op_attr[op] else { panic!() };
+    // -0.5 and 1.0 in steps of 4/255 around 60.
+    assert_eq!((a.out.zero, a.out.lo, a.out.hi), (60, 60 - 32, 60 + 64));
+    runs(&g);
+}
+
+#[test]
+fn an_f32_bias_is_rounded_to_the_accumulators_steps() {
+    let (mut n, x) = Net::new("bias", true, 0.0, &[4, 3, 3]);
+    let w = tensor_weight(&mut n, &[2, 4, 1, 1], 0.01);
+    let step = ACT_SCALE as f64 * 0.01f32 as f64;
+    let b = n.tensor(&Tensor::from_f32(&[2], vec![(10.4 * step) as f32, (-7.6 * step) as f32]));
+    let y = conv_of(&mut n, &[x, w, b], 0, 1);
+    let y = n.act(y, 128);
+    let g = n.finish(&[y]);
+    let low = lowered(&g);
+    let op = only(&low, OpKind::QConv);
+    assert_eq!(low.const_tensor(low.inputs_of(op)[2]).unwrap().as_i32().unwrap(), [10, -8]);
+}
+
+#[test]
+fn weights_stored_as_f32_before_a_quantise_op_are_taken_too() {
+    let (mut n, x) = Net::new("qdq weights", true, 0.0, &[4, 5, 5]);
+    let w: Vec<f32> = (0..6 * 4).map(|_| n.rng.signed()).collect();
+    let w = n.tensor(&Tensor::from_f32(&[6, 4, 1, 1], w));
+    let s = n.tensor(&Tensor::from_f32(&[6], vec![1.0 / 127.0; 6]));
+    let z = n.tensor(&Tensor::from_i8(&[6], vec![0; 6]));
+    let q = n.op(OpKind::QuantizeLinear, Attr::Axis(0), &[w, s, z]);
+    let w = n.op(OpKind::DequantizeLinear, Attr::Axis(0), &[q, s, z]);
+    let y = conv_of(&mut n, &[x, w], 0, 1);
+    let y = n.relu(y);
+    let y = n.act(y, 0);
+    let g = n.finish(&[y]);
+    assert_eq!(kinds(&lowered(&g)), [OpKind::QuantizeLinear, OpKind::QConv, OpKind::DequantizeLinear]);
+    runs(&g);
+}
+
+#[test]
+fn matmul_and_add_become_one_product() {
+    for bias_first in [false, true] {
+        let (mut n, x) = Net::new("matmul", true, 0.0, &[12]);
+        let w: Vec<i8> = (0..12 * 7).map(|i| (i * 5 % 200) as i8).collect();
+        let w = n.tensor(&Tensor::from_i8(&[12, 7], w));
+        let s = n.tensor(&Tensor::from_f32(&[7], (1..8).map(|i| i as f32 * 1e-3).collect()));
+        let z = n.tensor(&Tensor::from_i8(&[7], vec![0; 7]));
+        let w = n.op(OpKind::DequantizeLinear, Attr::Axis(1), &[w, s, z]);
+        let y = n.op(OpKind::MatMul, Attr::None, &[x, w]);
+        let b = n.bias(7);
+        let y = n.op(OpKind::Add, Attr::None, &if bias_first { [b, y] } else { [y, b] });
+        let g = n.finish(&[y]);
+        assert_eq!(kinds(&lowered(&g)), [OpKind::QuantizeLinear, OpKind::QGemm]);
+        let low = lowered(&g);
+        let Attr::QGemm(a) = low.op_attr[only(&low, OpKind::QGemm)] else { panic!() };
+        assert!(a.out.is_none());
+        let x = [input(&g, 3, 2)];
+        let mut session = Session::new(&g, &Options::default()).unwrap();
+        assert_eq!(session.run(&x).unwrap(), interp::run(session.lowered(), &x).unwrap());
+    }
+}
+
+#[test]
+fn a_mean_over_height_and_width_without_kept_axes() {
+    for axes in [[2, 3], [-1, -2]] {
+        let (mut n, x) = Net::new("mean", true, 0.0, &[20, 5, 4]);
+        let attr = ReduceAttr { axes: Axes::new(&axes).unwrap(), keep_dims: false };
+        let y = n.op(OpKind::ReduceMean, Attr::Reduce(attr), &[x]);
+        let y = n.act(y, 120);
+        let w = tensor_weight(&mut n, &[3, 20], 0.02);
+        let attr = GemmAttr { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: true };
+        let y = n.op(OpKind::Gemm, Attr::Gemm(attr), &[y, w]);
+        let g = n.finish(&[y]);
+        assert_eq!(kinds(&lowered(&g)), [OpKind::QuantizeLinear, OpKind::QGlobalAvgPool, OpKind::QGemm]);
+        let x = [input(&g, 3, 2)];
+        let mut session = Session::new(&g, &Options::default()).unwrap();
+        assert_eq!(session.run(&x).unwrap(), interp::run(session.lowered(), &x).unwrap());
+    }
+}
+
+/// What the integer scheme cannot express runs in f32 between its quantise and dequantise ops.
+#[test]
+fn what_does_not_match_stays_in_f32_and_right() {
+    // Asymmetric weights.
+    let (mut n, x) = Net::new("asymmetric", true, 0.0, &[4, 5, 5]);
+    let w = n.tensor(&Tensor::from_i8(&[3, 4, 1, 1], (0..12).map(|i| i * 9 - 50).collect()));
+    let s = n.tensor(&Tensor::from_f32(&[], vec![0.01]));
+    let z = n.tensor(&Tensor::from_i8(&[], vec![5]));
+    let w = n.op(OpKind::DequantizeLinear, Attr::Axis(0), &[w, s, z]);
+    let y = conv_of(&mut n, &[x, w], 0, 1);
+    let y = n.act(y, 128);
+    let g = n.finish(&[y]);
+    let low = lowered(&g);
+    only(&low, OpKind::FusedConv);
+    assert!(!kinds(&low).contains(&OpKind::QConv));
+    let x = [input(&g, 2, 4)];
+    let want = interp::run(&g, &x).unwrap();
+    let got = Session::new(&g, &Options::default()).unwrap().run(&x).unwrap();
+    let off = |a: &f32, b: &f32| (a - b).abs() > 1e-6;
+    let (got, want) = (got[0].as_f32().unwrap(), want[0].as_f32().unwrap());
+    assert!(got.iter().zip(want).filter(|(a, b)| off(a, b)).count() <= 1);
+
+    // A bias that no i32 holds in steps of these scales.
+    let (mut n, x) = Net::new("large bias", true, 0.0, &[4, 3, 3]);
+    let w = tensor_weight(&mut n, &[1, 4, 1, 1], 1e-9);
+    let b = n.tensor(&Tensor::from_f32(&[1], vec![1.0]));
+    let y = conv_of(&mut n, &[x, w, b], 0, 1);
+    let y = n.act(y, 0);
+    let g = n.finish(&[y]);
+    only(&lowered(&g), OpKind::FusedConv);
+
+    // A result that something else reads in f32 as well.
+    let (mut n, x) = Net::new("read twice", true, 0.0, &[4, 3, 3]);
+    let w = tensor_weight(&mut n, &[4, 4, 1, 1], 0.01);
+    let y = conv_of(&mut n, &[x, w], 0, 1);
+    let q = n.act(y, 128);
+    let g = n.finish(&[q, y]);
+    only(&lowered(&g), OpKind::FusedConv);
+}
+
+/// Quantise and dequantise ops with different scales in a row are not the identity.
+#[test]
+fn only_equal_pairs_cancel() {
+    let (mut n, x) = Net::new("pairs", true, 0.0, &[5]);
+    let same = n.act(x, 120);
+    let other = n.act_scaled(same, 100, 0.05);
+    let g = n.finish(&[other]);
+    use OpKind::{DequantizeLinear as D, QuantizeLinear as Q};
+    assert_eq!(kinds(&lowered(&g)), [Q, D, Q, D]);
+    let x = [input(&g, 4, 4)];
+    let got = Session::new(&g, &Options::default()).unwrap().run(&x).unwrap();
+    assert_eq!(got, interp::run(&g, &x).unwrap());
+}

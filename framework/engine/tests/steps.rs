@@ -1,0 +1,335 @@
+//! Every op of the table that the engine runs by itself, in shapes that take each path, against the interpreter.
+
+mod common;
+
+use common::*;
+use lacuna_engine::{Isa, Options, Session};
+use lacuna_ir::op::{Axes, ClipAttr, GemmAttr, PoolAttr, ReduceAttr, Window};
+use lacuna_ir::{Attr, Dim, Graph, OpKind, Tensor, ValueId, interp};
+
+struct Case {
+    g: Graph,
+    inputs: Vec<Tensor>,
+    rng: Rng,
+}
+
+impl Case {
+    fn new(name: &str) -> Case {
+        Case { g: Graph::new(name), inputs: Vec::new(), rng: Rng(5) }
+    }
+
+    fn f32s(&mut self, dims: &[usize]) -> Tensor {
+        let n = dims.iter().product();
+        Tensor::from_f32(dims, (0..n).map(|_| self.rng.signed() * 3.0).collect())
+    }
+
+    fn input(&mut self, dims: &[usize]) -> ValueId {
+        let t = self.f32s(dims);
+        self.input_of(t)
+    }
+
+    /// An input; a first dimension of 3 is symbolic.
+    fn input_of(&mut self, t: Tensor) -> ValueId {
+        let symbolic = t.dims.first() == Some(&3);
+        self.input_as(t, symbolic)
+    }
+
+    fn input_as(&mut self, t: Tensor, symbolic: bool) -> ValueId {
+        let symbol = self.g.symbol("N");
+        let mut dims: Vec<Dim> = t.dims.iter().map(|&d| Dim::Fixed(d as u64)).collect();
+        if symbolic {
+            dims[0] = Dim::Symbol(symbol);
+        }
+        let name = format!("x{}", self.inputs.len());
+        let dtype = t.dtype();
+        self.inputs.push(t);
+        self.g.add_input(&name, dtype, &dims)
+    }
+
+    fn constant(&mut self, t: Tensor) -> ValueId {
+        let name = format!("c{}", self.g.value_name.len());
+        self.g.add_tensor(&name, &t)
+    }
+
+    fn op(&mut self, kind: OpKind, attr: Attr, inputs: &[ValueId]) -> ValueId {
+        let name = format!("op{}", self.g.op_kind.len());
+        self.g.add_op(kind, attr, &name, inputs, &[&format!("{name}_out")]).unwrap()[0]
+    }
+
+    /// Runs the graph on every row and both thread counts, and compares; ints and moved floats exactly.
+    fn check(mut self, outputs: &[ValueId], tolerance: f32) {
+        self.g.outputs = outputs.to_vec();
+        let want = interp::run(&self.g, &self.inputs).unwrap();
+        for isa in Isa::available() {
+            for threads in [1, 2] {
+                let options = Options { threads: Some(threads), isa: Some(isa), ..Options::default() };
+                let mut session = Session::new(&self.g, &options).unwrap();
+                let got = session.run(&self.inputs).unwrap();
+                for (got, want) in got.iter().zip(&want) {
+                    let what = format!("{} {isa} {threads} threads", self.g.name);
+                    assert_eq!(got.dims, want.dims, "{what}");
+                    match (got.as_f32(), want.as_f32()) {
+                        (Some(a), Some(b)) => {
+                            for (a, b) in a.iter().zip(b) {
+                                let near = (a - b).abs() <= tolerance * b.abs().max(1.0);
+                                assert!(near || (a.is_nan() && b.is_nan()), "{what}: {a}, not {b}");
+                            }
+                        }
+                        _ => assert_eq!(got, want, "{what}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn axes(a: &[i64]) -> Axes {
+    Axes::new(a).unwrap()
+}
+
+const ODD_SHAPES: &[&[usize]] = &[&[3, 5, 7, 9], &[3, 1000], &[1], &[3, 1, 8192], &[2, 3, 2, 2, 5]];
+
+#[test]
+fn unary_ops() {
+    for &dims in ODD_SHAPES {
+        for (kind, attr) in [
+            (OpKind::Relu, Attr::None),
+            (OpKind::Sigmoid, Attr::None),
+            (OpKind::Sqrt, Attr::None),
+            (OpKind::Clip, Attr::Clip(ClipAttr { min: -0.5, max: 1.0 })),
+        ] {
+            let mut c = Case::new(kind.name());
+            let x = c.input(dims);
+            let y = c.op(kind, attr, &[x]);
+            c.check(&[y], 0.0);
+        }
+    }
+}
+
+#[test]
+fn odd_floats_go_through_like_in_the_reference() {
+    for (kind, attr) in
+        [(OpKind::Relu, Attr::None), (OpKind::Clip, Attr::Clip(ClipAttr { min: -0.5, max: 1.0 }))]
+    {
+        let mut c = Case::new(kind.name());
+        let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, f32::MIN_POSITIVE];
+        let x = c.input_of(Tensor::from_f32(&[5], odd.to_vec()));
+        let y = c.op(kind, attr, &[x]);
+        c.g.outputs = vec![y];
+        let want = interp::run(&c.g, &c.inputs).unwrap();
+        let got = Session::new(&c.g, &Options::default()).unwrap().run(&c.inputs).unwrap();
+        let bits = |t: &Tensor| t.as_f32().unwrap().iter().map(|x| (x.is_nan(), *x)).collect::<Vec<_>>();
+        for (a, b) in bits(&got[0]).iter().zip(&bits(&want[0])) {
+            assert!(a.0 == b.0 && (a.0 || a.1 == b.1), "{a:?} {b:?}");
+        }
+    }
+}
+
+#[test]
+fn binary_ops_broadcast() {
+    let shapes: &[(&[usize], &[usize])] = &[
+        (&[3, 5, 7, 9], &[3, 5, 7, 9]),
+        (&[3, 5, 7, 9], &[1]),
+        (&[3, 5, 7, 9], &[5, 1, 1]),
+        (&[3, 1, 7, 1], &[5, 1, 9]),
+        (&[3, 8200], &[3, 1]),
+        (&[7], &[3, 1]),
+        (&[], &[3, 2]),
+    ];
+    for &(a, b) in shapes {
+        for kind in [OpKind::Add, OpKind::Sub, OpKind::Mul, OpKind::Div] {
+            for constant in [false, true] {
+                let mut c = Case::new(kind.name());
+                let t = c.f32s(a);
+                let x = c.input_as(t, !constant && a.first() == Some(&3));
+                let t = c.f32s(b);
+                let y = if constant { c.constant(t) } else { c.input_of(t) };
+                let z = c.op(kind, Attr::None, &[x, y]);
+                c.check(&[z], 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn moving_ops() {
+    let mut c = Case::new("transpose");
+    let x = c.input(&[3, 5, 7, 9]);
+    let outs: Vec<ValueId> = [[0, 2, 3, 1], [3, 2, 1, 0], [1, 0, 3, 2], [0, 1, 2, 3]]
+        .iter()
+        .map(|p| c.op(OpKind::Transpose, Attr::Perm(axes(p)), &[x]))
+        .collect();
+    // A reshape of a transposed value needs its elements in their new order.
+    let mut moved = outs.clone();
+    let fixed = c.constant(Tensor::from_f32(&[4, 6], (0..24).map(|x| x as f32).collect()));
+    let row = c.input(&[4, 6]);
+    let sum = c.op(OpKind::Add, Attr::None, &[row, fixed]);
+    let turned = c.op(OpKind::Transpose, Attr::Perm(axes(&[1, 0])), &[sum]);
+    let flat = c.constant(Tensor::from_i64(&[2], vec![3, 8]));
+    moved.push(c.op(OpKind::Reshape, Attr::None, &[turned, flat]));
+    c.check(&moved, 0.0);
+
+    for axis in [0, 1, 2, -1] {
+        let mut c = Case::new("concat");
+        let (a, b) = (c.input(&[2, 4, 6]), c.input(&[2, 4, 6]));
+        let r = c.op(OpKind::Relu, Attr::None, &[b]);
+        let y = c.op(OpKind::Concat, Attr::Axis(axis), &[a, r, a]);
+        let z = c.op(OpKind::Flatten, Attr::Axis(2), &[y]);
+        let i = c.op(OpKind::Identity, Attr::None, &[z]);
+        c.check(&[y, i], 0.0);
+    }
+}
+
+#[test]
+fn quantise_and_dequantise_per_tensor_and_per_axis() {
+    for (dims, axis) in [(&[3usize, 5, 4, 6][..], 1), (&[4, 37][..], -1), (&[3, 20000][..], 1)] {
+        for per_axis in [false, true] {
+            for signed in [false, true] {
+                let n = if per_axis { dims[(axis + dims.len() as i32) as usize % dims.len()] } else { 1 };
+                let mut c = Case::new("quantise");
+                let x = c.input(dims);
+                let scales = Tensor::from_f32(&[n], (0..n).map(|i| 0.01 + (i % 100) as f32 * 1e-3).collect());
+                let zero = if signed {
+                    Tensor::from_i8(&[n], (0..n).map(|i| (i % 9) as i8 - 4).collect())
+                } else {
+                    Tensor::from_u8(&[n], (0..n).map(|i| 100 + (i % 50) as u8).collect())
+                };
+                let (s, z) = (c.constant(scales), c.constant(zero));
+                let q = c.op(OpKind::QuantizeLinear, Attr::Axis(axis), &[x, s, z]);
+                let d = c.op(OpKind::DequantizeLinear, Attr::Axis(axis), &[q, s, z]);
+                c.check(&[q, d], 0.0);
+            }
+        }
+    }
+    let mut c = Case::new("dequantise i32");
+    let x = c.input_of(Tensor::from_i32(&[3, 4], (0..12).map(|i| i * 100_000_001 - 600_000_000).collect()));
+    let s = c.constant(Tensor::from_f32(&[4], vec![0.1, 1.0, 2.0, 1e-9]));
+    let z = c.constant(Tensor::from_i32(&[4], vec![0; 4]));
+    let y = c.op(OpKind::DequantizeLinear, Attr::Axis(1), &[x, s, z]);
+    c.check(&[y], 0.0);
+}
+
+#[test]
+fn reductions_and_softmax() {
+    for keep_dims in [false, true] {
+        for a in [&[1][..], &[-1], &[0, 2], &[2, 3], &[1, 2, 3], &[]] {
+            let mut c = Case::new("mean");
+            let x = c.input(&[3, 4, 5, 6]);
+            let y = c.op(OpKind::ReduceMean, Attr::Reduce(ReduceAttr { axes: axes(a), keep_dims }), &[x]);
+            c.check(&[y], 1e-6);
+        }
+    }
+    for axis in [0, 1, 2, -1] {
+        let mut c = Case::new("softmax");
+        let x = c.input(&[3, 7, 11]);
+        let y = c.op(OpKind::Softmax, Attr::Axis(axis), &[x]);
+        c.check(&[y], 1e-6);
+    }
+}
+
+#[test]
+fn pools_in_all_their_modes() {
+    for ceil_mode in [false, true] {
+        for count_include_pad in [false, true] {
+            for window in [
+                window(2, 2, 0, 1),
+                window(3, 2, 1, 1),
+                window(2, 1, 0, 2),
+                Window { kernel: [3, 2], stride: [2, 3], dilation: [1, 1], pads: [1, 0, 2, 1] },
+            ] {
+                for kind in [OpKind::MaxPool, OpKind::AveragePool] {
+                    let attr = Attr::Pool(PoolAttr { window, ceil_mode, count_include_pad });
+                    let mut c = Case::new(kind.name());
+                    let x = c.input(&[3, 5, 9, 8]);
+                    let Ok(y) = c.g.add_op(kind, attr, "pool", &[x], &["y"]) else { continue };
+                    c.check(&y, 1e-6);
+                }
+            }
+        }
+    }
+    let mut c = Case::new("global");
+    let x = c.input(&[3, 70, 4, 5]);
+    let y = c.op(OpKind::GlobalAveragePool, Attr::None, &[x]);
+    c.check(&[y], 1e-6);
+}
+
+#[test]
+fn matrix_products_of_run_time_operands() {
+    let shapes: &[(&[usize], &[usize])] = &[
+        (&[5, 7], &[7, 6]),
+        (&[3, 5, 7], &[3, 7, 6]),
+        (&[3, 2, 5, 7], &[2, 7, 6]),
+        (&[3, 1, 5, 7], &[4, 7, 6]),
+        (&[7], &[7, 6]),
+        (&[3, 5, 7], &[7]),
+        (&[3, 64, 70], &[70, 65]),
+    ];
+    for &(a, b) in shapes {
+        for constant in [false, true] {
+            let mut c = Case::new("matmul");
+            let t = c.f32s(a);
+            let x = c.input_as(t, !constant && a.first() == Some(&3));
+            let t = c.f32s(b);
+            let w = if constant { c.constant(t) } else { c.input_of(t) };
+            let y = c.op(OpKind::MatMul, Attr::None, &[x, w]);
+            c.check(&[y], 1e-4);
+        }
+    }
+    for (trans_a, trans_b) in [(false, false), (false, true), (true, false), (true, true)] {
+        for c_dims in [&[][..], &[6], &[1, 6], &[5, 1], &[5, 6]] {
+            for constant in [false, true] {
+                let mut c = Case::new("gemm");
+                let x = c.input(if trans_a { &[7, 5] } else { &[5, 7] });
+                let t = c.f32s(if trans_b { &[6, 7] } else { &[7, 6] });
+                let w = if constant { c.constant(t) } else { c.input_of(t) };
+                let bias = c.f32s(c_dims);
+                let bias = if constant { c.constant(bias) } else { c.input_of(bias) };
+                let (alpha, beta) = if constant { (1.0, 1.0) } else { (0.5, -2.0) };
+                let attr = Attr::Gemm(GemmAttr { alpha, beta, trans_a, trans_b });
+                let y = c.op(OpKind::Gemm, attr, &[x, w, bias]);
+                c.check(&[y], 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn batch_norm_without_a_convolution() {
+    let mut c = Case::new("norm");
+    let x = c.input(&[3, 4, 5, 6]);
+    let stats: Vec<ValueId> = (0..4)
+        .map(|i| c.constant(Tensor::from_f32(&[4], (0..4).map(|j| 0.5 + (i * j) as f32 * 0.3).collect())))
+        .collect();
+    let y =
+        c.op(OpKind::BatchNormalization, Attr::Epsilon(1e-5), &[x, stats[0], stats[1], stats[2], stats[3]]);
+    c.check(&[y], 1e-5);
+}
+
+/// A quantised net's input may come in u8; its values travel in integers from the first op to the last.
+#[test]
+fn u8_inputs_and_outputs() {
+    let mut c = Case::new("u8");
+    let bytes: Vec<u8> = (0..3 * 4 * 6 * 5).map(|i| (i * 37 % 256) as u8).collect();
+    let x = c.input_of(Tensor::from_u8(&[3, 4, 6, 5], bytes));
+    let (s, z) = (c.constant(Tensor::from_f32(&[], vec![0.02])), c.constant(Tensor::from_u8(&[], vec![7])));
+    let d = c.op(OpKind::DequantizeLinear, Attr::Axis(1), &[x, s, z]);
+    let pooled = c.op(OpKind::MaxPool, pool(3, 1, 1), &[d]);
+    let q = c.op(OpKind::QuantizeLinear, Attr::Axis(1), &[pooled, s, z]);
+    c.check(&[q], 0.0);
+}
+
+#[test]
+fn many_threads_meet_again_and_again() {
+    let g = resnet(true, 0.9);
+    let x = [input(&g, 2, 1)];
+    let want =
+        Session::new(&g, &Options { threads: Some(1), ..Options::default() }).unwrap().run(&x).unwrap();
+    let mut s = Session::new(&g, &Options { threads: Some(5), ..Options::default() }).unwrap();
+    for _ in 0..200 {
+        assert_eq!(s.run(&x).unwrap(), want);
+    }
+    let rows = s.profile(&x, 3).unwrap();
+    assert!(rows.iter().all(|r| r.measured_ns.is_some()));
+    // Sessions can move to another thread.
+    std::thread::spawn(move || assert_eq!(s.run(&x).unwrap(), want)).join().unwrap();
+}
