@@ -4,8 +4,9 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use lacuna_nn::Classifier;
 use lacuna_nn::layers::{BatchNorm, Conv2d, Init, Linear, conv_norm, global_average_pool};
-use lacuna_nn::quant::{ActivationQuantizer, Pass};
+use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
 
 /// One size of the family.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +18,25 @@ pub struct ResNetSize {
     /// Channels and blocks of each stage; every stage but the first halves the image.
     pub stages: [(usize, usize); 3],
 }
+
+/// The small networks of section 4.2 of the paper (20 layers), for 28x28 grey and 32x32 colour images. The 28x28 one
+/// halves the image in its stem: a quarter of the arithmetic for a few tenths of a point on Fashion-MNIST.
+pub const RESNET_SIZES: &[ResNetSize] = &[
+    ResNetSize {
+        name: "resnet20",
+        in_channels: 1,
+        classes: 10,
+        stem_stride: 2,
+        stages: [(16, 3), (32, 3), (64, 3)],
+    },
+    ResNetSize {
+        name: "resnet20_cifar",
+        in_channels: 3,
+        classes: 10,
+        stem_stride: 1,
+        stages: [(16, 3), (32, 3), (64, 3)],
+    },
+];
 
 /// Two 3x3 convolutions around a shortcut.
 #[derive(Module, Debug)]
@@ -31,8 +51,6 @@ pub struct BasicBlock {
     pub act2: ActivationQuantizer,
 }
 
-use lacuna_nn::quant::Activation;
-
 impl BasicBlock {
     fn new(c_in: usize, c_out: usize, stride: usize, init: &mut Init) -> BasicBlock {
         let shortcut = stride != 1 || c_in != c_out;
@@ -42,7 +60,8 @@ impl BasicBlock {
             act1: ActivationQuantizer::new(&init.device),
             conv2: Conv2d::new(c_out, c_out, 3, 1, init),
             bn2: BatchNorm::new(c_out, init),
-            downsample: shortcut.then(|| (Conv2d::new(c_in, c_out, 1, stride, init), BatchNorm::new(c_out, init))),
+            downsample: shortcut
+                .then(|| (Conv2d::new(c_in, c_out, 1, stride, init), BatchNorm::new(c_out, init))),
             downsample_quantizer: shortcut.then(|| ActivationQuantizer::new(&init.device)),
             act2: ActivationQuantizer::new(&init.device),
         }
@@ -77,9 +96,16 @@ pub struct ResNet {
 impl ResNet {
     pub fn new(size: &ResNetSize, init: &mut Init) -> ResNet {
         let [(c1, n1), (c2, n2), (c3, n3)] = size.stages;
-        let mut stage = |c_in: usize, c_out: usize, blocks: usize, stride: usize, init: &mut Init| {
+        let stage = |c_in: usize, c_out: usize, blocks: usize, stride: usize, init: &mut Init| {
             (0..blocks)
-                .map(|i| BasicBlock::new(if i == 0 { c_in } else { c_out }, c_out, if i == 0 { stride } else { 1 }, init))
+                .map(|i| {
+                    BasicBlock::new(
+                        if i == 0 { c_in } else { c_out },
+                        c_out,
+                        if i == 0 { stride } else { 1 },
+                        init,
+                    )
+                })
                 .collect::<Vec<_>>()
         };
         ResNet {
@@ -94,8 +120,10 @@ impl ResNet {
             fc: Linear::new(c3, size.classes, init),
         }
     }
+}
 
-    pub fn forward(&self, x: Tensor<4>, pass: &Pass) -> Tensor<2> {
+impl Classifier for ResNet {
+    fn forward(&self, x: Tensor<4>, pass: &Pass) -> Tensor<2> {
         let x = self.input.forward(x, pass);
         let mut x = self.act1.forward(conv_norm(&x, &self.conv1, &self.bn1, None, true, pass), pass);
         for block in self.layer1.iter().chain(&self.layer2).chain(&self.layer3) {

@@ -4,7 +4,9 @@
 //! burn's `RunningState` holds an update back until it is next read and shares its value between clones; a
 //! checkpoint must see the update at once, and a copy on another device must not move the original.
 
-use burn::module::{Content, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{
+    Content, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param, ParamId,
+};
 use burn::tensor::{Device, Tensor};
 use std::sync::Mutex;
 

@@ -162,13 +162,11 @@ pub fn conv_norm(
                 }
                 None => (folded, bias),
             };
-            let options =
-                ConvOptions::new([conv.stride, conv.stride], [conv.padding, conv.padding], [1, 1], 1);
-            let y = if training {
+            let y = if ops::has_kernels(&w.device()) {
                 let o = bias.dims()[0];
                 convolve(x.x.clone(), w, conv) + bias.reshape([1, o, 1, 1])
             } else {
-                conv2d(x.x.clone(), w, Some(bias), options)
+                conv2d(x.x.clone(), w, Some(bias), options(conv))
             };
             finish(y, residual, act)
         }
@@ -179,8 +177,11 @@ fn convolve(x: Tensor<4>, w: Tensor<4>, conv: &Conv2d) -> Tensor<4> {
     if ops::has_kernels(&x.device()) {
         return ops::conv2d(x, w, conv.stride, conv.padding);
     }
-    let options = ConvOptions::new([conv.stride, conv.stride], [conv.padding, conv.padding], [1, 1], 1);
-    conv2d(x, w, None, options)
+    conv2d(x, w, None, options(conv))
+}
+
+fn options(conv: &Conv2d) -> ConvOptions<2> {
+    ConvOptions::new([conv.stride, conv.stride], [conv.padding, conv.padding], [1, 1], 1)
 }
 
 fn norm_batch(y: Tensor<4>, norm: &BatchNorm, residual: Option<Tensor<4>>, act: bool) -> Tensor<4> {
@@ -235,7 +236,7 @@ impl Linear {
     }
 }
 
-/// [n, c, h, w] to [n, c].
+/// [n, c, h, w] to [n, c, 1, 1].
 pub fn global_average_pool(x: Tensor<4>) -> Tensor<4> {
     adaptive_avg_pool2d(x, [1, 1])
 }

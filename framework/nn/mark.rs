@@ -22,7 +22,10 @@ pub fn is_capture(device: &Device) -> bool {
 pub trait MarkOps: burn::backend::Backend {
     fn mark_fake_quant(x: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self>;
     fn mark_fake_quant_channels(
-        x: FloatTensor<Self>, scales: FloatTensor<Self>, lo: i32, hi: i32,
+        x: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        lo: i32,
+        hi: i32,
     ) -> FloatTensor<Self>;
 }
 
@@ -40,7 +43,10 @@ impl MarkOps for CaptureBackend {
     }
 
     fn mark_fake_quant_channels(
-        x: FloatTensor<Self>, scales: FloatTensor<Self>, lo: i32, hi: i32,
+        x: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        lo: i32,
+        hi: i32,
     ) -> FloatTensor<Self> {
         let client = x.client.clone();
         let inputs = [x.into_ir(), scales.into_ir()];
@@ -50,7 +56,10 @@ impl MarkOps for CaptureBackend {
 
 /// Records a custom op whose single output looks like its first input.
 fn record<C: RouterClient>(
-    client: C, id: &'static str, inputs: &[TensorIr], scalars: Vec<ScalarIr>,
+    client: C,
+    id: &'static str,
+    inputs: &[TensorIr],
+    scalars: Vec<ScalarIr>,
 ) -> RouterTensor<C> {
     let shape: Shape = inputs[0].shape.clone();
     let out = TensorIr::uninit(client.create_empty_handle(), shape, DType::F32);

@@ -117,7 +117,8 @@ pub fn update_each<M: Module>(module: M, f: impl FnMut(usize, &mut Vec<f32>)) ->
             self.row += 1;
             param.map(|t| {
                 let (device, dims, trained) = (t.device(), t.dims(), t.is_require_grad());
-                let mut values: Vec<f32> = t.without_autodiff().into_data().into_vec().expect("parameters are f32");
+                let mut values: Vec<f32> =
+                    t.without_autodiff().into_data().into_vec().expect("parameters are f32");
                 f(row, &mut values);
                 let t = Tensor::from_data(TensorData::new(values, dims), &device);
                 if trained { t.require_grad() } else { t }
@@ -146,7 +147,8 @@ pub fn update_with_gradients<M: Module>(
             param.map(|t| {
                 let (device, dims) = (t.device(), t.dims());
                 let gradient = gradient.into_data();
-                let mut values: Vec<f32> = t.without_autodiff().into_data().into_vec().expect("parameters are f32");
+                let mut values: Vec<f32> =
+                    t.without_autodiff().into_data().into_vec().expect("parameters are f32");
                 f(row, &mut values, gradient.as_slice().expect("gradients are f32"));
                 Tensor::from_data(TensorData::new(values, dims), &device).require_grad()
             })

@@ -6,8 +6,8 @@
 //! rows of the captured graph say and what the integer engine runs.
 
 use crate::buffer::Buffer;
-use crate::ops::{self, fake_quant::Grid};
 use crate::mark;
+use crate::ops::{self, fake_quant::Grid};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -119,7 +119,9 @@ impl WeightQuantizer {
     pub fn new(channels: usize, device: &Device) -> Self {
         let mut range = vec![f32::MAX; channels];
         range.extend(vec![f32::MIN; channels]);
-        WeightQuantizer { range: Buffer::new(Tensor::from_data(TensorData::new(range, [2, channels]), device)) }
+        WeightQuantizer {
+            range: Buffer::new(Tensor::from_data(TensorData::new(range, [2, channels]), device)),
+        }
     }
 
     /// The weight on its grid, and the scale of each channel. `None` until a training pass has observed something.
@@ -151,7 +153,10 @@ impl WeightQuantizer {
 }
 
 fn moving_average(old: &[f32], seen: &[f32], first: bool) -> Vec<f32> {
-    old.iter().zip(seen).map(|(&old, &seen)| if first { seen } else { old + AVERAGING * (seen - old) }).collect()
+    old.iter()
+        .zip(seen)
+        .map(|(&old, &seen)| if first { seen } else { old + AVERAGING * (seen - old) })
+        .collect()
 }
 
 /// A bias on the grid of the accumulator it is added to: channel `i` in multiples of `input_scale * weight_scales[i]`.
@@ -175,7 +180,12 @@ fn on_grid<const D: usize>(x: Tensor<D>, grid: Grid) -> Tensor<D> {
     }
     let (lo, hi) = ((grid.lo - grid.zero) as f32, (grid.hi - grid.zero) as f32);
     let v = x.clone().div_scalar(grid.scale);
-    let inside = v.clone().detach().round().greater_equal_elem(lo).bool_and(v.clone().detach().round().lower_equal_elem(hi));
+    let inside = v
+        .clone()
+        .detach()
+        .round()
+        .greater_equal_elem(lo)
+        .bool_and(v.clone().detach().round().lower_equal_elem(hi));
     let q = v.detach().round().clamp(lo, hi).mul_scalar(grid.scale);
     straight_through(x, q, inside.float())
 }

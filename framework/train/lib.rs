@@ -1,1 +1,21 @@
+//! Training under a recipe: the loop, what a recipe's events do to tensors, optimiser state, checkpoints and logs.
+//!
+//! ```text
+//! Recipe ─ compile ─► Schedule ─┐
+//! ImageSet ─ Prefetch ─ batches ├─► fit: events, forward, loss, backward, sgd_step ─► RunFolder
+//! module + State (columns) ─────┘
+//! ```
 
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod error;
+pub mod logs;
+pub mod masks;
+pub mod run_folder;
+pub mod state;
+pub mod trainer;
+pub mod weights;
+
+pub use error::{Error, Result};
+pub use trainer::{Fit, Outcome, TrainArgs, evaluate, fit};

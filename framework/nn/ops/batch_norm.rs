@@ -134,7 +134,8 @@ pub fn backward(
             let open = |y: f32, d: f32| if !relu || y > 0.0 { d } else { 0.0 };
             let (mut sum, mut sum_x) = (0f64, 0f64);
             for i in 0..n {
-                let (v, d, y) = (&x[plane(i)..][..pixels], &dy[plane(i)..][..pixels], &y[plane(i)..][..pixels]);
+                let (v, d, y) =
+                    (&x[plane(i)..][..pixels], &dy[plane(i)..][..pixels], &y[plane(i)..][..pixels]);
                 let (a, b) = sums(pixels, |p| {
                     let d = open(y[p], d[p]);
                     (d, d * (v[p] - m))
@@ -148,7 +149,8 @@ pub fn backward(
             let shift = (sum / count) as f32;
             let slope = (d_gamma / count * inv) as f32;
             for i in 0..n {
-                let (v, d, y) = (&x[plane(i)..][..pixels], &dy[plane(i)..][..pixels], &y[plane(i)..][..pixels]);
+                let (v, d, y) =
+                    (&x[plane(i)..][..pixels], &dy[plane(i)..][..pixels], &y[plane(i)..][..pixels]);
                 // SAFETY: plane (i, ch) belongs to this task alone and lies inside dx (and dr, when asked for).
                 let out = unsafe { dx_out.slice(plane(i), pixels) };
                 for p in 0..pixels {

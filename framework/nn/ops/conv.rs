@@ -36,7 +36,10 @@ impl ConvShape {
         let [n, c, h, width] = x;
         let [o, wc, kh, kw] = w;
         assert_eq!(c, wc, "weight takes {wc} channels, the input has {c}");
-        assert!(stride > 0 && h + 2 * pad >= kh && width + 2 * pad >= kw, "the window does not fit the input");
+        assert!(
+            stride > 0 && h + 2 * pad >= kh && width + 2 * pad >= kw,
+            "the window does not fit the input"
+        );
         let oh = (h + 2 * pad - kh) / stride + 1;
         let ow = (width + 2 * pad - kw) / stride + 1;
         ConvShape { n, c, h, w: width, o, kh, kw, stride, pad, oh, ow }
@@ -145,7 +148,8 @@ fn group_rows(planes: &[f32], rows: usize, pixels: usize, images: usize, out: &m
     let ld = images * pixels;
     for i in 0..images {
         for r in 0..rows {
-            out[r * ld + i * pixels..][..pixels].copy_from_slice(&planes[(i * rows + r) * pixels..][..pixels]);
+            out[r * ld + i * pixels..][..pixels]
+                .copy_from_slice(&planes[(i * rows + r) * pixels..][..pixels]);
         }
     }
 }

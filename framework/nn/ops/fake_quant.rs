@@ -39,14 +39,14 @@ fn forward_into(x: &[f32], y: &mut [f32], grid: Grid) {
     }
 }
 
-/// `round_ties_even` that the compiler vectorises on every x86-64: adding and subtracting 1.5·2^23 rounds to an
-/// integer in the current (nearest, ties to even) mode for |v| < 2^22; larger values lie outside every 8-bit grid
-/// and are clamped, so only their sign matters.
+/// `round_ties_even` that the compiler vectorises on every x86-64: adding 2^23 to |v| < 2^23 leaves no bits for a
+/// fraction, so the sum is rounded to an integer in the current (nearest, ties to even) mode. Larger values are whole
+/// already: a bias on the grid of an accumulator reaches them.
 #[inline(always)]
 fn round_ties_even(v: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0;
-    let v = v.clamp(-4_000_000.0, 4_000_000.0);
-    (v + MAGIC) - MAGIC
+    const WHOLE: f32 = 8_388_608.0;
+    let size = v.abs();
+    if size < WHOLE { ((size + WHOLE) - WHOLE).copysign(v) } else { v }
 }
 
 /// dx = dy where x was inside the range of the grid.

@@ -16,7 +16,17 @@ pub struct Strided<'a> {
 ///
 /// # Panics
 /// If an operand is too short for its dimensions.
-pub fn gemm(m: usize, n: usize, k: usize, a: Strided, b: &[f32], ldb: usize, c: &mut [f32], ldc: usize, acc: bool) {
+pub fn gemm(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Strided,
+    b: &[f32],
+    ldb: usize,
+    c: &mut [f32],
+    ldc: usize,
+    acc: bool,
+) {
     if m == 0 || n == 0 {
         return;
     }
@@ -32,7 +42,17 @@ pub fn gemm(m: usize, n: usize, k: usize, a: Strided, b: &[f32], ldb: usize, c: 
     portable(m, n, k, a, b, ldb, c, ldc, acc);
 }
 
-fn portable(m: usize, n: usize, k: usize, a: Strided, b: &[f32], ldb: usize, c: &mut [f32], ldc: usize, acc: bool) {
+fn portable(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Strided,
+    b: &[f32],
+    ldb: usize,
+    c: &mut [f32],
+    ldc: usize,
+    acc: bool,
+) {
     const NR: usize = 16;
     for j0 in (0..n).step_by(NR) {
         let w = NR.min(n - j0);
@@ -64,7 +84,15 @@ mod avx512 {
     /// avx512f; `a`, `b`, `c` are long enough for m, n, k and their strides (checked by the caller).
     #[target_feature(enable = "avx512f")]
     pub unsafe fn gemm(
-        m: usize, n: usize, k: usize, a: Strided, b: &[f32], ldb: usize, c: &mut [f32], ldc: usize, acc: bool,
+        m: usize,
+        n: usize,
+        k: usize,
+        a: Strided,
+        b: &[f32],
+        ldb: usize,
+        c: &mut [f32],
+        ldc: usize,
+        acc: bool,
     ) {
         let mut j = 0;
         while j < n {
@@ -94,7 +122,8 @@ mod avx512 {
         }
     }
 
-    type Tile = unsafe fn(usize, *const f32, (usize, usize), *const f32, usize, *mut f32, usize, __mmask16, bool);
+    type Tile =
+        unsafe fn(usize, *const f32, (usize, usize), *const f32, usize, *mut f32, usize, __mmask16, bool);
 
     macro_rules! tiles {
         ($($rows:literal)*) => { [$([tile::<$rows, 1>, tile::<$rows, 2>, tile::<$rows, 3>],)*] };

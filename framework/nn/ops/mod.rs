@@ -17,7 +17,9 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, AutodiffBackend, Dispatch, DispatchDevice, Flex, TensorMetadata, backend_extension};
+use burn::backend::{
+    Autodiff, AutodiffBackend, Dispatch, DispatchDevice, Flex, TensorMetadata, backend_extension,
+};
 use burn::tensor::{Bytes, DType, Device, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
 
@@ -25,25 +27,48 @@ use burn_flex::{FlexTensor, Layout};
 pub trait TrainKernels: burn::backend::Backend {
     fn k_conv(x: FloatTensor<Self>, w: FloatTensor<Self>, stride: usize, pad: usize) -> FloatTensor<Self>;
     fn k_conv_dx(
-        x: [usize; 4], w: FloatTensor<Self>, dy: FloatTensor<Self>, stride: usize, pad: usize,
+        x: [usize; 4],
+        w: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        stride: usize,
+        pad: usize,
     ) -> FloatTensor<Self>;
     fn k_conv_dw(
-        x: FloatTensor<Self>, w: [usize; 4], dy: FloatTensor<Self>, stride: usize, pad: usize,
+        x: FloatTensor<Self>,
+        w: [usize; 4],
+        dy: FloatTensor<Self>,
+        stride: usize,
+        pad: usize,
     ) -> FloatTensor<Self>;
     /// y, mean, variance.
     fn k_norm(
-        x: FloatTensor<Self>, gamma: FloatTensor<Self>, beta: FloatTensor<Self>,
-        residual: Option<FloatTensor<Self>>, eps: f64, relu: bool,
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        residual: Option<FloatTensor<Self>>,
+        eps: f64,
+        relu: bool,
     ) -> [FloatTensor<Self>; 3];
     /// Gradients of x, gamma, beta and, when asked for, of the residual.
     fn k_norm_backward(
-        saved: &NormSaved<Self>, dy: FloatTensor<Self>, with_residual: bool,
+        saved: &NormSaved<Self>,
+        dy: FloatTensor<Self>,
+        with_residual: bool,
     ) -> [Option<FloatTensor<Self>>; 4];
     fn k_fake_quant(x: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self>;
     fn k_fake_quant_dx(x: FloatTensor<Self>, dy: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self>;
-    fn k_fake_quant_channels(x: FloatTensor<Self>, scales: FloatTensor<Self>, lo: i32, hi: i32) -> FloatTensor<Self>;
+    fn k_fake_quant_channels(
+        x: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        lo: i32,
+        hi: i32,
+    ) -> FloatTensor<Self>;
     fn k_fake_quant_channels_dx(
-        x: FloatTensor<Self>, scales: FloatTensor<Self>, dy: FloatTensor<Self>, lo: i32, hi: i32,
+        x: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        lo: i32,
+        hi: i32,
     ) -> FloatTensor<Self>;
 }
 
@@ -62,17 +87,29 @@ pub struct NormSaved<B: burn::backend::Backend> {
 /// The ops as the dispatcher sees them.
 #[backend_extension(Flex, Autodiff)]
 pub trait TrainOps: burn::backend::Backend {
-    fn train_conv(x: FloatTensor<Self>, w: FloatTensor<Self>, stride: usize, pad: usize) -> FloatTensor<Self>;
+    fn train_conv(x: FloatTensor<Self>, w: FloatTensor<Self>, stride: usize, pad: usize)
+    -> FloatTensor<Self>;
     fn train_norm(
-        x: FloatTensor<Self>, gamma: FloatTensor<Self>, beta: FloatTensor<Self>, eps: f64, relu: bool,
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        eps: f64,
+        relu: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
     fn train_norm_add(
-        x: FloatTensor<Self>, gamma: FloatTensor<Self>, beta: FloatTensor<Self>, residual: FloatTensor<Self>,
-        eps: f64, relu: bool,
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        eps: f64,
+        relu: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
     fn train_fake_quant(x: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self>;
     fn train_fake_quant_channels(
-        x: FloatTensor<Self>, scales: FloatTensor<Self>, lo: i32, hi: i32,
+        x: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        lo: i32,
+        hi: i32,
     ) -> FloatTensor<Self>;
 }
 
@@ -87,7 +124,12 @@ pub fn has_kernels(device: &Device) -> bool {
 
 /// y[n,o,oh,ow] of x[n,c,h,w] and w[o,c,kh,kw]; one group, equal stride and zero padding on both axes.
 pub fn conv2d(x: Tensor<4>, w: Tensor<4>, stride: usize, pad: usize) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as TrainOps>::train_conv(x.into_dispatch(), w.into_dispatch(), stride, pad))
+    Tensor::from_dispatch(<Dispatch as TrainOps>::train_conv(
+        x.into_dispatch(),
+        w.into_dispatch(),
+        stride,
+        pad,
+    ))
 }
 
 /// Batch norm over a training batch, then the residual, then ReLU. Returns y and the batch's mean and biased variance.
@@ -158,7 +200,12 @@ impl TrainKernels for Flex {
     }
 
     fn k_norm(
-        x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, residual: Option<FlexTensor>, eps: f64, relu: bool,
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        residual: Option<FlexTensor>,
+        eps: f64,
+        relu: bool,
     ) -> [FlexTensor; 3] {
         let x = x.to_contiguous();
         let residual = residual.map(|r| r.to_contiguous());
@@ -176,7 +223,11 @@ impl TrainKernels for Flex {
         [tensor(out.y, &shape), tensor(out.mean, &[c]), tensor(out.var, &[c])]
     }
 
-    fn k_norm_backward(saved: &NormSaved<Flex>, dy: FlexTensor, with_residual: bool) -> [Option<FlexTensor>; 4] {
+    fn k_norm_backward(
+        saved: &NormSaved<Flex>,
+        dy: FlexTensor,
+        with_residual: bool,
+    ) -> [Option<FlexTensor>; 4] {
         let (x, dy) = (saved.x.to_contiguous(), dy.to_contiguous());
         let shape = dims4(&x.shape());
         let g = batch_norm::backward(
@@ -214,7 +265,13 @@ impl TrainKernels for Flex {
         tensor(fake_quant::forward_channels(x.storage(), scales.storage(), lo, hi), &x.shape().to_vec())
     }
 
-    fn k_fake_quant_channels_dx(x: FlexTensor, scales: FlexTensor, dy: FlexTensor, lo: i32, hi: i32) -> FlexTensor {
+    fn k_fake_quant_channels_dx(
+        x: FlexTensor,
+        scales: FlexTensor,
+        dy: FlexTensor,
+        lo: i32,
+        hi: i32,
+    ) -> FlexTensor {
         let (x, scales, dy) = (x.to_contiguous(), scales.to_contiguous(), dy.to_contiguous());
         let dx = fake_quant::backward_channels(x.storage(), dy.storage(), scales.storage(), lo, hi);
         tensor(dx, &x.shape().to_vec())
@@ -227,13 +284,22 @@ impl TrainOps for Flex {
     }
 
     fn train_norm(
-        x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, eps: f64, relu: bool,
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        eps: f64,
+        relu: bool,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         Self::k_norm(x, gamma, beta, None, eps, relu).into()
     }
 
     fn train_norm_add(
-        x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, residual: FlexTensor, eps: f64, relu: bool,
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        residual: FlexTensor,
+        eps: f64,
+        relu: bool,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         Self::k_norm(x, gamma, beta, Some(residual), eps, relu).into()
     }
@@ -340,33 +406,51 @@ impl<B: TrainKernels> Backward<B, 1> for FakeQuantChannelsBackward {
 }
 
 impl<B: TrainOps + TrainKernels, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
-    fn train_conv(x: FloatTensor<Self>, w: FloatTensor<Self>, stride: usize, pad: usize) -> FloatTensor<Self> {
+    fn train_conv(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        stride: usize,
+        pad: usize,
+    ) -> FloatTensor<Self> {
         match ConvBackward.prepare::<C>([x.node(), w.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let state = (prep.checkpoint(&x), prep.checkpoint(&w), stride, pad);
                 prep.finish(state, B::k_conv(x.into_primitive(), w.into_primitive(), stride, pad))
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::k_conv(x.into_primitive(), w.into_primitive(), stride, pad)),
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::k_conv(x.into_primitive(), w.into_primitive(), stride, pad))
+            }
         }
     }
 
     fn train_norm(
-        x: FloatTensor<Self>, gamma: FloatTensor<Self>, beta: FloatTensor<Self>, eps: f64, relu: bool,
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        eps: f64,
+        relu: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let prep = NormBackward.prepare::<C>([x.node(), gamma.node(), beta.node()]).compute_bound().stateful();
+        let prep =
+            NormBackward.prepare::<C>([x.node(), gamma.node(), beta.node()]).compute_bound().stateful();
         let (x, gamma, beta) = (x.into_primitive(), gamma.into_primitive(), beta.into_primitive());
         let [y, mean, var] = B::k_norm(x.clone(), gamma.clone(), beta, None, eps, relu);
         let (m, v) = (Self::from_inner(mean.clone()), Self::from_inner(var.clone()));
         let y = match prep {
-            OpsKind::Tracked(prep) => prep.finish(NormSaved { x, gamma, y: y.clone(), mean, var, eps, relu }, y),
+            OpsKind::Tracked(prep) => {
+                prep.finish(NormSaved { x, gamma, y: y.clone(), mean, var, eps, relu }, y)
+            }
             OpsKind::UnTracked(prep) => prep.finish(y),
         };
         (y, m, v)
     }
 
     fn train_norm_add(
-        x: FloatTensor<Self>, gamma: FloatTensor<Self>, beta: FloatTensor<Self>, residual: FloatTensor<Self>,
-        eps: f64, relu: bool,
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        eps: f64,
+        relu: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let nodes = [x.node(), gamma.node(), beta.node(), residual.node()];
         let prep = NormAddBackward.prepare::<C>(nodes).compute_bound().stateful();
@@ -375,7 +459,9 @@ impl<B: TrainOps + TrainKernels, C: CheckpointStrategy> TrainOps for Autodiff<B,
             B::k_norm(x.clone(), gamma.clone(), beta, Some(residual.into_primitive()), eps, relu);
         let (m, v) = (Self::from_inner(mean.clone()), Self::from_inner(var.clone()));
         let y = match prep {
-            OpsKind::Tracked(prep) => prep.finish(NormSaved { x, gamma, y: y.clone(), mean, var, eps, relu }, y),
+            OpsKind::Tracked(prep) => {
+                prep.finish(NormSaved { x, gamma, y: y.clone(), mean, var, eps, relu }, y)
+            }
             OpsKind::UnTracked(prep) => prep.finish(y),
         };
         (y, m, v)
@@ -392,7 +478,10 @@ impl<B: TrainOps + TrainKernels, C: CheckpointStrategy> TrainOps for Autodiff<B,
     }
 
     fn train_fake_quant_channels(
-        x: FloatTensor<Self>, scales: FloatTensor<Self>, lo: i32, hi: i32,
+        x: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        lo: i32,
+        hi: i32,
     ) -> FloatTensor<Self> {
         let scales = scales.into_primitive();
         match FakeQuantChannelsBackward.prepare::<C>([x.node()]).compute_bound().stateful() {

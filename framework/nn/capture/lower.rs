@@ -1,0 +1,567 @@
+//! Recorded ops become rows of the op table.
+//!
+//! What depends on parameters alone is evaluated on the way with the table's reference functions, so that a weight
+//! that was scaled, masked or quantised is a constant when its layer is reached.
+
+use super::CaptureError;
+use super::name::root_const;
+use super::record::{Extent, Trace, op_name};
+use crate::mark::{FAKE_QUANT, FAKE_QUANT_CHANNELS};
+use crate::ops::fake_quant::forward_channels;
+use burn_capture::TensorId;
+use burn_ir::*;
+use lacuna_ir::op::{Axes, ClipAttr, ConvAttr, GemmAttr, PoolAttr, ReduceAttr, Window};
+use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId};
+use std::collections::{HashMap, HashSet};
+
+/// The graph of a trace. Constants that descend from a parameter carry its path; ops and other values have no
+/// names yet.
+pub fn lower(trace: &Trace, name: &str) -> Result<Graph, CaptureError> {
+    let mut l = Lower {
+        trace,
+        g: Graph::new(name),
+        value: HashMap::new(),
+        reads: HashMap::new(),
+        parameters: HashSet::new(),
+        transposed: HashMap::new(),
+        reshaped: HashMap::new(),
+    };
+    let live = live_ops(trace);
+    for t in live.iter().flat_map(|op| op.inputs()) {
+        *l.reads.entry(t.id).or_insert(0) += 1;
+    }
+    for id in &trace.outputs {
+        *l.reads.entry(*id).or_insert(0) += 1;
+    }
+    let input = l.dims(trace.input).ok_or_else(|| CaptureError::Output {
+        index: 0,
+        why: "nothing that is returned depends on the input".to_string(),
+    })?;
+    let x = l.g.add_input("", DType::F32, &input);
+    l.value.insert(trace.input, x);
+    for op in live {
+        let done = match op {
+            OperationIr::Init(_) => Ok(()),
+            op => l.op(op),
+        };
+        done.map_err(|why| CaptureError::Op { op: op_name(op), near: trace.near(op), why })?;
+    }
+    for (index, &id) in trace.outputs.iter().enumerate() {
+        let v = l.output(id).map_err(|why| CaptureError::Output { index, why })?;
+        l.g.outputs.push(v);
+    }
+    Ok(l.g)
+}
+
+/// The ops that an output depends on, in the order in which they were recorded.
+fn live_ops(trace: &Trace) -> Vec<&OperationIr> {
+    let mut needed: HashSet<TensorId> = trace.outputs.iter().copied().collect();
+    let mut live = Vec::new();
+    for op in trace.ops.iter().rev() {
+        if op.outputs().any(|t| needed.contains(&t.id)) {
+            needed.extend(op.inputs().map(|t| t.id));
+            live.push(op);
+        }
+    }
+    live.reverse();
+    live
+}
+
+/// What is built, and what is known about recorded tensors and about values.
+struct Lower<'a> {
+    trace: &'a Trace,
+    g: Graph,
+    value: HashMap<TensorId, ValueId>,
+    /// How often live ops and outputs read each recorded tensor.
+    reads: HashMap<TensorId, usize>,
+    /// Constants that are parameters as they are.
+    parameters: HashSet<ValueId>,
+    /// Transposed matrices and reshaped vectors made from parameters, and what they were made from.
+    transposed: HashMap<ValueId, ValueId>,
+    reshaped: HashMap<ValueId, ValueId>,
+}
+
+type Step<T> = Result<T, String>;
+
+fn unsupported<T>() -> Step<T> {
+    Err("the graph has no such op: leave it out, or write it with supported ones".to_string())
+}
+
+impl Lower<'_> {
+    fn op(&mut self, op: &OperationIr) -> Step<()> {
+        match op {
+            OperationIr::BaseFloat(op) => self.base(op),
+            OperationIr::NumericFloat(_, op) => self.numeric(op),
+            OperationIr::Float(_, op) => self.float(op),
+            OperationIr::Activation(op) => self.activation(op),
+            OperationIr::Module(op) => self.module(op),
+            OperationIr::Custom(op) => self.custom(op),
+            _ => unsupported(),
+        }
+    }
+
+    // ---- values --------------------------------------------------------------------------------
+
+    fn dims(&mut self, id: TensorId) -> Option<Vec<Dim>> {
+        let extents = self.trace.extents.get(&id)?;
+        let batch = self.g.symbol("batch");
+        let dim = |e: &Extent| match *e {
+            Extent::Fixed(n) => Dim::Fixed(n as u64),
+            Extent::Batch => Dim::Symbol(batch),
+        };
+        Some(extents.iter().map(dim).collect())
+    }
+
+    /// The value of a recorded tensor; its constant, when it is read for the first time.
+    fn read(&mut self, t: &TensorIr) -> Step<ValueId> {
+        self.read_id(t.id)
+    }
+
+    fn read_id(&mut self, id: TensorId) -> Step<ValueId> {
+        if let Some(&v) = self.value.get(&id) {
+            return Ok(v);
+        }
+        let data = self.trace.values.get(&id).ok_or("it reads a tensor that no recorded op makes")?;
+        if self.trace.extents.get(&id).is_some_and(|e| e.contains(&Extent::Batch)) {
+            return Err("it reads a constant as large as the batch: let it broadcast instead".to_string());
+        }
+        let elements: Vec<f32> = data
+            .as_slice()
+            .map(<[f32]>::to_vec)
+            .map_err(|_| format!("it reads a constant of {:?}, only F32 is supported", data.dtype()))?;
+        let path = self.trace.paths.get(&id);
+        let v = self.constant(path.map_or("", String::as_str), &data.shape().to_vec(), elements);
+        if path.is_some() {
+            self.parameters.insert(v);
+        }
+        self.value.insert(id, v);
+        Ok(v)
+    }
+
+    fn constant(&mut self, name: &str, dims: &[usize], elements: Vec<f32>) -> ValueId {
+        self.g.add_tensor(name, &Tensor::from_f32(dims, elements))
+    }
+
+    fn scalar(&mut self, x: f32) -> ValueId {
+        self.constant("", &[], vec![x])
+    }
+
+    /// Binds a recorded result. Both shape rules, burn's and the graph's, must agree.
+    fn bind(&mut self, out: &TensorIr, v: ValueId) -> Step<()> {
+        let want = self.dims(out.id).ok_or("its result has no shape")?;
+        if self.g.shape(v) != want {
+            return Err(format!("its result is {want:?}, the graph's op gives {:?}", self.g.shape(v)));
+        }
+        self.value.insert(out.id, v);
+        Ok(())
+    }
+
+    /// Adds an op, or evaluates it if it reads constants only. DequantizeLinear stays: the integers are what matters.
+    fn emit(&mut self, kind: OpKind, attr: Attr, inputs: &[ValueId]) -> Step<ValueId> {
+        let constant = |&v: &ValueId| v.is_none() || self.g.const_bytes(v).is_some();
+        if kind != OpKind::DequantizeLinear && inputs.iter().all(constant) {
+            return self.evaluate(kind, attr, inputs);
+        }
+        let made = self.g.add_op(kind, attr, "", inputs, &[""]).map_err(|e| match e {
+            lacuna_ir::Error::Op { kind, why, .. } => format!("{kind} {why}"),
+            e => e.to_string(),
+        })?;
+        Ok(made[0])
+    }
+
+    /// The result carries the path of the largest operand that has one.
+    fn evaluate(&mut self, kind: OpKind, attr: Attr, inputs: &[ValueId]) -> Step<ValueId> {
+        let tensors: Vec<Option<Tensor>> = inputs.iter().map(|&v| self.g.const_tensor(v)).collect();
+        let seen: Vec<Option<&Tensor>> = tensors.iter().map(Option::as_ref).collect();
+        let result = (kind.row().eval)(&attr, &seen)?.swap_remove(0);
+        let mut path = (String::new(), 0);
+        for (&v, t) in inputs.iter().zip(&seen) {
+            let len = t.map_or(0, Tensor::len);
+            if len > path.1 && !self.g.value_name[v].is_empty() {
+                path = (self.g.value_name[v].clone(), len);
+            }
+        }
+        Ok(self.g.add_tensor(&path.0, &result))
+    }
+
+    fn unary(&mut self, kind: OpKind, attr: Attr, input: &TensorIr, out: &TensorIr) -> Step<()> {
+        let x = self.read(input)?;
+        let y = self.emit(kind, attr, &[x])?;
+        self.bind(out, y)
+    }
+
+    fn binary(&mut self, kind: OpKind, op: &BinaryOpIr) -> Step<()> {
+        let (a, b) = (self.read(&op.lhs)?, self.read(&op.rhs)?);
+        let y = self.emit(kind, Attr::None, &[a, b])?;
+        self.bind(&op.out, y)
+    }
+
+    fn with_scalar(&mut self, kind: OpKind, op: &ScalarOpIr) -> Step<()> {
+        let a = self.read(&op.lhs)?;
+        let b = self.scalar(op.rhs.elem());
+        let y = self.emit(kind, Attr::None, &[a, b])?;
+        self.bind(&op.out, y)
+    }
+
+    /// Every graph output is a value of its own, made by an op.
+    fn output(&mut self, id: TensorId) -> Step<ValueId> {
+        let v = self.read_id(id)?;
+        if self.g.producer(v).is_some() && !self.g.outputs.contains(&v) {
+            return Ok(v);
+        }
+        let made = self.g.add_op(OpKind::Identity, Attr::None, "", &[v], &[""]).map_err(|e| e.to_string())?;
+        Ok(made[0])
+    }
+
+    // ---- arithmetic ----------------------------------------------------------------------------
+
+    fn numeric(&mut self, op: &NumericOperationIr) -> Step<()> {
+        use NumericOperationIr as N;
+        match op {
+            N::Add(op) => self.add(op),
+            N::Sub(op) => self.binary(OpKind::Sub, op),
+            N::Mul(op) => self.binary(OpKind::Mul, op),
+            N::Div(op) => self.binary(OpKind::Div, op),
+            N::AddScalar(op) => self.with_scalar(OpKind::Add, op),
+            N::SubScalar(op) => self.with_scalar(OpKind::Sub, op),
+            N::MulScalar(op) => self.with_scalar(OpKind::Mul, op),
+            N::DivScalar(op) => self.with_scalar(OpKind::Div, op),
+            N::Neg(op) => {
+                let (x, minus) = (self.read(&op.input)?, self.scalar(-1.0));
+                let y = self.emit(OpKind::Mul, Attr::None, &[x, minus])?;
+                self.bind(&op.out, y)
+            }
+            N::MeanDim(op) => {
+                let axes = Axes::new(&[op.axis as i64]).ok_or("its axis is too large")?;
+                let attr = Attr::Reduce(ReduceAttr { axes, keep_dims: true });
+                self.unary(OpKind::ReduceMean, attr, &op.input, &op.out)
+            }
+            N::Clamp(op) => self.clip(&op.tensor, op.min.elem(), op.max.elem(), &op.out),
+            N::ClampMin(op) => self.clip(&op.lhs, op.rhs.elem(), f32::INFINITY, &op.out),
+            N::ClampMax(op) => self.clip(&op.lhs, f32::NEG_INFINITY, op.rhs.elem(), &op.out),
+            N::Full(op) => self.fill(&op.out, op.value.elem()),
+            _ => unsupported(),
+        }
+    }
+
+    fn float(&mut self, op: &FloatOperationIr) -> Step<()> {
+        use FloatOperationIr as F;
+        match op {
+            F::Sqrt(op) => self.unary(OpKind::Sqrt, Attr::None, &op.input, &op.out),
+            F::Recip(op) => {
+                let (one, x) = (self.scalar(1.0), self.read(&op.input)?);
+                let y = self.emit(OpKind::Div, Attr::None, &[one, x])?;
+                self.bind(&op.out, y)
+            }
+            F::Matmul(op) => {
+                let (a, b) = (self.read(&op.lhs)?, self.read(&op.rhs)?);
+                let y = self.matmul(a, b)?;
+                self.bind(&op.out, y)
+            }
+            _ => unsupported(),
+        }
+    }
+
+    fn activation(&mut self, op: &ActivationOperationIr) -> Step<()> {
+        use ActivationOperationIr as A;
+        match op {
+            A::Relu(op) => self.unary(OpKind::Relu, Attr::None, &op.input, &op.out),
+            A::Sigmoid(op) => self.unary(OpKind::Sigmoid, Attr::None, &op.input, &op.out),
+            A::Softmax(op) => self.unary(OpKind::Softmax, Attr::Axis(op.axis as i32), &op.input, &op.out),
+            _ => unsupported(),
+        }
+    }
+
+    fn clip(&mut self, x: &TensorIr, min: f32, max: f32, out: &TensorIr) -> Step<()> {
+        self.unary(OpKind::Clip, Attr::Clip(ClipAttr { min, max }), x, out)
+    }
+
+    fn fill(&mut self, out: &TensorIr, x: f32) -> Step<()> {
+        let dims = out.shape.to_vec();
+        let fixed = self.trace.extents.get(&out.id).is_some_and(|e| !e.contains(&Extent::Batch));
+        if !fixed {
+            return Err("it makes a constant as large as the batch: let it broadcast instead".to_string());
+        }
+        let v = self.constant("", &dims, vec![x; dims.iter().product()]);
+        self.bind(out, v)
+    }
+
+    // ---- shapes --------------------------------------------------------------------------------
+
+    fn base(&mut self, op: &BaseOperationIr) -> Step<()> {
+        use BaseOperationIr as B;
+        match op {
+            B::Reshape(op) => self.reshape(&op.input, &op.out),
+            B::SwapDims(op) => {
+                let mut axes: Vec<usize> = (0..op.input.shape.num_dims()).collect();
+                axes.swap(op.dim1, op.dim2);
+                self.transpose(&op.input, &axes, &op.out)
+            }
+            B::Permute(op) => self.transpose(&op.input, &op.axes, &op.out),
+            B::Cat(op) => {
+                let parts: Vec<ValueId> = op.tensors.iter().map(|t| self.read(t)).collect::<Step<_>>()?;
+                let y = self.emit(OpKind::Concat, Attr::Axis(op.dim as i32), &parts)?;
+                self.bind(&op.out, y)
+            }
+            B::Zeros(op) => self.fill(&op.out, 0.0),
+            B::Ones(op) => self.fill(&op.out, 1.0),
+            // These change nothing where shapes and types are equal, and are refused where not.
+            B::Expand(op) => self.same(&op.input, &op.out),
+            B::Cast(op) => self.same(&op.input, &op.out),
+            _ => unsupported(),
+        }
+    }
+
+    fn same(&mut self, input: &TensorIr, out: &TensorIr) -> Step<()> {
+        if input.dtype != out.dtype || self.trace.extents.get(&input.id) != self.trace.extents.get(&out.id) {
+            return unsupported();
+        }
+        let x = self.read(input)?;
+        self.bind(out, x)
+    }
+
+    fn reshape(&mut self, input: &TensorIr, out: &TensorIr) -> Step<()> {
+        let x = self.read(input)?;
+        let target = self.dims(out.id).ok_or("its result has no shape")?;
+        if self.g.shape(x) == target {
+            return self.bind(out, x);
+        }
+        // A symbol is copied from its place (0) or is what is left (-1).
+        let from = self.g.shape(x);
+        let place = |(i, d): (usize, &Dim)| match d {
+            Dim::Fixed(n) => *n as i64,
+            Dim::Symbol(_) if from.get(i) == Some(d) => 0,
+            Dim::Symbol(_) => -1,
+        };
+        let shape: Vec<i64> = target.iter().enumerate().map(place).collect();
+        let shape = self.g.add_tensor("", &Tensor::from_i64(&[shape.len()], shape));
+        let y = self.emit(OpKind::Reshape, Attr::None, &[x, shape])?;
+        if self.g.shape(x).len() == 1 && root_const(&self.g, x).is_some() {
+            self.reshaped.insert(y, x);
+        }
+        self.bind(out, y)
+    }
+
+    fn transpose(&mut self, input: &TensorIr, axes: &[usize], out: &TensorIr) -> Step<()> {
+        let x = self.read(input)?;
+        let perm: Vec<i64> = axes.iter().map(|&a| a as i64).collect();
+        let perm = Axes::new(&perm).ok_or("it has too many dimensions")?;
+        let y = self.emit(OpKind::Transpose, Attr::Perm(perm), &[x])?;
+        if axes == [1, 0] && root_const(&self.g, x).is_some() {
+            self.transposed.insert(y, x);
+        }
+        self.bind(out, y)
+    }
+
+    // ---- layers --------------------------------------------------------------------------------
+
+    /// A product with a parameter is a Gemm; one with a transposed parameter reads the parameter itself.
+    fn matmul(&mut self, a: ValueId, b: ValueId) -> Step<ValueId> {
+        let (w, trans_b) = match self.transposed.get(&b) {
+            Some(&w) => (w, true),
+            None => (b, false),
+        };
+        let matrices = self.g.shape(a).len() == 2 && self.g.shape(w).len() == 2;
+        if matrices && root_const(&self.g, w).is_some() {
+            let attr = GemmAttr { alpha: 1.0, beta: 1.0, trans_a: false, trans_b };
+            return self.emit(OpKind::Gemm, Attr::Gemm(attr), &[a, w]);
+        }
+        self.emit(OpKind::MatMul, Attr::None, &[a, b])
+    }
+
+    /// The sum of a Gemm that nobody else reads and a parameter per column becomes the Gemm's own third operand.
+    fn add(&mut self, op: &BinaryOpIr) -> Step<()> {
+        for (product, bias) in [(&op.lhs, &op.rhs), (&op.rhs, &op.lhs)] {
+            let (y, b) = (self.read(product)?, self.read(bias)?);
+            let b = self.reshaped.get(&b).copied().unwrap_or(b);
+            let Some(gemm) = self.g.producer(y).filter(|&op| self.g.op_kind[op] == OpKind::Gemm) else {
+                continue;
+            };
+            let columns = self.g.shape(y)[1];
+            let per_column = self.g.shape(b) == [columns] || self.g.shape(b) == [Dim::Fixed(1), columns];
+            let free = self.g.inputs_of(gemm).len() == 2 && self.reads.get(&product.id) == Some(&1);
+            if free && per_column && root_const(&self.g, b).is_some() {
+                let (x, w) = (self.g.inputs_of(gemm)[0], self.g.inputs_of(gemm)[1]);
+                self.adopt(b, w);
+                let y = self.emit(OpKind::Gemm, self.g.op_attr[gemm], &[x, w, b])?;
+                return self.bind(&op.out, y);
+            }
+        }
+        self.binary(OpKind::Add, op)
+    }
+
+    /// A bias that was computed takes the name that its layer would give it: `conv1.bias` beside `conv1.weight`.
+    fn adopt(&mut self, bias: ValueId, weight: ValueId) {
+        let (Some(b), Some(w)) = (root_const(&self.g, bias), root_const(&self.g, weight)) else { return };
+        if let Some(module) = self.g.value_name[w].strip_suffix(".weight")
+            && !self.parameters.contains(&b)
+        {
+            self.g.value_name[b] = format!("{module}.bias");
+        }
+    }
+
+    fn module(&mut self, op: &ModuleOperationIr) -> Step<()> {
+        use ModuleOperationIr as M;
+        match op {
+            M::Conv2d(op) => self.conv2d(op),
+            M::Linear(op) => self.linear(op),
+            M::BatchNorm(op) => {
+                let mut inputs = Vec::with_capacity(5);
+                for t in [&op.x, &op.gamma, &op.beta, &op.mean, &op.variance] {
+                    inputs.push(self.read(t)?);
+                }
+                let y = self.emit(OpKind::BatchNormalization, Attr::Epsilon(op.epsilon.elem()), &inputs)?;
+                self.bind(&op.out, y)
+            }
+            M::MaxPool2d(op) => {
+                let [ph, pw] = op.padding;
+                let attr = PoolAttr {
+                    window: window(op.kernel_size, op.stride, op.dilation, [ph, pw, ph, pw])?,
+                    ceil_mode: op.ceil_mode,
+                    count_include_pad: false,
+                };
+                self.unary(OpKind::MaxPool, Attr::Pool(attr), &op.x, &op.out)
+            }
+            M::AvgPool2d(op) => {
+                let [ph, pw] = op.padding;
+                let attr = PoolAttr {
+                    window: window(op.kernel_size, op.stride, [1, 1], [ph, pw, ph, pw])?,
+                    ceil_mode: op.ceil_mode,
+                    count_include_pad: op.count_include_pad,
+                };
+                self.unary(OpKind::AveragePool, Attr::Pool(attr), &op.x, &op.out)
+            }
+            M::AdaptiveAvgPool2d(op) => self.adaptive_average_pool(op),
+            _ => unsupported(),
+        }
+    }
+
+    fn conv2d(&mut self, op: &Conv2dOpIr) -> Step<()> {
+        let mut inputs = vec![self.read(&op.x)?, self.read(&op.weight)?];
+        if let Some(bias) = &op.bias {
+            inputs.push(self.read(bias)?);
+            self.adopt(inputs[2], inputs[1]);
+        }
+        let [_, _, kh, kw] = op.weight.shape.dims();
+        let [(top, bottom), (left, right)] = op.options.padding;
+        let attr = ConvAttr {
+            window: window([kh, kw], op.options.stride, op.options.dilation, [top, left, bottom, right])?,
+            group: small(op.options.groups)?,
+        };
+        let y = self.emit(OpKind::Conv, Attr::Conv(attr), &inputs)?;
+        self.bind(&op.out, y)
+    }
+
+    /// burn's own linear layer: weight [in, out].
+    fn linear(&mut self, op: &LinearOpIr) -> Step<()> {
+        let (x, w) = (self.read(&op.x)?, self.read(&op.weight)?);
+        let bias = op.bias.as_ref().map(|b| self.read(b)).transpose()?;
+        if let Some(b) = bias {
+            self.adopt(b, w);
+        }
+        if self.g.shape(x).len() == 2 {
+            let attr = GemmAttr { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false };
+            let inputs: Vec<ValueId> = [x, w].into_iter().chain(bias).collect();
+            let y = self.emit(OpKind::Gemm, Attr::Gemm(attr), &inputs)?;
+            return self.bind(&op.out, y);
+        }
+        let mut y = self.emit(OpKind::MatMul, Attr::None, &[x, w])?;
+        if let Some(b) = bias {
+            y = self.emit(OpKind::Add, Attr::None, &[y, b])?;
+        }
+        self.bind(&op.out, y)
+    }
+
+    fn adaptive_average_pool(&mut self, op: &AdaptiveAvgPool2dOpIr) -> Step<()> {
+        if op.output_size == [1, 1] {
+            return self.unary(OpKind::GlobalAveragePool, Attr::None, &op.x, &op.out);
+        }
+        let [_, _, h, w] = op.x.shape.dims();
+        let [oh, ow] = op.output_size;
+        if oh == 0 || ow == 0 || h % oh != 0 || w % ow != 0 {
+            return Err(format!(
+                "windows of {h}x{w} into {oh}x{ow} are not of one size: use sizes that divide"
+            ));
+        }
+        let kernel = [h / oh, w / ow];
+        let window = window(kernel, kernel, [1, 1], [0; 4])?;
+        let attr = PoolAttr { window, ceil_mode: false, count_include_pad: false };
+        self.unary(OpKind::AveragePool, Attr::Pool(attr), &op.x, &op.out)
+    }
+
+    // ---- quantisation --------------------------------------------------------------------------
+
+    fn custom(&mut self, op: &CustomOpIr) -> Step<()> {
+        let int = |i: usize| op.scalars.get(i).map(|s| s.elem::<i32>()).ok_or("it lacks a scalar");
+        match (op.id.as_str(), op.inputs.as_slice(), op.outputs.as_slice()) {
+            (FAKE_QUANT, [x], [out]) => {
+                let scale = op.scalars.first().ok_or("it lacks its scale")?.elem::<f32>();
+                let (x, scale) = (self.read(x)?, self.scalar(scale));
+                let zero = grid_zero(int(2)?, int(3)?, &[], int(1)?)?;
+                let zero = self.g.add_tensor("", &zero);
+                let q = self.emit(OpKind::QuantizeLinear, Attr::Axis(1), &[x, scale, zero])?;
+                let y = self.emit(OpKind::DequantizeLinear, Attr::Axis(1), &[q, scale, zero])?;
+                self.bind(out, y)
+            }
+            (FAKE_QUANT_CHANNELS, [x, scales], [out]) => {
+                let (x, scales) = (self.read(x)?, self.read(scales)?);
+                let y = match [int(0)?, int(1)?] {
+                    [i32::MIN, i32::MAX] => self.accumulator_grid(x, scales)?,
+                    [lo, hi] => {
+                        let channels = self.g.fixed_shape(scales).ok_or("its scales are not constant")?;
+                        let zero = grid_zero(lo, hi, &channels, 0)?;
+                        let zero = self.g.add_tensor("", &zero);
+                        let q = self.emit(OpKind::QuantizeLinear, Attr::Axis(0), &[x, scales, zero])?;
+                        self.emit(OpKind::DequantizeLinear, Attr::Axis(0), &[q, scales, zero])?
+                    }
+                };
+                self.bind(out, y)
+            }
+            _ => unsupported(),
+        }
+    }
+
+    /// A bias as i32 in multiples of its scales. QuantizeLinear has no i32 form, so the integers are computed here,
+    /// from the very values that the training kernel gives.
+    fn accumulator_grid(&mut self, bias: ValueId, scales: ValueId) -> Step<ValueId> {
+        let (Some(b), Some(s)) = (self.g.const_f32(bias), self.g.const_f32(scales)) else {
+            return Err("a bias on an i32 grid must depend on parameters alone".to_string());
+        };
+        if b.len() != s.len() {
+            return Err(format!("{} biases have {} scales", b.len(), s.len()));
+        }
+        let on_grid = forward_channels(&b, &s, i32::MIN, i32::MAX);
+        let q: Vec<i32> = on_grid.iter().zip(&*s).map(|(y, s)| (y / s).round_ties_even() as i32).collect();
+        let n = q.len();
+        let name = self.g.value_name[bias].clone();
+        let q = self.g.add_tensor(&name, &Tensor::from_i32(&[n], q));
+        let zero = self.g.add_tensor("", &Tensor::zeros(DType::I32, &[n]));
+        self.emit(OpKind::DequantizeLinear, Attr::Axis(0), &[q, scales, zero])
+    }
+}
+
+/// The zero point whose dtype says the range `lo..=hi`.
+fn grid_zero(lo: i32, hi: i32, dims: &[usize], zero: i32) -> Step<Tensor> {
+    let n = dims.iter().product();
+    match ([lo, hi], u8::try_from(zero), i8::try_from(zero)) {
+        ([0, 255], Ok(zero), _) => Ok(Tensor::from_u8(dims, vec![zero; n])),
+        ([-128, 127], _, Ok(zero)) => Ok(Tensor::from_i8(dims, vec![zero; n])),
+        _ => Err(format!("a grid of {lo}..={hi} with zero at {zero} is neither u8 nor i8")),
+    }
+}
+
+fn small(n: usize) -> Step<u32> {
+    u32::try_from(n).map_err(|_| format!("{n} is too large"))
+}
+
+/// `pads`: top, left, bottom, right.
+fn window(kernel: [usize; 2], stride: [usize; 2], dilation: [usize; 2], pads: [usize; 4]) -> Step<Window> {
+    let pair = |a: [usize; 2]| -> Step<[u32; 2]> { Ok([small(a[0])?, small(a[1])?]) };
+    let ([top, left], [bottom, right]) = (pair([pads[0], pads[1]])?, pair([pads[2], pads[3]])?);
+    Ok(Window {
+        kernel: pair(kernel)?,
+        stride: pair(stride)?,
+        dilation: pair(dilation)?,
+        pads: [top, left, bottom, right],
+    })
+}
