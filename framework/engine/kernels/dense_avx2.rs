@@ -147,7 +147,7 @@ fn for_each_block(
                     bias: s.bias[first..first + LANES].as_ptr(),
                     mult: s.mult[first..first + LANES].as_ptr(),
                     x: x.wrapping_add(flat.x_at(row, cols.start) * x_size),
-                    x_stride: (flat.sw * flat.x_pixel) as usize * x_size,
+                    x_stride: flat.x_step().wrapping_mul(x_size),
                 };
                 each(&flat, block, first, row, cols);
             }

@@ -273,7 +273,7 @@ unsafe fn for_each_block(
             vectors,
             first,
             end: tile.ocs.end as usize,
-            x_stride: (flat.sw * flat.x_pixel) as usize * x_size,
+            x_stride: flat.x_step().wrapping_mul(x_size),
             y_stride: flat.y_pixel as usize * y_size,
             r_stride: flat.r_pixel as usize * x_size,
         };

@@ -70,6 +70,7 @@ fn nonzeros(w: &[i8], g: &ConvGeom, taps: &[u32], o: usize) -> Vec<(u32, i8)> {
         .zip(taps)
         .flat_map(|(tap, &at)| tap.iter().zip(at..).filter(|(v, _)| **v != 0).map(|(&v, at)| (at, v)))
         .collect();
+    // Rows of x may overlap (a view of a signal as lines): then a later tap can lie before an earlier one.
     found.sort_by_key(|&(at, _)| at);
     found
 }

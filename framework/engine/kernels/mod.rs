@@ -17,6 +17,9 @@
 //! multiplication and addition: `|y - exact| <= 1.01 * (K + 3) * 2^-24 * (Σ|x·w| + |bias| + |residual|)`
 //! for K products, as for any order of summation (Higham, Accuracy and Stability, section 3.1).
 
+// Other processors have the portable rows only, and no use for what the vector rows share.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+
 use crate::memory::AlignedBytes;
 use crate::target::Isa;
 use std::ops::Range;
@@ -38,8 +41,8 @@ pub const READ_AFTER: usize = 128;
 /// Readable bytes that lie before every activation buffer.
 pub const READ_BEFORE: usize = 64;
 
-/// Shape and strides of one convolution. Strides and origins count elements (u8 or f32) of their tensor.
-/// All taps of all outputs are physically readable.
+/// Shape and strides of one convolution. Strides and origins count elements (u8 or f32) of their tensor, and so
+/// does every offset made of them: all are below 2^32. All taps of all outputs are physically readable.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConvGeom {
@@ -269,45 +272,51 @@ impl ConvGeom {
 
     /// Element of x under tap (0, 0) of an output, `row` counted over all images.
     fn x_at(&self, row: u32, col: u32) -> usize {
-        let strides = [self.x_origin, self.x_image, self.sh * self.x_row, self.sw * self.x_pixel];
-        self.pixel_at(strides, row, col)
+        self.pixel_at(self.x_origin, [self.x_image as usize, self.x_line(), self.x_step()], row, col)
+    }
+
+    /// Elements of x from one output row to the next. Wild where there is one row only, but never used then.
+    fn x_line(&self) -> usize {
+        self.sh as usize * self.x_row as usize
+    }
+
+    /// Elements of x from one output to the next of its row.
+    fn x_step(&self) -> usize {
+        self.sw as usize * self.x_pixel as usize
     }
 
     fn y_at(&self, row: u32, col: u32) -> usize {
-        self.pixel_at([self.y_origin, self.y_image, self.y_row, self.y_pixel], row, col)
+        self.pixel_at(self.y_origin, [self.y_image, self.y_row, self.y_pixel].map(|s| s as usize), row, col)
     }
 
     fn r_at(&self, row: u32, col: u32) -> usize {
-        self.pixel_at([self.r_origin, self.r_image, self.r_row, self.r_pixel], row, col)
+        self.pixel_at(self.r_origin, [self.r_image, self.r_row, self.r_pixel].map(|s| s as usize), row, col)
     }
 
-    fn pixel_at(&self, [origin, image, line, pixel]: [u32; 4], row: u32, col: u32) -> usize {
-        let (n, y) = (row / self.oh, row % self.oh);
-        origin as usize
-            + n as usize * image as usize
-            + y as usize * line as usize
-            + col as usize * pixel as usize
+    fn pixel_at(&self, origin: u32, [image, line, pixel]: [usize; 3], row: u32, col: u32) -> usize {
+        let (n, y) = ((row / self.oh) as usize, (row % self.oh) as usize);
+        origin as usize + n * image + y * line + col as usize * pixel
     }
 
     /// Elements of x from tap (0, 0) to tap (ky, kx) of one output.
     fn tap_at(&self, ky: u32, kx: u32) -> usize {
-        ky as usize * (self.dh * self.x_row) as usize + kx as usize * (self.dw * self.x_pixel) as usize
+        let (y, x) = (ky as usize * self.dh as usize, kx as usize * self.dw as usize);
+        y * self.x_row as usize + x * self.x_pixel as usize
     }
 
     /// The same pixels as one row, where a tile's rows lie back to back in x, y and residual: longer rows
     /// mean full blocks of pixels. Otherwise the geometry and tile as they are.
     fn flattened(&self, tile: &Tile, residual: bool) -> (ConvGeom, Tile) {
-        let back_to_back = |image: u32, line: u32, pixel: u32| {
+        let back_to_back = |image: u32, line: usize, pixel: usize| {
             let one_image =
                 tile.rows.is_empty() || tile.rows.start / self.oh == (tile.rows.end - 1) / self.oh;
-            line as u64 == self.ow as u64 * pixel as u64
-                && (one_image || image as u64 == self.oh as u64 * line as u64)
+            line == self.ow as usize * pixel && (one_image || image as usize == self.oh as usize * line)
         };
         let joined = tile.rows.len() > 1
             && tile.cols == (0..self.ow)
-            && back_to_back(self.x_image, self.sh * self.x_row, self.sw * self.x_pixel)
-            && back_to_back(self.y_image, self.y_row, self.y_pixel)
-            && (!residual || back_to_back(self.r_image, self.r_row, self.r_pixel));
+            && back_to_back(self.x_image, self.x_line(), self.x_step())
+            && back_to_back(self.y_image, self.y_row as usize, self.y_pixel as usize)
+            && (!residual || back_to_back(self.r_image, self.r_row as usize, self.r_pixel as usize));
         if !joined {
             return (*self, tile.clone());
         }

@@ -117,6 +117,8 @@ fn shapes() -> Vec<Shape> {
         shape(1, [9, 6], 13, 65, [5, 2], [2, 1], 2),
         dilated([2, 2], shape(1, [11, 11], 16, 20, [3, 3], [1, 1], 2)),
         dilated([1, 3], shape(2, [6, 12], 9, 18, [2, 3], [1, 1], 1)),
+        // Strides and dilations that nothing uses may be anything.
+        dilated([u32::MAX; 2], shape(2, [1, 1], 20, 70, [1, 1], [u32::MAX; 2], 0)),
         grouped(2, shape(1, [6, 6], 8, 12, [3, 3], [1, 1], 1)),
         grouped(3, shape(2, [5, 5], 9, 9, [1, 1], [1, 1], 0)),
         grouped(40, shape(1, [9, 9], 40, 40, [3, 3], [1, 1], 1)),

@@ -136,9 +136,9 @@ macro_rules! block_loop {
                             x = in(reg) block.x,
                             second = in(reg) block.x_second,
                             s = in(reg) block.x_stride,
-                            s3 = in(reg) block.x_stride * 3,
-                            s5 = in(reg) block.x_stride * 5,
-                            s7 = in(reg) block.x_stride * 7,
+                            s3 = in(reg) block.x_stride.wrapping_mul(3),
+                            s5 = in(reg) block.x_stride.wrapping_mul(5),
+                            s7 = in(reg) block.x_stride.wrapping_mul(7),
                             a = out(reg) _,
                             b = out(reg) _,
                             $(inout($acc) acc[$i],)*
@@ -213,32 +213,32 @@ pub(in crate::kernels) unsafe fn run(
     debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
     debug_assert!((tile.ocs.start as usize).is_multiple_of(LANES));
     let s = read(FORMAT, g, packed);
-    let y_size: u32 = if e.out_f32 { 4 } else { 1 };
+    let y_size = if e.out_f32 { 4 } else { 1 };
     // SAFETY: the caller vouches for the processor.
     let requant = unsafe { Requant::new(e) };
     let (g, tile) = g.flattened(tile, e.has_residual);
     let cols = tile.cols.len() as u32;
     // Bytes from the first to another pixel of a row.
-    let (x_step, y_step, r_step) = (g.sw * g.x_pixel, g.y_pixel * y_size, g.r_pixel);
+    let (x_step, y_step, r_step) = (g.x_step(), g.y_pixel as usize * y_size, g.r_pixel as usize);
     let mut block = Block {
         sections: &s,
         groups: tile.ocs.start as usize / LANES..(tile.ocs.end as usize).div_ceil(LANES),
         end: tile.ocs.end as usize,
         requant: &requant,
         x,
-        x_stride: x_step as usize,
+        x_stride: x_step,
         x_second: 0,
         y,
-        y_stride: y_step as usize,
+        y_stride: y_step,
         y_second: 0,
-        y_size: y_size as usize,
+        y_size,
         r,
-        r_stride: r_step as usize,
+        r_stride: r_step,
         r_second: 0,
     };
     let row_at = |row: u32| {
         let r = if e.has_residual { g.r_at(row, tile.cols.start) } else { 0 };
-        (g.x_at(row, tile.cols.start), g.y_at(row, tile.cols.start) * y_size as usize, r)
+        (g.x_at(row, tile.cols.start), g.y_at(row, tile.cols.start) * y_size, r)
     };
     let mut row = tile.rows.start;
     while row < tile.rows.end && cols > 0 {
