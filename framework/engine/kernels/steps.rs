@@ -58,6 +58,18 @@ impl Nd {
         Some(nd)
     }
 
+    /// The same index space with its longest dimension innermost, if runs are short (three channels of a pixel):
+    /// for what may visit elements in any order.
+    pub fn with_long_runs(mut self) -> Nd {
+        let last = self.rank - 1;
+        let longest = (0..self.rank).max_by_key(|&d| self.dims[d]).unwrap_or(last);
+        if self.dims[last] < 8 && self.dims[longest] > 4 * self.dims[last] {
+            self.dims.swap(longest, last);
+            self.strides.iter_mut().for_each(|s| s.swap(longest, last));
+        }
+        self
+    }
+
     pub fn elements(&self) -> usize {
         self.dims[..self.rank].iter().product()
     }
@@ -475,6 +487,24 @@ mod tests {
             let want: Vec<_> = (0..24).map(|i| (i, i / 12 * 100 + i % 12)).collect();
             assert_eq!(seen, want);
         }
+    }
+
+    #[test]
+    fn long_runs_visit_the_same_elements() {
+        let nd = Nd::new(&[5, 40, 3], &[&[200, 4, 1], &[40, 1, 1000]]).unwrap();
+        let long = nd.with_long_runs();
+        assert_eq!((nd.run(), long.run()), (3, 40));
+        let visit = |nd: &Nd| {
+            let mut seen = Vec::new();
+            let s = [0, 1].map(|a| nd.strides[a][nd.rank - 1]);
+            (0..3).for_each(|part| {
+                nd.each(part, 3, |at, n| seen.extend((0..n).map(|i| (at[0] + i * s[0], at[1] + i * s[1]))))
+            });
+            seen.sort_unstable();
+            seen
+        };
+        assert_eq!(visit(&nd), visit(&long));
+        assert_eq!(visit(&nd).len(), 600);
     }
 
     #[test]

@@ -88,7 +88,8 @@ impl Builder<'_> {
             why: format!("value '{}' has a symbolic dimension", self.g.value_name[v]),
         })?;
         match element_count(&dims) {
-            Some(n) if n > 0 => Ok(dims),
+            // A constant may be empty: a target shape of no dimensions, for one.
+            Some(n) if n > 0 || matches!(self.g.value_def[v], Def::Const(_)) => Ok(dims),
             Some(_) => Err(Error::Input {
                 name: self.g.value_name[v].clone(),
                 why: format!("dims {dims:?} hold no element: every dimension must be at least 1"),
@@ -234,7 +235,7 @@ impl Builder<'_> {
     ) -> Result<()> {
         let mut all: Vec<&[usize]> = vec![&y.strides];
         all.extend(strides.iter().map(|s| s.as_slice()));
-        let Some(nd) = Nd::new(&y.dims, &all) else {
+        let Some(nd) = Nd::new(&y.dims, &all).map(Nd::with_long_runs) else {
             return self.error(format!("{} dimensions are more than the engine walks", y.dims.len()));
         };
         let mut operands = vec![(y.root, y.origin, y_size)];
@@ -303,6 +304,7 @@ impl Builder<'_> {
             (Div, _) => self.elementwise(op, MapOp::Div),
             (OpKind::QAdd, Attr::QAdd(a)) => {
                 self.eight_bit(a.out)?;
+                self.eight_bit_zeros(&[a.a_zero, a.b_zero])?;
                 let (a_place, b_place) = (self.input(op, 0)?, self.input(op, 1)?);
                 let y = self.output_place()?;
                 self.map(MapOp::QAdd(a), &y, 1, &[(&a_place, 1), (&b_place, 1)])
@@ -313,6 +315,7 @@ impl Builder<'_> {
             (GlobalAvgPoolNhwc, _) => self.mean(op, None),
             (QGlobalAvgPool, Attr::QPool(q)) => {
                 self.eight_bit(q.out)?;
+                self.eight_bit_zeros(&[q.x_zero])?;
                 self.mean(op, Some((q.x_zero, q.mult, q.out)))
             }
             (ReduceMean, Attr::Reduce(r)) => {
@@ -340,6 +343,13 @@ impl Builder<'_> {
             return Ok(());
         }
         self.error(format!("{out:?} is not within 0..=255"))
+    }
+
+    pub fn eight_bit_zeros(&self, zeros: &[i32]) -> Result<()> {
+        match zeros.iter().find(|z| !(0..=255).contains(*z)) {
+            Some(z) => self.error(format!("zero point {z} is not within 0..=255")),
+            None => Ok(()),
+        }
     }
 
     /// The op's result is its input under other strides, unless a convolution needs it laid out.

@@ -95,9 +95,7 @@ pub fn emit_conv(b: &mut Builder<'_>, op: OpId) -> Result<()> {
     let (conv, dtype, residual_input, epilogue) = match g.op_attr[op] {
         Attr::QConv(a) => {
             b.eight_bit(a.out)?;
-            if !(0..=255).contains(&a.x_zero) || !(0..=255).contains(&a.residual_zero) {
-                return b.error("zero points must be within 0..=255");
-            }
+            b.eight_bit_zeros(&[a.x_zero, a.residual_zero])?;
             let e = QEpilogue {
                 residual_mult: a.residual_mult,
                 residual_zero: a.residual_zero,
@@ -173,6 +171,7 @@ pub fn emit_gemm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
     let g = b.g;
     let (dtype, epilogue) = match g.op_attr[op] {
         Attr::QGemm(a) => {
+            b.eight_bit_zeros(&[a.x_zero])?;
             if let Some(out) = a.out {
                 b.eight_bit(out)?;
             }

@@ -183,9 +183,11 @@ fn sparse_kernels_are_chosen_for_sparse_layers_where_there_are_such() {
         return;
     }
     let sparse_convs = |sparsity: f32| {
-        let session =
-            Session::new(&resnet(true, sparsity), &Options { threads: Some(1), ..Options::default() })
-                .unwrap();
+        let session = Session::new(
+            &resnet(true, sparsity),
+            &Options { threads: Some(1), isa: Some(Isa::detect()), ..Options::default() },
+        )
+        .unwrap();
         let rows = session.analyze();
         let convs: Vec<_> = rows.into_iter().filter(|r| r.weights > 1000).collect();
         let sparse = convs.iter().filter(|r| r.slot_efficiency.is_some()).count();
