@@ -7,7 +7,6 @@ use super::CaptureError;
 use super::name::root_const;
 use super::record::{Extent, Trace, op_name};
 use crate::mark::{FAKE_QUANT, FAKE_QUANT_CHANNELS};
-use crate::ops::fake_quant::forward_channels;
 use burn_capture::TensorId;
 use burn_ir::*;
 use lacuna_ir::op::{Axes, ClipAttr, ConvAttr, GemmAttr, PoolAttr, ReduceAttr, Window};
@@ -35,7 +34,7 @@ pub fn lower(trace: &Trace, name: &str) -> Result<Graph, CaptureError> {
     }
     let input = l.dims(trace.input).ok_or_else(|| CaptureError::Output {
         index: 0,
-        why: "nothing that is returned depends on the input".to_string(),
+        why: "no op of the forward pass reads the input".to_string(),
     })?;
     let x = l.g.add_input("", DType::F32, &input);
     l.value.insert(trace.input, x);
@@ -522,7 +521,7 @@ impl Lower<'_> {
     }
 
     /// A bias as i32 in multiples of its scales. QuantizeLinear has no i32 form, so the integers are computed here,
-    /// from the very values that the training kernel gives.
+    /// as [`crate::ops::fake_quant`] rounds and clamps.
     fn accumulator_grid(&mut self, bias: ValueId, scales: ValueId) -> Step<ValueId> {
         let (Some(b), Some(s)) = (self.g.const_f32(bias), self.g.const_f32(scales)) else {
             return Err("a bias on an i32 grid must depend on parameters alone".to_string());
@@ -530,8 +529,9 @@ impl Lower<'_> {
         if b.len() != s.len() {
             return Err(format!("{} biases have {} scales", b.len(), s.len()));
         }
-        let on_grid = forward_channels(&b, &s, i32::MIN, i32::MAX);
-        let q: Vec<i32> = on_grid.iter().zip(&*s).map(|(y, s)| (y / s).round_ties_even() as i32).collect();
+        let (lo, hi) = (i32::MIN as f32, i32::MAX as f32);
+        let whole = |(b, s): (&f32, &f32)| (b / s).round_ties_even().max(lo).min(hi) as i32;
+        let q: Vec<i32> = b.iter().zip(&*s).map(whole).collect();
         let n = q.len();
         let name = self.g.value_name[bias].clone();
         let q = self.g.add_tensor(&name, &Tensor::from_i32(&[n], q));

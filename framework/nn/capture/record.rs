@@ -89,15 +89,18 @@ fn record<M: Module, const D: usize, O: Outputs>(
             scope.complete([id], unique)
         })
     }));
-    let graph = match scope {
-        Ok(graph) => graph.map_err(CaptureError::Recording)?,
-        Err(panic) => return Err(CaptureError::Forward { batch, why: panic_text(&*panic) }),
-    };
+    let graph = scope.map_err(|panic| CaptureError::Forward { batch, why: panic_text(&*panic) })?;
     let outputs: Vec<TensorId> = returned.iter().copied().flatten().collect();
     if let Some(index) = returned.iter().position(Option::is_none) {
         let why = "does not depend on the input: it is not on the capture device".to_string();
         return Err(CaptureError::Output { index, why });
     }
+    let graph = graph.map_err(|e| match e {
+        burn_capture::CaptureError::UnknownBoundary { boundary: "input", .. } => {
+            CaptureError::Output { index: 0, why: "no op of the forward pass reads the input".to_string() }
+        }
+        e => CaptureError::Recording(e),
+    })?;
     let input = input.expect("a completed scope has made its input");
     Ok(Recording { graph, input, outputs, paths: paths.map })
 }
