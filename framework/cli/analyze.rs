@@ -1,0 +1,134 @@
+//! `lacuna analyze`: every step of the compiled plan, with its kernel, its zeros and its time.
+
+use crate::benchmark::{input_shapes, random_inputs, real_batch};
+use crate::error::Result;
+use crate::model_file::{self, WeightsName};
+use crate::term;
+use lacuna_engine::{Options, Session, StepProfile};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+#[derive(clap::Args, Debug)]
+pub struct Analyze {
+    /// ONNX file, run folder or .safetensors file of a run
+    #[arg(value_name = "MODEL")]
+    path: PathBuf,
+    /// Which weights of a run folder
+    #[arg(long, value_enum, default_value_t = WeightsName::Best)]
+    name: WeightsName,
+    /// Images (samples) in one run
+    #[arg(short, long = "batch_size", alias = "batch-size", alias = "batch", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    batch_size: u32,
+    /// Input shapes, such as "[1,3,224,224]"; the batch comes from -b
+    #[arg(short, long = "input_shapes", alias = "input-shapes", value_name = "SHAPES")]
+    input_shapes: Option<String>,
+    /// Threads; all cores if not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    /// Runs to measure (0: only estimate)
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    runs: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A step with what is counted and shared out.
+struct Row {
+    step: StepProfile,
+    zeros: u64,
+    share: f64,
+}
+
+pub fn run(options: Analyze) -> Result<()> {
+    let model = model_file::open(&options.path, options.name, None)?;
+    let path = model.path().display().to_string();
+    let graph = model.into_graph()?;
+    let shapes = input_shapes(&graph, options.input_shapes.as_deref(), options.batch_size as usize)?;
+    let batch = real_batch(&shapes, options.batch_size as usize)?;
+    let threads = options.threads.map(|n| n as usize);
+    let mut session = Session::new(&graph, &Options { threads, batch: Some(batch), ..Options::default() })?;
+    let steps = match options.runs {
+        0 => session.analyze(),
+        runs => session.profile(&random_inputs(session.inputs(), &shapes)?, runs as usize)?,
+    };
+    let ms = |step: &StepProfile| step.measured_ns.unwrap_or(step.estimated_ns) / 1e6;
+    let total: f64 = steps.iter().map(ms).sum();
+    let rows: Vec<Row> = steps
+        .into_iter()
+        .zip(session.steps())
+        .map(|(step, info)| {
+            let share = ms(&step) / total.max(f64::MIN_POSITIVE);
+            Row { zeros: info.weights - info.nonzeros, share, step }
+        })
+        .collect();
+    let tensors = model_file::weight_rows(&graph);
+    if options.json {
+        let target = session.target();
+        term::say_json(&json!({
+            "model": path,
+            "batch_size": batch,
+            "isa": target.isa.name(),
+            "threads": target.threads,
+            "arena_bytes": session.arena_bytes(),
+            "weight_bytes": session.weight_bytes(),
+            "measured": options.runs > 0,
+            "total_ms": total,
+            "passes": session.passes().iter()
+                .map(|p| json!({ "pass": p.pass, "changes": p.changes, "ops": p.ops })).collect::<Vec<_>>(),
+            "tensors": tensors,
+            "steps": rows.iter().map(as_json).collect::<Vec<_>>(),
+        }));
+        return Ok(());
+    }
+    show(&path, &session, batch, total, options.runs > 0, &rows);
+    Ok(())
+}
+
+fn as_json(row: &Row) -> Value {
+    let s = &row.step;
+    json!({
+        "op": s.op,
+        "kind": s.kind,
+        "kernel": s.kernel,
+        "weights": s.weights,
+        "zeros": row.zeros,
+        "density": s.density,
+        "slot_efficiency": s.slot_efficiency,
+        "estimated_ms": s.estimated_ns / 1e6,
+        "measured_ms": s.measured_ns.map(|ns| ns / 1e6),
+        "share": row.share,
+        "reason": s.reason,
+    })
+}
+
+fn show(path: &str, session: &Session, batch: usize, total: f64, measured: bool, rows: &[Row]) {
+    let cells = |row: &Row| {
+        let s = &row.step;
+        vec![
+            s.op.clone(),
+            s.kernel.to_owned(),
+            term::zeros(row.zeros, s.weights),
+            s.slot_efficiency.map_or(String::new(), |e| format!("{:.0} %", e * 100.0)),
+            format!("{:.4}", s.estimated_ns / 1e6),
+            s.measured_ns.map_or(String::new(), |ns| format!("{:.4}", ns / 1e6)),
+            format!("{:.1} %", row.share * 100.0),
+            s.reason.clone(),
+        ]
+    };
+    let lines: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    let titles = ["op", "kernel", ">zeros", ">slots", ">est. ms", ">ms", ">share", "why"];
+    term::say(term::table(&titles, &lines));
+    let target = session.target();
+    let (zeros, all) = rows.iter().fold((0, 0), |(z, n), row| (z + row.zeros, n + row.step.weights));
+    term::say(format_args!(
+        "\n{path}: {} steps, {total:.4} ms {}, batch {batch}, {} threads, {}\nweights {} packed, {} zero; activations {}",
+        rows.len(),
+        if measured { "measured" } else { "estimated" },
+        target.threads,
+        target.isa,
+        term::bytes(session.weight_bytes() as u64),
+        term::zeros(zeros, all),
+        term::bytes(session.arena_bytes() as u64),
+    ));
+}

@@ -1,0 +1,93 @@
+//! `lacuna eval`: top-1 on the test set, through the engine or through burn.
+
+use crate::classify::{Classifier, Evaluation};
+use crate::error::{Failure, Result};
+use crate::model_file::{self, Model, WeightsName};
+use crate::{term, training};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Instant;
+
+#[derive(clap::Args, Debug)]
+pub struct Eval {
+    /// Run folder, .safetensors file of a run, or .onnx file
+    #[arg(value_name = "MODEL")]
+    path: PathBuf,
+    /// Which weights of a run folder
+    #[arg(long, value_enum, default_value_t = WeightsName::Best)]
+    name: WeightsName,
+    /// Architecture of a .safetensors file that does not name it
+    #[arg(long)]
+    model: Option<String>,
+    /// Folder with the four Fashion-MNIST files; else the Debian package, else the committed subset
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Use only the first so many test images
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_images: Option<u32>,
+    /// Run on the integer engine (the default)
+    #[arg(long, conflicts_with = "burn")]
+    engine: bool,
+    /// Run the training's own forward pass (weights only, not ONNX)
+    #[arg(long)]
+    burn: bool,
+    /// Threads of the engine; all cores if not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(options: Eval) -> Result<()> {
+    let model = model_file::open(&options.path, options.name, options.model.as_deref())?;
+    let (_, mut test, source) = training::open_data(options.data.as_deref())?;
+    if let Some(n) = options.max_images {
+        test = test.take(n as usize);
+    }
+    let path = model.path().display().to_string();
+    let result = match &model {
+        Model::Trained(trained) if options.burn => {
+            training::check_fit(trained.row, &test)?;
+            let start = Instant::now();
+            let top1 = lacuna_train::evaluate(&trained.net, &test, &trained.pass)?;
+            // The share was made from this whole number.
+            let correct = (top1 * test.len() as f64).round() as usize;
+            Evaluation::new(test.len(), correct, start.elapsed().as_secs_f64())
+        }
+        Model::Onnx { .. } if options.burn => {
+            return Err(Failure::usage(format!(
+                "{path}: --burn runs weights, not ONNX files (give the run folder, or leave --burn out)"
+            )));
+        }
+        _ => {
+            let graph = model.into_graph()?;
+            let threads = options.threads.map(|n| n as usize);
+            let bar = term::bar(test.len() as u64);
+            let result = Classifier::new(&graph, threads)?.evaluate(&test, |n| bar.inc(n));
+            bar.finish_and_clear();
+            result?
+        }
+    };
+    let runs_on = if options.burn { "burn" } else { "engine" };
+    if options.json {
+        term::say_json(&json!({
+            "model": path,
+            "data": source.dir.display().to_string(),
+            "runs_on": runs_on,
+            "images": result.images,
+            "correct": result.correct,
+            "top1": result.top1,
+            "seconds": result.seconds,
+        }));
+        return Ok(());
+    }
+    term::say(format_args!(
+        "{path} on {source}\ntop-1 {:.2} %  ({} of {} test images, {runs_on}, {:.2} s)",
+        result.top1 * 100.0,
+        result.correct,
+        result.images,
+        result.seconds
+    ));
+    Ok(())
+}

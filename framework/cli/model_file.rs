@@ -1,0 +1,180 @@
+//! What users give as MODEL: a run folder, a safetensors file of one, or an ONNX file; and how it becomes a graph.
+
+use crate::error::{Failure, Result};
+use crate::training;
+use burn::tensor::Device;
+use lacuna_ir::{Attr, DType, Graph, OpKind, ValueId, passes};
+use lacuna_models::{ModelRow, Network};
+use lacuna_nn::Classifier;
+use lacuna_nn::layers::Init;
+use lacuna_nn::quant::{Norm, Pass, Quant};
+use lacuna_train::checkpoint::read_safetensors_metadata;
+use lacuna_train::run_folder::RunFolder;
+use lacuna_train::trainer::quant_from_name;
+use lacuna_train::weights::{self, Metadata};
+use std::path::{Path, PathBuf};
+
+/// Which weights of a run folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum WeightsName {
+    /// The most accurate since the last structural change.
+    #[default]
+    Best,
+    /// The last epoch's.
+    Last,
+    /// As they were before quantisation began.
+    Pruned,
+}
+
+impl WeightsName {
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightsName::Best => "best",
+            WeightsName::Last => "last",
+            WeightsName::Pruned => "pruned",
+        }
+    }
+}
+
+/// A network with its weights.
+pub struct Trained {
+    pub path: PathBuf,
+    pub row: &'static ModelRow,
+    pub net: Network,
+    pub pass: Pass,
+    pub metadata: Metadata,
+}
+
+pub enum Model {
+    Trained(Box<Trained>),
+    Onnx { path: PathBuf, graph: Graph },
+}
+
+/// Opens a MODEL. `model` names the architecture where the file does not.
+pub fn open(path: &Path, name: WeightsName, model: Option<&str>) -> Result<Model> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    match extension.as_str() {
+        _ if path.is_dir() => open_run(path, name, model),
+        _ if !path.exists() => Err(Failure::input(format!("{}: there is no such file", path.display()))),
+        "safetensors" => Ok(Model::Trained(Box::new(open_weights(path, model)?))),
+        "onnx" => Ok(Model::Onnx { path: path.to_owned(), graph: lacuna_onnx::load(path)? }),
+        _ => Err(Failure::usage(format!(
+            "{}: not a model (give a run folder, a .safetensors file or an .onnx file)",
+            path.display()
+        ))),
+    }
+}
+
+fn open_run(path: &Path, name: WeightsName, model: Option<&str>) -> Result<Model> {
+    let folder = RunFolder::open(path)?;
+    let weights = folder.weights(name.name());
+    if !weights.is_file() {
+        let help = match name {
+            WeightsName::Pruned => "they are written when a recipe begins to quantise",
+            _ => "they are written at the end of every epoch; go on with `lacuna train --resume`",
+        };
+        return Err(Failure::input(format!("{}: no such weights ({help})", weights.display())));
+    }
+    Ok(Model::Trained(Box::new(open_weights(&weights, model)?)))
+}
+
+/// Reads weights into the network that their metadata, or `model`, names.
+pub fn open_weights(path: &Path, model: Option<&str>) -> Result<Trained> {
+    let (tensors, metadata) = read_safetensors_metadata(path)?;
+    let Some(name) = model.or(metadata.get("lacuna.model").map(String::as_str)) else {
+        let what = "says not which model it is for (give --model)";
+        return Err(Failure::input(format!("{}: {what}", path.display())));
+    };
+    let row = training::model(name)?;
+    let net = (row.build)(&mut Init::new(&Device::flex(), 0));
+    let net = weights::put(net, &tensors).map_err(|why| Failure::input(why).at(path.display()))?;
+    let quant = match metadata.get("lacuna.quant") {
+        None => Quant::Off,
+        Some(text) => quant_from_name(text).ok_or_else(|| {
+            Failure::input(format!("{}: lacuna.quant is '{text}' (use a newer lacuna)", path.display()))
+        })?,
+    };
+    // An evaluation neither moves ranges nor takes batch statistics.
+    let quant = if quant == Quant::Off { Quant::Off } else { Quant::Frozen };
+    Ok(Trained { path: path.to_owned(), row, net, pass: Pass { quant, norm: Norm::Frozen }, metadata })
+}
+
+/// The network as a graph: captured, batch norm folded, with its metadata. The batch stays symbolic.
+pub fn graph_of(trained: &Trained) -> Result<Graph> {
+    let Trained { row, net, pass, metadata, .. } = trained;
+    let [c, h, w] = row.input;
+    let mut graph =
+        lacuna_nn::capture::capture(net, "input", [1, c, h, w], &["logits"], |m, x| m.forward(x, pass))?;
+    passes::simplify(&mut graph)?;
+    let mut graph = graph.compact();
+    graph.name = row.name.to_owned();
+    graph.metadata = metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    Ok(graph)
+}
+
+impl Model {
+    pub fn path(&self) -> &Path {
+        match self {
+            Model::Trained(trained) => &trained.path,
+            Model::Onnx { path, .. } => path,
+        }
+    }
+
+    pub fn into_graph(self) -> Result<Graph> {
+        match self {
+            Model::Trained(trained) => graph_of(&trained),
+            Model::Onnx { graph, .. } => Ok(graph),
+        }
+    }
+}
+
+/// The weight of one op.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct WeightRow {
+    pub op: String,
+    pub tensor: String,
+    pub dtype: &'static str,
+    pub elements: u64,
+    pub zeros: u64,
+}
+
+/// Every constant weight of a convolution or matrix product, and how many of its elements stand for zero.
+pub fn weight_rows(g: &Graph) -> Vec<WeightRow> {
+    let weighted = |op| matches!(g.op_kind[op], OpKind::Conv | OpKind::Gemm | OpKind::MatMul);
+    let row = |op| {
+        let (value, zeros) = zeros_of(g, g.input_of(op, 1)?)?;
+        let dtype = g.value_dtype[value];
+        let elements = (g.const_bytes(value)?.len() / dtype.size()) as u64;
+        let tensor = g.value_name[value].clone();
+        Some(WeightRow { op: g.op_name[op].clone(), tensor, dtype: dtype.name(), elements, zeros })
+    };
+    g.order.iter().copied().filter(|&op| weighted(op)).filter_map(row).collect()
+}
+
+/// The constant behind a weight, through a dequantisation and a transposition, and its number of zeros.
+fn zeros_of(g: &Graph, mut v: ValueId) -> Option<(ValueId, u64)> {
+    let mut zero_point = None;
+    while let Some(op) = g.producer(v) {
+        match (g.op_kind[op], &g.op_attr[op]) {
+            (OpKind::DequantizeLinear, _) => zero_point = g.input_of(op, 2),
+            (OpKind::Transpose, Attr::Perm(_)) => {}
+            _ => return None,
+        }
+        v = g.input_of(op, 0)?;
+    }
+    let count = match g.value_dtype[v] {
+        DType::F32 => g.const_f32(v)?.iter().filter(|&&w| w == 0.0).count(),
+        DType::I8 | DType::U8 => {
+            let bytes = g.const_bytes(v)?;
+            let points: &[u8] = zero_point.and_then(|z| g.const_bytes(z)).map_or(&[0], |b| b);
+            let first = *points.first()?;
+            // Zero points that differ by channel are rare in weights, and have no one zero to count.
+            if points.iter().any(|&p| p != first) {
+                return None;
+            }
+            bytes.iter().filter(|&&w| w == first).count()
+        }
+        _ => return None,
+    };
+    Some((v, count as u64))
+}

@@ -1,0 +1,185 @@
+//! `lacuna predict`: a model on image files. One subcommand per task.
+
+use crate::classify::Classifier;
+use crate::error::{Exit, Failure, Result};
+use crate::model_file::{self, WeightsName};
+use crate::term;
+use lacuna_data::images::{image_files, load_image, to_nchw};
+use lacuna_ir::Graph;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args, Debug)]
+pub struct Predict {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Task {
+    /// The most likely classes of each image
+    #[command(
+        after_help = "Examples:\n  lacuna predict classify model.onnx shoe.png bag.jpg --top 3\n  lacuna predict classify model.onnx images/ --json"
+    )]
+    Classify(Classify),
+}
+
+#[derive(clap::Args, Debug)]
+struct Classify {
+    /// Run folder, .safetensors file of a run, or .onnx file
+    #[arg(value_name = "MODEL")]
+    path: PathBuf,
+    /// PNG or JPEG files, or folders of them
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<PathBuf>,
+    /// Which weights of a run folder
+    #[arg(long, value_enum, default_value_t = WeightsName::Best)]
+    name: WeightsName,
+    /// Classes to show for each image
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    top: u32,
+    /// Mean of each channel, of pixels in 0..1, where the model file does not say it
+    #[arg(long, value_delimiter = ',')]
+    mean: Option<Vec<f32>>,
+    /// Standard deviation of each channel, likewise
+    #[arg(long, value_delimiter = ',')]
+    std: Option<Vec<f32>>,
+    /// Threads; all cores if not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One image's most likely classes: index, name, probability.
+type Ranking = Vec<(usize, String, f32)>;
+
+pub fn run(options: Predict) -> Result<()> {
+    let Task::Classify(options) = options.task;
+    classify(options)
+}
+
+fn classify(options: Classify) -> Result<()> {
+    let model = model_file::open(&options.path, options.name, None)?;
+    let path = model.path().to_owned();
+    let graph = model.into_graph()?;
+    let mut classifier = Classifier::new(&graph, options.threads.map(|n| n as usize))?;
+    let channels = classifier.input[0];
+    let mean = per_channel(&graph, &path, "mean", options.mean.as_deref(), channels)?;
+    let std = per_channel(&graph, &path, "std", options.std.as_deref(), channels)?;
+    let classes = class_names(&graph, &path, classifier.classes)?;
+
+    let (mut results, mut failed) = (Vec::new(), Vec::new());
+    let mut files = Vec::new();
+    for given in &options.images {
+        match image_files(given) {
+            Ok(found) => files.extend(found),
+            Err(e) => failed.push((given.clone(), Failure::from(e))),
+        }
+    }
+    let bar = term::bar(files.len() as u64);
+    for file in files {
+        match classify_file(&mut classifier, &file, &mean, &std, &classes, options.top as usize) {
+            Ok(ranking) => results.push((file, ranking)),
+            Err(failure) if failure.exit == Exit::Data => failed.push((file, failure)),
+            Err(failure) => return Err(failure),
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+
+    if options.json {
+        term::say_json(&as_json(&path, &results, &failed));
+    } else if !results.is_empty() {
+        term::say(as_table(&results));
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let count =
+        format!("predict: {} of {} images were not classified", failed.len(), failed.len() + results.len());
+    let messages = failed.into_iter().flat_map(|(_, failure)| failure.messages).chain([count]).collect();
+    Err(Failure { exit: Exit::Data, messages })
+}
+
+fn classify_file(
+    classifier: &mut Classifier,
+    file: &Path,
+    mean: &[f32],
+    std: &[f32],
+    classes: &[String],
+    top: usize,
+) -> Result<Ranking> {
+    let [_, h, w] = classifier.input;
+    let image = load_image(file)?;
+    let x = to_nchw(&image, h, w, mean, std)?;
+    let logits = classifier.logits(&x, 1)?;
+    let probability = classifier.probabilities(&logits);
+    let mut order: Vec<usize> = (0..classes.len()).collect();
+    // Stable: of equal ones the lower class comes first, as in top-1.
+    order.sort_by(|&a, &b| probability[b].total_cmp(&probability[a]));
+    Ok(order.into_iter().take(top).map(|i| (i, classes[i].clone(), probability[i])).collect())
+}
+
+fn metadata_error(path: &Path, key: &str, why: &str) -> Failure {
+    Failure::input(format!("{}: metadata lacuna.{key}: {why}", path.display()))
+}
+
+fn per_channel(
+    g: &Graph,
+    path: &Path,
+    key: &str,
+    given: Option<&[f32]>,
+    channels: usize,
+) -> Result<Vec<f32>> {
+    let values: Vec<f32> = match (given, g.metadata(&format!("lacuna.{key}"))) {
+        (Some(values), _) => values.to_vec(),
+        (None, Some(text)) => {
+            serde_json::from_str(text).map_err(|e| metadata_error(path, key, &e.to_string()))?
+        }
+        (None, None) => return Err(metadata_error(path, key, &format!("absent (give --{key})"))),
+    };
+    if values.len() != channels {
+        let why = format!("{} values for {channels} channels (give --{key})", values.len());
+        return Err(metadata_error(path, key, &why));
+    }
+    Ok(values)
+}
+
+/// The names in the metadata, or numbers.
+fn class_names(g: &Graph, path: &Path, classes: usize) -> Result<Vec<String>> {
+    let Some(text) = g.metadata("lacuna.classes") else {
+        return Ok((0..classes).map(|i| i.to_string()).collect());
+    };
+    let names: Vec<String> =
+        serde_json::from_str(text).map_err(|e| metadata_error(path, "classes", &e.to_string()))?;
+    if names.len() != classes {
+        let why = format!("{} names for {classes} classes (export the model again)", names.len());
+        return Err(metadata_error(path, "classes", &why));
+    }
+    Ok(names)
+}
+
+fn as_json(model: &Path, results: &[(PathBuf, Ranking)], failed: &[(PathBuf, Failure)]) -> Value {
+    let class =
+        |(index, name, p): &(usize, String, f32)| json!({ "class": index, "label": name, "score": p });
+    let image = |(file, ranking): &(PathBuf, Ranking)| json!({ "image": file.display().to_string(), "classes": ranking.iter().map(class).collect::<Vec<_>>() });
+    let error = |(file, failure): &(PathBuf, Failure)| json!({ "image": file.display().to_string(), "error": failure.to_string() });
+    json!({
+        "model": model.display().to_string(),
+        "results": results.iter().map(image).collect::<Vec<_>>(),
+        "errors": failed.iter().map(error).collect::<Vec<_>>(),
+    })
+}
+
+fn as_table(results: &[(PathBuf, Ranking)]) -> String {
+    let mut rows = Vec::new();
+    for (file, ranking) in results {
+        for (i, (_, name, p)) in ranking.iter().enumerate() {
+            let file = if i == 0 { file.display().to_string() } else { String::new() };
+            rows.push(vec![file, name.clone(), format!("{:.2} %", p * 100.0)]);
+        }
+    }
+    term::table(&["image", "class", ">probability"], &rows)
+}

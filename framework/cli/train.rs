@@ -1,0 +1,150 @@
+//! `lacuna train`: options to a run folder.
+
+use crate::error::{Failure, Result};
+use crate::term;
+use crate::training::{self, DeviceName, Job, Place, Reporter, RunArgs};
+use lacuna_train::TrainArgs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+#[derive(clap::Args, Debug)]
+pub struct Train {
+    /// Model to train (see models/lib.rs)
+    #[arg(long, default_value = "resnet20")]
+    model: String,
+    /// Recipe: what happens when (required unless --resume)
+    #[arg(long, value_name = "FILE", required_unless_present = "resume")]
+    recipe: Option<PathBuf>,
+    /// Values for the recipe's variables: name=value,... or a JSON object
+    #[arg(long, value_name = "K=V,...", default_value = "", hide_default_value = true)]
+    recipe_args: String,
+    /// Folder with the four Fashion-MNIST files; else the Debian package, else the committed subset
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Images in a step
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+    /// Seed of the initial weights, the order of images and their augmentation
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Learning rate until the recipe sets one
+    #[arg(long, default_value_t = 0.1, value_parser = not_negative)]
+    lr: f64,
+    #[arg(long, default_value_t = 0.9, value_parser = not_negative, help = "Momentum of the optimiser")]
+    momentum: f64,
+    /// Weight decay until the recipe sets one
+    #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
+    weight_decay: f64,
+    /// Use only the first so many training images
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_images: Option<u32>,
+    /// Leave training images as they are (no mirror images, no shifts)
+    #[arg(long)]
+    no_augment: bool,
+    /// Steps between checkpoints (0: only at the end of epochs)
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    checkpoint_steps: u64,
+    /// Weights to start from
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    /// Folder for run folders
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    project: PathBuf,
+    /// Name of the run folder; a number is added where it exists
+    #[arg(long, default_value = "train")]
+    name: String,
+    /// Overwrite a run folder of that name
+    #[arg(long)]
+    exist_ok: bool,
+    /// Go on with a run (the newest of --project if none is given); its folder says all the rest
+    #[arg(long, value_name = "RUN", num_args = 0..=1, default_missing_value = "", conflicts_with_all = [
+        "recipe", "recipe_args", "data", "max_images", "no_augment", "weights", "exist_ok",
+    ])]
+    resume: Option<PathBuf>,
+    /// Where tensors live
+    #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
+    device: DeviceName,
+    /// Threads; all cores if not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+}
+
+/// A finite number from 0.
+fn not_negative(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|e| format!("{e}"))?;
+    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("not a finite number from 0".into()) }
+}
+
+pub fn run(options: Train) -> Result<()> {
+    let job = match &options.resume {
+        Some(folder) if folder.as_os_str().is_empty() => training::resume(&newest_run(&options.project)?)?,
+        Some(folder) => training::resume(folder)?,
+        None => new_job(options)?,
+    };
+    training::set_threads(job.args.threads)?;
+    term::say(format_args!(
+        "{} ({} parameters) on {}\nRun folder: {}\n",
+        job.row.name,
+        job.row.parameters,
+        job.source,
+        job.folder.path.display()
+    ));
+    let mut reporter = Reporter::default();
+    let outcome = training::run(&job, &mut |progress| reporter.show(progress));
+    reporter.finish();
+    let outcome = outcome?;
+    term::say(format_args!(
+        "\nTop-1 {:.2} % at the end, {:.2} % at best.",
+        outcome.accuracy * 100.0,
+        outcome.best_accuracy * 100.0
+    ));
+    what_next(&job);
+    Ok(())
+}
+
+fn new_job(options: Train) -> Result<Job> {
+    let recipe = options.recipe.ok_or_else(|| Failure::usage("train: no recipe (give --recipe FILE)"))?;
+    let args = RunArgs {
+        recipe_args: options.recipe_args,
+        data: options.data,
+        weights: options.weights,
+        device: options.device,
+        threads: options.threads.map(|n| n as usize),
+        train: TrainArgs {
+            batch: options.batch as usize,
+            seed: options.seed,
+            momentum: options.momentum,
+            lr: options.lr,
+            weight_decay: options.weight_decay,
+            max_images: options.max_images.map(|n| n as usize),
+            augment: !options.no_augment,
+            checkpoint_steps: options.checkpoint_steps,
+        },
+        ..RunArgs::new(&options.model, recipe)
+    };
+    let place = Place { project: options.project, name: options.name, exist_ok: options.exist_ok };
+    let command: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    training::start(args, &place, &command)
+}
+
+/// The run folder in `project` that was written to last.
+fn newest_run(project: &Path) -> Result<PathBuf> {
+    let modified = |path: PathBuf| -> Option<SystemTime> { path.metadata().ok()?.modified().ok() };
+    let written = |run: &Path| {
+        modified(run.join("args.yaml"))?;
+        ["args.yaml", "metrics.jsonl"].iter().filter_map(|file| modified(run.join(file))).max()
+    };
+    let entries = std::fs::read_dir(project).map_err(|e| Failure::io(project, e))?;
+    let runs = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let newest = runs.filter_map(|run| Some((written(&run)?, run))).max();
+    newest.map(|(_, run)| run).ok_or_else(|| {
+        Failure::input(format!("{}: no run folder in it (give one: --resume RUN)", project.display()))
+    })
+}
+
+fn what_next(job: &Job) {
+    let run = job.folder.path.display();
+    term::say(format_args!("\nNext:\n  lacuna export {run} -o {run}/model.onnx"));
+    term::say(format_args!("  lacuna eval {run}/model.onnx"));
+    term::say(format_args!("  lacuna benchmark {run}/model.onnx -b 1"));
+}

@@ -1,0 +1,326 @@
+//! A training from options to a run folder: what `lacuna train` and the examples share.
+//!
+//! Everything that decides the resulting weights stands in [`RunArgs`], which `args.yaml` keeps: a run is resumed
+//! from its folder alone.
+
+use crate::error::{Exit, Failure, Result};
+use crate::term;
+use burn::tensor::Device;
+use indicatif::ProgressBar;
+use lacuna_data::ImageSet;
+use lacuna_data::fashion_mnist::{self, Source};
+use lacuna_models::{MODELS, ModelRow, Network};
+use lacuna_nn::layers::Init;
+use lacuna_recipe::{Recipe, Schedule};
+use lacuna_train::run_folder::RunFolder;
+use lacuna_train::trainer::{self, EpochRow, Progress};
+use lacuna_train::weights::{self, Metadata};
+use lacuna_train::{Fit, Outcome, TrainArgs};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Where tensors live while training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceName {
+    /// burn-flex, with this project's own fused ops.
+    #[default]
+    Flex,
+    /// burn-ndarray; built in with the cargo feature `ndarray`.
+    Ndarray,
+}
+
+/// The devices that this build has.
+pub const DEVICES: &[&str] = if cfg!(feature = "ndarray") { &["flex", "ndarray"] } else { &["flex"] };
+
+pub fn device(name: DeviceName) -> Result<Device> {
+    match name {
+        DeviceName::Flex => Ok(Device::flex()),
+        #[cfg(feature = "ndarray")]
+        #[allow(deprecated)]
+        DeviceName::Ndarray => Ok(Device::ndarray()),
+        #[cfg(not(feature = "ndarray"))]
+        DeviceName::Ndarray => Err(Failure::usage(
+            "--device ndarray: not in this build (build with `cargo build --release --features ndarray`)",
+        )),
+    }
+}
+
+/// The row of [`MODELS`] with that name.
+pub fn model(name: &str) -> Result<&'static ModelRow> {
+    lacuna_models::find(name).ok_or_else(|| {
+        let known: Vec<&str> = MODELS.iter().map(|row| row.name).collect();
+        Failure::usage(format!("model {name}: there is no such model (models: {})", known.join(", ")))
+    })
+}
+
+/// Training set, test set, and where they were found.
+pub fn open_data(dir: Option<&Path>) -> Result<(ImageSet, ImageSet, Source)> {
+    Ok(fashion_mnist::load(dir)?)
+}
+
+/// That a model takes the images of a set and knows its classes.
+pub fn check_fit(row: &ModelRow, set: &ImageSet) -> Result<()> {
+    let ([c, h, w], classes) = (row.input, set.classes.len());
+    if [c, h, w] != [set.c, set.h, set.w] || row.classes != classes {
+        return Err(Failure::usage(format!(
+            "model {}: takes {c}x{h}x{w} images of {} classes, the data has {}x{}x{} of {classes} (choose another model)",
+            row.name, row.classes, set.c, set.h, set.w
+        )));
+    }
+    Ok(())
+}
+
+/// Reads `name=value,...` or a JSON object; nothing gives no overrides.
+pub fn overrides(recipe_args: &str) -> Result<Vec<(String, String)>> {
+    if recipe_args.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    lacuna_recipe::parse_overrides(recipe_args).map_err(|d| Failure { exit: Exit::Usage, ..d.into() })
+}
+
+pub fn load_recipe(path: &Path, recipe_args: &str) -> Result<Recipe> {
+    Ok(Recipe::load(path, &overrides(recipe_args)?)?)
+}
+
+/// What one epoch of this recipe does to this model, step by step; also the test that every pattern matches.
+pub fn compile(row: &ModelRow, recipe: &Recipe, steps_per_epoch: u32) -> Result<Schedule> {
+    let net = (row.build)(&mut Init::new(&Device::flex(), 0));
+    Ok(trainer::compile(&net, recipe, steps_per_epoch)?)
+}
+
+/// Everything that decides the weights of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunArgs {
+    pub model: String,
+    /// As it was given; the text is kept beside the arguments.
+    pub recipe: PathBuf,
+    pub recipe_args: String,
+    pub data: Option<PathBuf>,
+    /// Weights to start from.
+    pub weights: Option<PathBuf>,
+    pub device: DeviceName,
+    /// Threads of the training; all cores if absent.
+    pub threads: Option<usize>,
+    #[serde(flatten)]
+    pub train: TrainArgs,
+}
+
+impl RunArgs {
+    pub fn new(model: &str, recipe: impl Into<PathBuf>) -> RunArgs {
+        RunArgs {
+            model: model.to_owned(),
+            recipe: recipe.into(),
+            recipe_args: String::new(),
+            data: None,
+            weights: None,
+            device: DeviceName::default(),
+            threads: None,
+            train: TrainArgs::default(),
+        }
+    }
+
+    /// The command that makes these weights again, without where data and results lie.
+    pub fn command(&self) -> String {
+        let t = &self.train;
+        let mut line = format!("lacuna train --model {} --recipe {}", self.model, self.recipe.display());
+        let mut add = |flag: &str, value: &str| line += &format!(" {flag} {value}");
+        if !self.recipe_args.is_empty() {
+            add("--recipe-args", &format!("'{}'", self.recipe_args));
+        }
+        if let Some(weights) = &self.weights {
+            add("--weights", &weights.display().to_string());
+        }
+        add("--batch", &t.batch.to_string());
+        add("--seed", &t.seed.to_string());
+        add("--lr", &t.lr.to_string());
+        add("--momentum", &t.momentum.to_string());
+        add("--weight-decay", &t.weight_decay.to_string());
+        if let Some(n) = t.max_images {
+            add("--max-images", &n.to_string());
+        }
+        if !t.augment {
+            line += " --no-augment";
+        }
+        line
+    }
+}
+
+/// Where a new run goes.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub project: PathBuf,
+    pub name: String,
+    pub exist_ok: bool,
+}
+
+/// A training that is ready: arguments checked, data loaded, recipe compiled once, folder there.
+pub struct Job {
+    pub args: RunArgs,
+    pub row: &'static ModelRow,
+    pub recipe: Recipe,
+    pub train: Arc<ImageSet>,
+    pub test: ImageSet,
+    pub source: Source,
+    pub folder: RunFolder,
+    pub resume: bool,
+}
+
+/// Prepares a new run. Whatever is wrong with its arguments is found before the folder is made.
+/// `command` is the command line, for `command.txt`.
+pub fn start(mut args: RunArgs, place: &Place, command: &[String]) -> Result<Job> {
+    for path in [&mut args.data, &mut args.weights].into_iter().flatten() {
+        // The run may be resumed from another folder.
+        *path = path.canonicalize().map_err(|e| Failure::io(path, e))?;
+    }
+    let recipe = load_recipe(&args.recipe, &args.recipe_args)?;
+    let (row, train, test, source) = open(&args, &recipe)?;
+    let folder = RunFolder::create(&place.project, &place.name, place.exist_ok)?;
+    let values = serde_json::to_value(&args).map_err(|e| Failure::new(Exit::Internal, e.to_string()))?;
+    folder.write_recipe(&recipe.text)?;
+    folder.write_command(command, VERSION)?;
+    folder.write_args(&values)?;
+    Ok(Job { args, row, recipe, train, test, source, folder, resume: false })
+}
+
+/// Prepares to go on with the run in `folder`, from its newest checkpoint (from the start if there is none).
+pub fn resume(folder: &Path) -> Result<Job> {
+    let folder = RunFolder::open(folder)?;
+    let args: RunArgs = serde_json::from_value(folder.read_args()?).map_err(|e| {
+        let place = folder.path.join("args.yaml");
+        Failure::input(format!("{}: {e} (restore the file, or start a new run)", place.display()))
+    })?;
+    let source = args.recipe.display().to_string();
+    let recipe = lacuna_recipe::parse(&folder.read_recipe()?, &source, &overrides(&args.recipe_args)?)?;
+    let (row, train, test, source) = open(&args, &recipe)?;
+    Ok(Job { args, row, recipe, train, test, source, folder, resume: true })
+}
+
+type Opened = (&'static ModelRow, Arc<ImageSet>, ImageSet, Source);
+
+fn open(args: &RunArgs, recipe: &Recipe) -> Result<Opened> {
+    let row = model(&args.model)?;
+    device(args.device)?;
+    let (train, test, source) = open_data(args.data.as_deref())?;
+    check_fit(row, &train)?;
+    compile(row, recipe, args.train.steps_per_epoch(&train))?;
+    Ok((row, Arc::new(train), test, source))
+}
+
+/// Runs a job to the end of its recipe. Call [`set_threads`] first, once per process.
+pub fn run(job: &Job, report: &mut dyn FnMut(Progress<'_>)) -> Result<Outcome<Network>> {
+    let args = &job.args;
+    let device = device(args.device)?.autodiff();
+    let mut net = (job.row.build)(&mut Init::new(&device, args.train.seed));
+    if let Some(path) = &args.weights {
+        net = weights::load(net, path)?.0;
+    }
+    let fit = Fit {
+        args: args.train.clone(),
+        recipe: &job.recipe,
+        train: job.train.clone(),
+        test: &job.test,
+        folder: &job.folder,
+        metadata: metadata(job),
+        resume: job.resume,
+        report,
+    };
+    Ok(lacuna_train::fit(net, fit)?)
+}
+
+/// How the weights were made and what they mean; export copies it into the ONNX file.
+fn metadata(job: &Job) -> Metadata {
+    let json = |value: serde_json::Value| value.to_string();
+    let set = &job.train;
+    let source = format!("Fashion-MNIST, {} training + {} test images", job.source.train, job.source.test);
+    let rows = [
+        ("model", job.row.name.to_owned()),
+        ("task", job.row.task.name().to_owned()),
+        ("classes", json(set.classes.clone().into())),
+        ("mean", json(shortest(&set.mean))),
+        ("std", json(shortest(&set.std))),
+        ("data", source),
+        ("recipe", job.recipe.text.clone()),
+        ("seed", job.args.train.seed.to_string()),
+        ("command", job.args.command()),
+        ("version", VERSION.to_owned()),
+    ];
+    rows.into_iter().map(|(key, value)| (format!("lacuna.{key}"), value)).collect()
+}
+
+/// f32 values as JSON numbers with as few digits as tell them apart.
+fn shortest(values: &[f32]) -> serde_json::Value {
+    values.iter().map(|v| v.to_string().parse::<f64>().unwrap_or(f64::from(*v))).collect()
+}
+
+/// Sets the number of threads that training may use. Only the first call of a process counts.
+pub fn set_threads(threads: Option<usize>) -> Result<()> {
+    let Some(n) = threads else { return Ok(()) };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+    pool.map_err(|e| Failure::usage(format!("--threads {n}: {e}")))
+}
+
+/// Shows a training on the terminal: schedule, bar, a line per epoch.
+pub struct Reporter {
+    bar: ProgressBar,
+    started: Instant,
+}
+
+impl Default for Reporter {
+    fn default() -> Self {
+        Reporter { bar: term::bar(0), started: Instant::now() }
+    }
+}
+
+impl Reporter {
+    pub fn show(&mut self, progress: Progress<'_>) {
+        match progress {
+            Progress::Schedule { schedule, first_step } => self.begin(schedule, first_step),
+            Progress::Step { step, loss, lr, .. } => {
+                self.bar.set_position(step);
+                self.bar.set_message(format!("loss {loss:.4}  lr {lr:.5}"));
+            }
+            Progress::Epoch(row) => {
+                let line = epoch_line(row, self.started.elapsed().as_secs_f64());
+                self.bar.suspend(|| term::say(line));
+            }
+            Progress::Warning(warning) => self.bar.suspend(|| term::note("warning", warning)),
+        }
+    }
+
+    fn begin(&mut self, schedule: &Schedule, first_step: u64) {
+        for warning in &schedule.warnings {
+            term::note("warning", crate::error::place_and_message(warning));
+        }
+        term::say(schedule.table());
+        if first_step > 0 {
+            term::say(format_args!("Resumed at step {first_step} of {}.\n", schedule.steps));
+        }
+        self.bar.set_length(schedule.steps);
+        self.bar.set_position(first_step);
+        self.bar.reset_eta();
+        self.started = Instant::now();
+        term::say(term::bold("epoch      loss        lr   top-1  sparsity  int8           time"));
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn epoch_line(row: &EpochRow, seconds: f64) -> String {
+    format!(
+        "{:>5}  {:>8.4}  {:>8.5}  {:>4.2} %  {:>6.2} %  {:<8}  {seconds:>7.1} s",
+        row.epoch,
+        row.loss,
+        row.lr,
+        row.accuracy * 100.0,
+        row.sparsity * 100.0,
+        trainer::quant_name(row.quant),
+    )
+}
