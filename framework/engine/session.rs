@@ -87,8 +87,9 @@ pub struct StepProfile {
     pub op: String,
     pub kind: &'static str,
     pub kernel: &'static str,
-    /// Elements of the weights, and the share of those packed that is not zero.
+    /// Elements of the weights, and how many of those packed are not zero, in number and as a share.
     pub weights: u64,
+    pub nonzeros: u64,
     pub density: f64,
     pub slot_efficiency: Option<f64>,
     pub estimated_ns: f64,
@@ -436,6 +437,7 @@ fn profile_row(info: &StepInfo, measured_ns: Option<f64>) -> StepProfile {
         kind: info.kind,
         kernel: info.kernel,
         weights: info.weights,
+        nonzeros: info.nonzeros,
         density: if info.weights == 0 { 1.0 } else { info.nonzeros as f64 / info.weights as f64 },
         slot_efficiency: info.slot_efficiency,
         estimated_ns: info.estimated_ns,

@@ -18,6 +18,9 @@ pub enum Role {
     Buffer,
 }
 
+/// Fields that hold a buffer. burn hides on a device without autodiff whether a tensor is trained, so names say it.
+const BUFFERS: [&str; 3] = ["running_mean", "running_var", "range"];
+
 /// Row `i` of every column describes the `i`-th float tensor of the module.
 #[derive(Clone, Debug, Default)]
 pub struct ParamTable {
@@ -77,7 +80,7 @@ impl ModuleVisitor for Collect {
         let leaf = self.path.last().map_or("", String::as_str);
         let normalises = self.structs.iter().any(|s| s.ends_with("Norm"));
         let role = match leaf {
-            _ if !param.val().is_require_grad() && !param.is_require_grad() => Role::Buffer,
+            _ if BUFFERS.contains(&leaf) => Role::Buffer,
             _ if normalises => Role::Norm,
             "bias" => Role::Bias,
             _ => Role::Weight,
@@ -118,7 +121,7 @@ pub fn update_each<M: Module>(module: M, f: impl FnMut(usize, &mut Vec<f32>)) ->
             param.map(|t| {
                 let (device, dims, trained) = (t.device(), t.dims(), t.is_require_grad());
                 let mut values: Vec<f32> =
-                    t.without_autodiff().into_data().into_vec().expect("parameters are f32");
+                    t.without_autodiff().into_data().try_into_vec().expect("parameters are f32");
                 f(row, &mut values);
                 let t = Tensor::from_data(TensorData::new(values, dims), &device);
                 if trained { t.require_grad() } else { t }
@@ -148,7 +151,7 @@ pub fn update_with_gradients<M: Module>(
                 let (device, dims) = (t.device(), t.dims());
                 let gradient = gradient.into_data();
                 let mut values: Vec<f32> =
-                    t.without_autodiff().into_data().into_vec().expect("parameters are f32");
+                    t.without_autodiff().into_data().try_into_vec().expect("parameters are f32");
                 f(row, &mut values, gradient.as_slice().expect("gradients are f32"));
                 Tensor::from_data(TensorData::new(values, dims), &device).require_grad()
             })
