@@ -57,10 +57,10 @@ pub struct Train {
     #[arg(long)]
     exist_ok: bool,
     /// Go on with a run (the newest of --project if none is given); its folder says all the rest
-    #[arg(long, value_name = "RUN", num_args = 0..=1, default_missing_value = "", conflicts_with_all = [
+    #[arg(long, value_name = "RUN", num_args = 0..=1, conflicts_with_all = [
         "recipe", "recipe_args", "data", "max_images", "no_augment", "weights", "exist_ok",
     ])]
-    resume: Option<PathBuf>,
+    resume: Option<Option<PathBuf>>,
     /// Where tensors live
     #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
     device: DeviceName,
@@ -77,8 +77,8 @@ fn not_negative(text: &str) -> Result<f64, String> {
 
 pub fn run(options: Train) -> Result<()> {
     let job = match &options.resume {
-        Some(folder) if folder.as_os_str().is_empty() => training::resume(&newest_run(&options.project)?)?,
-        Some(folder) => training::resume(folder)?,
+        Some(None) => training::resume(&newest_run(&options.project)?)?,
+        Some(Some(folder)) => training::resume(folder)?,
         None => new_job(options)?,
     };
     training::set_threads(job.args.threads)?;
