@@ -271,7 +271,7 @@ fn cut_off_files_are_named_and_refused() {
     fails(&["eval", str_of(dir.path())], 3, &["args.yaml"]);
     let data = dir.path().join("data");
     fs::create_dir(&data).unwrap();
-    fails(&["eval", &shared().path("whole/train"), "--data", str_of(&data)], 4, &["t"]);
+    fails(&["eval", &shared().path("whole/train"), "--data", str_of(&data)], 4, &["train-images-idx3-ubyte"]);
 }
 
 #[test]

@@ -59,7 +59,7 @@ pub fn run(options: Analyze) -> Result<()> {
         .zip(session.steps())
         .map(|(step, info)| {
             let share = ms(&step) / total.max(f64::MIN_POSITIVE);
-            Row { zeros: info.weights - info.nonzeros, share, step }
+            Row { zeros: info.weights.saturating_sub(info.nonzeros), share, step }
         })
         .collect();
     let tensors = model_file::weight_rows(&graph);

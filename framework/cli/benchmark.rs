@@ -126,6 +126,14 @@ pub struct Plan {
     pub time: Duration,
 }
 
+impl Default for Plan {
+    /// Batch 1 on all cores, for two seconds after half a second.
+    fn default() -> Plan {
+        let (warmup, time) = (Duration::from_millis(500), Duration::from_secs(2));
+        Plan { batch: 1, cores: None, scenario: Scenario::Sync, streams: None, warmup, time }
+    }
+}
+
 /// What was measured. Times of runs are in milliseconds, over all streams.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {

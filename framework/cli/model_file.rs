@@ -47,7 +47,7 @@ pub struct Trained {
 
 pub enum Model {
     Trained(Box<Trained>),
-    Onnx { path: PathBuf, graph: Graph },
+    Onnx { path: PathBuf, graph: Box<Graph> },
 }
 
 /// Opens a MODEL. `model` names the architecture where the file does not.
@@ -57,7 +57,7 @@ pub fn open(path: &Path, name: WeightsName, model: Option<&str>) -> Result<Model
         _ if path.is_dir() => open_run(path, name, model),
         _ if !path.exists() => Err(Failure::input(format!("{}: there is no such file", path.display()))),
         "safetensors" => Ok(Model::Trained(Box::new(open_weights(path, model)?))),
-        "onnx" => Ok(Model::Onnx { path: path.to_owned(), graph: lacuna_onnx::load(path)? }),
+        "onnx" => Ok(Model::Onnx { path: path.to_owned(), graph: Box::new(lacuna_onnx::load(path)?) }),
         _ => Err(Failure::usage(format!(
             "{}: not a model (give a run folder, a .safetensors file or an .onnx file)",
             path.display()
@@ -123,7 +123,7 @@ impl Model {
     pub fn into_graph(self) -> Result<Graph> {
         match self {
             Model::Trained(trained) => graph_of(&trained),
-            Model::Onnx { graph, .. } => Ok(graph),
+            Model::Onnx { graph, .. } => Ok(*graph),
         }
     }
 }

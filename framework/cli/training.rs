@@ -180,7 +180,11 @@ pub fn start(mut args: RunArgs, place: &Place, command: &[String]) -> Result<Job
     let recipe = load_recipe(&args.recipe, &args.recipe_args)?;
     let (row, train, test, source) = open(&args, &recipe)?;
     let folder = RunFolder::create(&place.project, &place.name, place.exist_ok)?;
-    let values = serde_json::to_value(&args).map_err(|e| Failure::new(Exit::Internal, e.to_string()))?;
+    let values = serde_json::to_value(&args).map_err(|e| Failure::usage(format!("arguments: {e}")))?;
+    for name in ["best", "last", "pruned"] {
+        // Of a run that is being overwritten; most folders are new and hold none.
+        let _ = std::fs::remove_file(folder.weights(name));
+    }
     folder.write_recipe(&recipe.text)?;
     folder.write_command(command, VERSION)?;
     folder.write_args(&values)?;
@@ -304,7 +308,7 @@ impl Reporter {
         self.bar.set_position(first_step);
         self.bar.reset_eta();
         self.started = Instant::now();
-        term::say(term::bold("epoch      loss        lr   top-1  sparsity  int8           time"));
+        term::say(term::bold("epoch      loss        lr     top-1  sparsity  int8           time"));
     }
 
     /// Takes the bar away.
@@ -315,7 +319,7 @@ impl Reporter {
 
 fn epoch_line(row: &EpochRow, seconds: f64) -> String {
     format!(
-        "{:>5}  {:>8.4}  {:>8.5}  {:>4.2} %  {:>6.2} %  {:<8}  {seconds:>7.1} s",
+        "{:>5}  {:>8.4}  {:>8.5}  {:>6.2} %  {:>6.2} %  {:<8}  {seconds:>7.1} s",
         row.epoch,
         row.loss,
         row.lr,
