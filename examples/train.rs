@@ -32,7 +32,7 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Where the run folders go
-    #[arg(long, default_value = "runs/train")]
+    #[arg(long, default_value = "runs")]
     project: PathBuf,
 }
 

@@ -15,7 +15,7 @@ use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{
     Autodiff, AutodiffBackend, Dispatch, DispatchDevice, Flex, TensorMetadata, backend_extension,
@@ -337,15 +337,16 @@ impl<B: TrainKernels> Backward<B, 2> for ConvBackward {
     }
 }
 
+/// Parents: x, gamma, beta and, if there are four, the residual.
 #[derive(Debug)]
 struct NormBackward;
 
-impl<B: TrainKernels> Backward<B, 3> for NormBackward {
+impl<B: TrainKernels, const N: usize> Backward<B, N> for NormBackward {
     type State = NormSaved<B>;
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
-        let found = B::k_norm_backward(&ops.state, dy, false);
+        let found = B::k_norm_backward(&ops.state, dy, N == 4);
         for (node, grad) in ops.parents.into_iter().zip(found) {
             if let (Some(node), Some(grad)) = (node, grad) {
                 grads.register::<B>(node.id, grad);
@@ -354,21 +355,24 @@ impl<B: TrainKernels> Backward<B, 3> for NormBackward {
     }
 }
 
-#[derive(Debug)]
-struct NormAddBackward;
-
-impl<B: TrainKernels> Backward<B, 4> for NormAddBackward {
-    type State = NormSaved<B>;
-
-    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = grads.consume::<B>(&ops.node);
-        let found = B::k_norm_backward(&ops.state, dy, true);
-        for (node, grad) in ops.parents.into_iter().zip(found) {
-            if let (Some(node), Some(grad)) = (node, grad) {
-                grads.register::<B>(node.id, grad);
-            }
-        }
-    }
+fn norm<B: TrainKernels, C: CheckpointStrategy, const N: usize>(
+    parents: [NodeGuard; N],
+    [x, gamma, beta]: [FloatTensor<Autodiff<B, C>>; 3],
+    residual: Option<FloatTensor<Autodiff<B, C>>>,
+    eps: f64,
+    relu: bool,
+) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>) {
+    let prep = Backward::<B, N>::prepare::<C>(NormBackward, parents).compute_bound().stateful();
+    let (x, gamma, beta) = (x.into_primitive(), gamma.into_primitive(), beta.into_primitive());
+    let residual = residual.map(|r| r.into_primitive());
+    let [y, mean, var] = B::k_norm(x.clone(), gamma.clone(), beta, residual, eps, relu);
+    let m = <Autodiff<B, C> as AutodiffBackend>::from_inner(mean.clone());
+    let v = <Autodiff<B, C> as AutodiffBackend>::from_inner(var.clone());
+    let y = match prep {
+        OpsKind::Tracked(prep) => prep.finish(NormSaved { x, gamma, y: y.clone(), mean, var, eps, relu }, y),
+        OpsKind::UnTracked(prep) => prep.finish(y),
+    };
+    (y, m, v)
 }
 
 #[derive(Debug)]
@@ -430,18 +434,8 @@ impl<B: TrainOps + TrainKernels, C: CheckpointStrategy> TrainOps for Autodiff<B,
         eps: f64,
         relu: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let prep =
-            NormBackward.prepare::<C>([x.node(), gamma.node(), beta.node()]).compute_bound().stateful();
-        let (x, gamma, beta) = (x.into_primitive(), gamma.into_primitive(), beta.into_primitive());
-        let [y, mean, var] = B::k_norm(x.clone(), gamma.clone(), beta, None, eps, relu);
-        let (m, v) = (Self::from_inner(mean.clone()), Self::from_inner(var.clone()));
-        let y = match prep {
-            OpsKind::Tracked(prep) => {
-                prep.finish(NormSaved { x, gamma, y: y.clone(), mean, var, eps, relu }, y)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        };
-        (y, m, v)
+        let parents = [x.node(), gamma.node(), beta.node()];
+        norm::<B, C, 3>(parents, [x, gamma, beta], None, eps, relu)
     }
 
     fn train_norm_add(
@@ -452,19 +446,8 @@ impl<B: TrainOps + TrainKernels, C: CheckpointStrategy> TrainOps for Autodiff<B,
         eps: f64,
         relu: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let nodes = [x.node(), gamma.node(), beta.node(), residual.node()];
-        let prep = NormAddBackward.prepare::<C>(nodes).compute_bound().stateful();
-        let (x, gamma, beta) = (x.into_primitive(), gamma.into_primitive(), beta.into_primitive());
-        let [y, mean, var] =
-            B::k_norm(x.clone(), gamma.clone(), beta, Some(residual.into_primitive()), eps, relu);
-        let (m, v) = (Self::from_inner(mean.clone()), Self::from_inner(var.clone()));
-        let y = match prep {
-            OpsKind::Tracked(prep) => {
-                prep.finish(NormSaved { x, gamma, y: y.clone(), mean, var, eps, relu }, y)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        };
-        (y, m, v)
+        let parents = [x.node(), gamma.node(), beta.node(), residual.node()];
+        norm::<B, C, 4>(parents, [x, gamma, beta], Some(residual), eps, relu)
     }
 
     fn train_fake_quant(x: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self> {
