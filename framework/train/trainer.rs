@@ -2,7 +2,7 @@
 //! after a kill is in its checkpoints: weights, velocities, masks, the state of the recipe and the offsets of the logs.
 //! Batches are a pure function of seed, epoch and position, so nothing of the data has to be saved.
 
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::logs::{LogOffsets, Logs};
 use crate::run_folder::RunFolder;
@@ -11,7 +11,7 @@ use crate::weights::{self, Metadata};
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use lacuna_data::{Augment, BatchSpec, Batches, ImageSet, Prefetch, metrics};
+use lacuna_data::{Augment, Batch, BatchSpec, Batches, ImageSet, Prefetch, metrics};
 use lacuna_nn::Classifier;
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
@@ -155,148 +155,192 @@ pub fn compile<M: Module>(module: &M, recipe: &Recipe, steps_per_epoch: u32) -> 
 ///
 /// Writes into the folder: `results.csv`, `metrics.jsonl`, a TensorBoard file, `weights/best|last`,
 /// `weights/pruned` as they were before quantisation began, and checkpoints.
-pub fn fit<M: Classifier>(mut module: M, fit: Fit<'_>) -> Result<Outcome<M>> {
-    let Fit { args, recipe, train, test, folder, metadata, resume, report } = fit;
-    let steps_per_epoch = args.steps_per_epoch(&train);
-    let schedule = compile(&module, recipe, steps_per_epoch)?;
+pub fn fit<M: Classifier>(module: M, mut fit: Fit<'_>) -> Result<Outcome<M>> {
+    let steps_per_epoch = u64::from(fit.args.steps_per_epoch(&fit.train));
+    let schedule = compile(&module, fit.recipe, fit.args.steps_per_epoch(&fit.train))?;
     let device = module.devices().first().cloned().unwrap_or_default().autodiff();
-    let mut state = State::new(&module, args.weight_decay);
-    let (mut step, mut loss_sum, mut loss_count, mut best) = (0u64, 0f64, 0u64, None::<f64>);
-    let mut logs;
-    match checkpoint_to_resume(resume, folder)? {
-        Some(saved) => {
-            for warning in &saved.warnings {
-                report(Progress::Warning(warning.clone()));
-            }
-            let s: SavedState = serde_json::from_value(saved.state.clone())
-                .map_err(|e| Error::Resume(format!("{}: {e}", saved.path.display())))?;
-            if s.args != args || s.recipe != recipe.text {
-                return Err(Error::Resume(format!(
-                    "{} was made with other arguments or another recipe; resume with the folder's own",
-                    saved.path.display()
-                )));
-            }
-            module = weights::put(module, saved.file("model")?).map_err(Error::Weights)?;
-            state.restore(saved.file("optimizer")?, saved.file("masks")?)?;
-            if s.trainable.len() == state.trainable.len() {
-                state.trainable = s.trainable;
-            }
-            state.weight_decay = s.weight_decay;
-            state.pass = Pass {
-                quant: quant_from_name(&s.quant).unwrap_or_default(),
-                norm: if s.norm_frozen { Norm::Frozen } else { Norm::Batch },
-            };
-            (step, loss_sum, loss_count, best) = (s.step, s.loss_sum, s.loss_count, s.best);
-            logs = Logs::resume(&folder.path, &s.logs)?;
-        }
-        None => {
-            checkpoint::clear(&folder.path)?;
-            logs = Logs::create(&folder.path)?;
-        }
-    }
-    report(Progress::Schedule { schedule: &schedule, first_step: step });
+    let mut run = begin(module, &mut fit)?;
+    (fit.report)(Progress::Schedule { schedule: &schedule, first_step: run.step });
 
-    let mut accuracy = f64::NAN;
-    while step < schedule.steps {
-        let (epoch, at) = (step / steps_per_epoch as u64, step % steps_per_epoch as u64);
-        let mut batches = Prefetch::new(train.clone(), args.batches(epoch), at as usize)?;
+    while run.step < schedule.steps {
+        let (epoch, at) = (run.step / steps_per_epoch, run.step % steps_per_epoch);
+        let mut batches = Prefetch::new(fit.train.clone(), fit.args.batches(epoch), at as usize)?;
         while let Some(batch) = batches.next() {
-            for event in schedule.events_at(step) {
-                if matches!(event.action, Action::StartQuantization(_)) {
-                    weights::save(&module, &folder.weights("pruned"), &described(&metadata, &state.pass))?;
-                }
-                let changed;
-                (module, changed) = state.apply(module, &schedule, &event.action)?;
-                if changed {
-                    best = None;
-                }
-            }
-            let lr = schedule.learning_rate(step).unwrap_or(args.lr);
-            let loss = loss_of(&module, &batch.x, &batch.y, batch.dims, &state.pass, &device);
-            let value: f32 = loss.clone().into_scalar();
-            if !value.is_finite() {
-                return Err(Error::Diverged { step, loss: value });
-            }
-            module = state.sgd_step(module, &loss.backward(), lr, args.momentum);
+            run = run.apply_events(&schedule, &fit)?;
+            let lr = schedule.learning_rate(run.step).unwrap_or(fit.args.lr);
+            let loss;
+            (run, loss) = run.train_on(&batch, lr, &device, &fit.args)?;
             batches.recycle(batch);
-            loss_sum += value as f64;
-            loss_count += 1;
-            step += 1;
-            logs.scalars(step, &[("train/loss", value as f64), ("train/lr", lr)])?;
-            report(Progress::Step { step, steps: schedule.steps, loss: value, lr });
-
-            let epoch_ends = step.is_multiple_of(steps_per_epoch as u64);
-            if step == schedule.steps {
-                for event in schedule.events_at(step) {
-                    (module, _) = state.apply(module, &schedule, &event.action)?;
-                }
+            (fit.report)(Progress::Step { step: run.step, steps: schedule.steps, loss, lr });
+            let last = run.step == schedule.steps;
+            if last {
+                run = run.apply_events(&schedule, &fit)?;
             }
+            let epoch_ends = last || run.step.is_multiple_of(steps_per_epoch);
             if epoch_ends {
-                let valid = module.valid();
-                accuracy = evaluate(&valid, test, &state.pass)?;
-                let loss = loss_sum / loss_count.max(1) as f64;
-                let sparsity = sparsity_of(&module, &state);
-                let row =
-                    EpochRow { epoch: epoch + 1, loss, lr, accuracy, sparsity, quant: state.pass.quant };
-                let values = [
-                    ("epoch", row.epoch as f64),
-                    ("train/loss", row.loss),
-                    ("train/lr", row.lr),
-                    ("metrics/accuracy_top1", row.accuracy),
-                    ("sparsity", row.sparsity),
-                ];
-                logs.epoch(&values)?;
-                logs.scalars(step, &values[3..])?;
-                report(Progress::Epoch(&row));
-                (loss_sum, loss_count) = (0.0, 0);
-                if best.is_none_or(|b| accuracy > b) {
-                    best = Some(accuracy);
-                    weights::save(&valid, &folder.weights("best"), &described(&metadata, &state.pass))?;
-                }
-                weights::save(&valid, &folder.weights("last"), &described(&metadata, &state.pass))?;
+                run.end_epoch(epoch + 1, lr, &mut fit)?;
             }
-            if epoch_ends || (args.checkpoint_steps > 0 && step.is_multiple_of(args.checkpoint_steps)) {
-                let saved = SavedState {
-                    step,
-                    args: args.clone(),
-                    recipe: recipe.text.clone(),
-                    quant: quant_name(state.pass.quant).into(),
-                    norm_frozen: state.pass.norm == Norm::Frozen,
-                    weight_decay: state.weight_decay,
-                    trainable: state.trainable.clone(),
-                    loss_sum,
-                    loss_count,
-                    best,
-                    logs: logs.sync()?,
-                };
-                save_checkpoint(folder, &module, &state, &saved)?;
+            if epoch_ends
+                || (fit.args.checkpoint_steps > 0 && run.step.is_multiple_of(fit.args.checkpoint_steps))
+            {
+                run.save_checkpoint(&fit)?;
             }
         }
     }
-    logs.flush()?;
-    let module = module.valid();
-    if accuracy.is_nan() {
-        accuracy = evaluate(&module, test, &state.pass)?;
+    run.logs.flush()?;
+    let module = run.module.valid();
+    let accuracy = match run.accuracy {
+        Some(accuracy) => accuracy,
+        None => evaluate(&module, fit.test, &run.state.pass)?,
+    };
+    Ok(Outcome { module, pass: run.state.pass, accuracy, best_accuracy: run.best.unwrap_or(accuracy) })
+}
+
+/// A training under way.
+struct Run<M> {
+    module: M,
+    state: State,
+    step: u64,
+    /// Of the current epoch.
+    loss_sum: f64,
+    loss_count: u64,
+    /// At the end of the last epoch.
+    accuracy: Option<f64>,
+    /// Of this kind of model: sparser or quantised models start anew.
+    best: Option<f64>,
+    logs: Logs,
+}
+
+/// A new training, or the newest checkpoint's.
+fn begin<M: Classifier>(module: M, fit: &mut Fit<'_>) -> Result<Run<M>> {
+    let mut state = State::new(&module, fit.args.weight_decay);
+    let saved = if fit.resume { checkpoint::load_latest(&fit.folder.path)? } else { None };
+    let Some(saved) = saved else {
+        checkpoint::clear(&fit.folder.path)?;
+        let logs = Logs::create(&fit.folder.path)?;
+        return Ok(Run {
+            module,
+            state,
+            step: 0,
+            loss_sum: 0.0,
+            loss_count: 0,
+            accuracy: None,
+            best: None,
+            logs,
+        });
+    };
+    for warning in &saved.warnings {
+        (fit.report)(Progress::Warning(warning.clone()));
     }
-    Ok(Outcome { module, pass: state.pass, accuracy, best_accuracy: best.unwrap_or(accuracy) })
+    let s: SavedState = serde_json::from_value(saved.state.clone())
+        .map_err(|e| Error::Resume(format!("{}: {e}", saved.path.display())))?;
+    if s.args != fit.args || s.recipe != fit.recipe.text {
+        return Err(Error::Resume(format!(
+            "{} was made with other arguments or another recipe; resume with the folder's own",
+            saved.path.display()
+        )));
+    }
+    let damaged = |what: &str| Error::Resume(format!("{}: {what}; start a new run", saved.path.display()));
+    let module = weights::put(module, saved.file("model")?).map_err(Error::Weights)?;
+    state.restore(saved.file("optimizer")?, saved.file("masks")?)?;
+    if s.trainable.len() != state.trainable.len() {
+        return Err(damaged("it is of a model with other parameters"));
+    }
+    state.trainable = s.trainable;
+    state.weight_decay = s.weight_decay;
+    state.pass = Pass {
+        quant: quant_from_name(&s.quant).ok_or_else(|| damaged("it names an unknown quantisation phase"))?,
+        norm: if s.norm_frozen { Norm::Frozen } else { Norm::Batch },
+    };
+    let logs = Logs::resume(&fit.folder.path, &s.logs)?;
+    let SavedState { step, loss_sum, loss_count, best, .. } = s;
+    Ok(Run { module, state, step, loss_sum, loss_count, accuracy: None, best, logs })
 }
 
-fn checkpoint_to_resume(resume: bool, folder: &RunFolder) -> Result<Option<Checkpoint>> {
-    Ok(if resume { checkpoint::load_latest(&folder.path)? } else { None })
-}
+impl<M: Classifier> Run<M> {
+    /// Carries out what the recipe says for this step.
+    fn apply_events(mut self, schedule: &Schedule, fit: &Fit<'_>) -> Result<Self> {
+        for event in schedule.events_at(self.step) {
+            if matches!(event.action, Action::StartQuantization(_)) {
+                let described = described(&fit.metadata, &self.state.pass);
+                weights::save(&self.module, &fit.folder.weights("pruned"), &described)?;
+            }
+            let changed;
+            (self.module, changed) = self.state.apply(self.module, schedule, &event.action)?;
+            if changed {
+                self.best = None;
+            }
+        }
+        Ok(self)
+    }
 
-fn save_checkpoint<M: Module>(
-    folder: &RunFolder,
-    module: &M,
-    state: &State,
-    saved: &SavedState,
-) -> Result<()> {
-    let model = weights::tensors(module, &state.params);
-    let files: [(&str, &[_]); 3] =
-        [("model", &model), ("optimizer", &state.momentum_tensors()), ("masks", &state.mask_tensors())];
-    let json = serde_json::to_value(saved).map_err(|e| Error::Resume(e.to_string()))?;
-    checkpoint::save(&folder.path, saved.step, &files, &json)?;
-    Ok(())
+    /// Forward, loss, backward, update.
+    fn train_on(mut self, batch: &Batch, lr: f64, device: &Device, args: &TrainArgs) -> Result<(Self, f32)> {
+        let loss = loss_of(&self.module, batch, &self.state.pass, device);
+        let value: f32 = loss.clone().into_scalar();
+        if !value.is_finite() {
+            return Err(Error::Diverged { step: self.step, loss: value });
+        }
+        self.module = self.state.sgd_step(self.module, &loss.backward(), lr, args.momentum);
+        self.loss_sum += value as f64;
+        self.loss_count += 1;
+        self.step += 1;
+        self.logs.scalars(self.step, &[("train/loss", value as f64), ("train/lr", lr)])?;
+        Ok((self, value))
+    }
+
+    /// Evaluates, logs, and keeps the weights.
+    fn end_epoch(&mut self, epoch: u64, lr: f64, fit: &mut Fit<'_>) -> Result<()> {
+        let module = self.module.valid();
+        let accuracy = evaluate(&module, fit.test, &self.state.pass)?;
+        let row = EpochRow {
+            epoch,
+            loss: self.loss_sum / self.loss_count.max(1) as f64,
+            lr,
+            accuracy,
+            sparsity: sparsity_of(&self.module, &self.state),
+            quant: self.state.pass.quant,
+        };
+        (self.loss_sum, self.loss_count, self.accuracy) = (0.0, 0, Some(accuracy));
+        let values = [
+            ("epoch", row.epoch as f64),
+            ("train/loss", row.loss),
+            ("train/lr", row.lr),
+            ("metrics/accuracy_top1", row.accuracy),
+            ("sparsity", row.sparsity),
+        ];
+        self.logs.epoch(&values)?;
+        self.logs.scalars(self.step, &values[3..])?;
+        (fit.report)(Progress::Epoch(&row));
+        let described = described(&fit.metadata, &self.state.pass);
+        if self.best.is_none_or(|best| accuracy > best) {
+            self.best = Some(accuracy);
+            weights::save(&module, &fit.folder.weights("best"), &described)?;
+        }
+        weights::save(&module, &fit.folder.weights("last"), &described)
+    }
+
+    fn save_checkpoint(&mut self, fit: &Fit<'_>) -> Result<()> {
+        let saved = SavedState {
+            step: self.step,
+            args: fit.args.clone(),
+            recipe: fit.recipe.text.clone(),
+            quant: quant_name(self.state.pass.quant).into(),
+            norm_frozen: self.state.pass.norm == Norm::Frozen,
+            weight_decay: self.state.weight_decay,
+            trainable: self.state.trainable.clone(),
+            loss_sum: self.loss_sum,
+            loss_count: self.loss_count,
+            best: self.best,
+            logs: self.logs.sync()?,
+        };
+        let model = weights::tensors(&self.module, &self.state.params);
+        let (momentum, masks) = (self.state.momentum_tensors(), self.state.mask_tensors());
+        let files: [(&str, &[_]); 3] = [("model", &model), ("optimizer", &momentum), ("masks", &masks)];
+        let json = serde_json::to_value(&saved).map_err(|e| Error::Resume(e.to_string()))?;
+        checkpoint::save(&fit.folder.path, saved.step, &files, &json)?;
+        Ok(())
+    }
 }
 
 /// Metadata of weights: how they were made, and how to run them.
@@ -318,17 +362,10 @@ fn sparsity_of<M: Module>(module: &M, state: &State) -> f64 {
     zeros as f64 / all.max(1) as f64
 }
 
-fn loss_of<M: Classifier>(
-    module: &M,
-    x: &[f32],
-    y: &[i64],
-    dims: [usize; 4],
-    pass: &Pass,
-    device: &Device,
-) -> Tensor<1> {
-    let n = dims[0];
-    let x = Tensor::<4>::from_data(TensorData::new(x.to_vec(), dims), device);
-    let y = Tensor::<2, Int>::from_data(TensorData::new(y.to_vec(), [n, 1]), device);
+/// Mean cross-entropy.
+fn loss_of<M: Classifier>(module: &M, batch: &Batch, pass: &Pass, device: &Device) -> Tensor<1> {
+    let x = Tensor::<4>::from_data(TensorData::new(batch.x.clone(), batch.dims), device);
+    let y = Tensor::<2, Int>::from_data(TensorData::new(batch.y.clone(), [batch.dims[0], 1]), device);
     let log_probability = log_softmax(module.forward(x, pass), 1).gather(1, y);
     log_probability.mean().neg()
 }
