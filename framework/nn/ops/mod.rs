@@ -355,13 +355,16 @@ impl<B: TrainKernels, const N: usize> Backward<B, N> for NormBackward {
     }
 }
 
+/// y, mean, variance.
+type NormOutput<B> = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>);
+
 fn norm<B: TrainKernels, C: CheckpointStrategy, const N: usize>(
     parents: [NodeGuard; N],
     [x, gamma, beta]: [FloatTensor<Autodiff<B, C>>; 3],
     residual: Option<FloatTensor<Autodiff<B, C>>>,
     eps: f64,
     relu: bool,
-) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>) {
+) -> NormOutput<Autodiff<B, C>> {
     let prep = Backward::<B, N>::prepare::<C>(NormBackward, parents).compute_bound().stateful();
     let (x, gamma, beta) = (x.into_primitive(), gamma.into_primitive(), beta.into_primitive());
     let residual = residual.map(|r| r.into_primitive());
