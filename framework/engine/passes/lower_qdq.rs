@@ -242,8 +242,10 @@ fn accumulates(w: &[i8], bias: &[i32]) -> bool {
     })
 }
 
-fn multipliers(x_scale: f32, w_scales: &[f32], y_scale: f32) -> Vec<f32> {
-    w_scales.iter().map(|&w| (x_scale as f64 * w as f64 / y_scale as f64) as f32).collect()
+/// From the accumulator to the output's scale; nothing where one does not fit an f32.
+fn multipliers(x_scale: f32, w_scales: &[f32], y_scale: f32) -> Option<Vec<f32>> {
+    let multiplier = |&w: &f32| (x_scale as f64 * w as f64 / y_scale as f64) as f32;
+    w_scales.iter().map(multiplier).map(|m| m.is_finite().then_some(m)).collect()
 }
 
 fn lower_conv(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
@@ -288,7 +290,7 @@ fn match_conv(g: &Graph, uses: &Uses, op: OpId) -> Option<ConvRewrite> {
         None => (0.0, 0),
     };
     let attr = QConvAttr { conv, x_zero: x_params.zero, out: tail.out, residual_mult, residual_zero };
-    let mult = multipliers(x_params.scale, &w.scales, tail.scale);
+    let mult = multipliers(x_params.scale, &w.scales, tail.scale)?;
     Some(ConvRewrite { x, w, bias, mult, attr, tail })
 }
 
@@ -357,7 +359,7 @@ fn match_gemm(g: &Graph, uses: &Uses, op: OpId) -> Option<GemmRewrite> {
     };
     accumulates(&elements, &bias).then_some(())?;
     let tail = tail(g, uses, g.outputs_of(end)[0], false);
-    let mult = multipliers(params.scale, &w.scales, tail.as_ref().map_or(1.0, |t| t.scale));
+    let mult = multipliers(params.scale, &w.scales, tail.as_ref().map_or(1.0, |t| t.scale))?;
     Some(GemmRewrite { x, x_zero: params.zero, w: elements, bias, mult, end, tail })
 }
 
