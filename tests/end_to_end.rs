@@ -389,7 +389,7 @@ fn engine_and_training_agree_on_the_class() {
     assert!(agreement >= 0.999, "{agreement}");
 }
 
-/// Masked zeros are exact in f32 files; in int8 files rounding may add some, and may take none away.
+/// 90 % ± 1 element of every tensor: in the checkpoint, in the int8 file, and as the engine packed it.
 #[test]
 fn zeros_stay_zero_from_training_to_the_packed_weights() {
     let t = trained();
@@ -413,12 +413,16 @@ fn zeros_stay_zero_from_training_to_the_packed_weights() {
             "{name}: a masked weight is not zero in int8"
         );
         let in_file = q.iter().filter(|q| **q == 0).count();
+        assert!((in_file as f64 - asked).abs() <= 1.0, "{name}: {in_file} of {} are zero in int8", q.len());
         let op = name.strip_suffix(".weight").unwrap();
         let packed = profile.iter().find(|p| p.op == op && p.weights > 0);
         let packed = packed.unwrap_or_else(|| panic!("no step with weights is named '{op}'"));
         let packed = (packed.weights, packed.weights - packed.nonzeros);
         assert_eq!(packed, (q.len() as u64, in_file as u64), "{name} as the engine packed it");
-        println!("{name}: {zeros} of {} masked, {} more by rounding to int8", w.len(), in_file - zeros);
+        println!(
+            "{name}: {zeros} of {} are zero in the checkpoint, {in_file} in the file and the engine",
+            w.len()
+        );
         checked += 1;
     });
     assert_eq!(checked, 22);

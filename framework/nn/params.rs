@@ -19,7 +19,7 @@ pub enum Role {
 }
 
 /// Fields that hold a buffer. burn hides on a device without autodiff whether a tensor is trained, so names say it.
-const BUFFERS: [&str; 3] = ["running_mean", "running_var", "range"];
+const BUFFERS: [&str; 4] = ["running_mean", "running_var", "range", "step"];
 
 /// Row `i` of every column describes the `i`-th float tensor of the module.
 #[derive(Clone, Debug, Default)]

@@ -113,6 +113,9 @@ impl ActivationQuantizer {
 #[derive(Module, Debug)]
 pub struct WeightQuantizer {
     pub range: Buffer<2>,
+    /// One step of the grid in units of the stored weight, for each channel, as the last training pass had it; 0
+    /// until there was one. (The grid is of the folded weight, which only the forward pass knows.)
+    pub step: Buffer<1>,
 }
 
 impl WeightQuantizer {
@@ -121,6 +124,7 @@ impl WeightQuantizer {
         range.extend(vec![f32::MIN; channels]);
         WeightQuantizer {
             range: Buffer::new(Tensor::from_data(TensorData::new(range, [2, channels]), device)),
+            step: Buffer::new(Tensor::zeros([channels], device)),
         }
     }
 
@@ -136,6 +140,14 @@ impl WeightQuantizer {
         }
         let scales: Vec<f32> = min.iter().zip(max).map(|(&lo, &hi)| weight_scale(lo, hi)).collect();
         Some((on_channel_grids(w, &scales, WEIGHT_LO, WEIGHT_HI), scales))
+    }
+
+    /// Remembers the steps of a training pass. `fold` is what the stored weight was multiplied by, if anything.
+    pub fn note_step(&self, scales: &[f32], fold: Option<Tensor<1>>) {
+        let fold = fold.map_or_else(|| vec![1.0; scales.len()], |f| host(f.without_autodiff()));
+        let step = |(s, f): (&f32, &f32)| if *f == 0.0 { 0.0 } else { s / f.abs() };
+        let steps: Vec<f32> = scales.iter().zip(&fold).map(step).collect();
+        self.step.set(Tensor::from_floats(steps.as_slice(), &self.step.get().device()));
     }
 
     fn observe<const D: usize>(&self, w: &Tensor<D>) {

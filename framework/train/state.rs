@@ -10,6 +10,10 @@ use lacuna_nn::params::{self, ParamTable, Role};
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use lacuna_recipe::{Action, ParamRow, Schedule};
 
+/// Share of a step below which a weight counts as rounding to zero: a half, and some for a grid that the last update
+/// has moved a little.
+const ROUNDS_TO_ZERO: f32 = 0.51;
+
 /// Row `i` of `mask`, `momentum` and `trainable` belongs to row `i` of `params`.
 pub struct State {
     pub params: ParamTable,
@@ -159,6 +163,31 @@ impl State {
             if let Some(mask) = &mask[row] {
                 hold(mask, v);
                 hold(mask, w);
+            }
+        })
+    }
+
+    /// Moves every weight that its mask leaves open but its grid would round to zero to the nearest other step, so
+    /// that the integer tensor has the zeros of the mask and no others. Does nothing before quantisation.
+    pub fn keep_open_weights_off_zero<M: Module>(&self, module: M) -> M {
+        if self.pass.quant == Quant::Off {
+            return module;
+        }
+        let mut steps: Vec<Vec<f32>> = vec![Vec::new(); self.params.len()];
+        params::for_each(&module, |row, values| {
+            let owner = self.params.name[row].strip_suffix("_quantizer.step");
+            if let Some(weight) = owner.and_then(|name| self.params.row(name)) {
+                steps[weight] = values.to_vec();
+            }
+        });
+        params::update_each(module, |row, w| {
+            let (Some(mask), false) = (&self.mask[row], steps[row].is_empty()) else { return };
+            let per_channel = w.len() / steps[row].len();
+            for (i, (w, &open)) in w.iter_mut().zip(mask).enumerate() {
+                let step = steps[row][i / per_channel];
+                if open == 1 && w.abs() <= ROUNDS_TO_ZERO * step {
+                    *w = step.copysign(*w);
+                }
             }
         })
     }

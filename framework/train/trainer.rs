@@ -178,6 +178,7 @@ pub fn fit<M: Classifier>(module: M, mut fit: Fit<'_>) -> Result<Outcome<M>> {
             }
             let epoch_ends = last || run.step.is_multiple_of(steps_per_epoch);
             if epoch_ends {
+                run.module = run.state.keep_open_weights_off_zero(run.module);
                 run.end_epoch(epoch + 1, lr, &mut fit)?;
             }
             if epoch_ends

@@ -1,0 +1,58 @@
+//! A weight that its mask leaves open stays apart from zero when it is quantised.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use lacuna_models::MODELS;
+use lacuna_nn::Classifier;
+use lacuna_nn::capture::capture;
+use lacuna_nn::layers::Init;
+use lacuna_nn::params::{self, Role};
+use lacuna_nn::quant::{Norm, Pass, Quant};
+use lacuna_train::state::State;
+
+#[test]
+fn open_weights_do_not_round_to_zero() {
+    let device = Device::flex().autodiff();
+    let mut net = (MODELS[0].build)(&mut Init::new(&device, 5));
+    let mut state = State::new(&net, 0.0);
+    let weights: Vec<usize> =
+        (0..state.params.len()).filter(|&row| state.params.role[row] == Role::Weight).collect();
+    // Every second weight is masked, every tenth of the others is far below a step of its grid.
+    for &row in &weights {
+        state.mask[row] = Some((0..state.params.elements(row)).map(|i| (i % 2) as u8).collect());
+    }
+    net = params::update_each(net, |row, w| {
+        if state.mask[row].is_some() {
+            for (i, w) in w.iter_mut().enumerate() {
+                *w *= if i % 2 == 0 {
+                    0.0
+                } else if i % 20 == 1 {
+                    1e-6
+                } else {
+                    1.0
+                };
+            }
+        }
+    });
+    state.pass = Pass { quant: Quant::Observe, norm: Norm::Frozen };
+    net.forward(Tensor::ones([2, 1, 28, 28], &device), &state.pass);
+    let zeros = |net: &lacuna_models::Network| {
+        let pass = Pass { quant: Quant::Frozen, norm: Norm::Frozen };
+        let g = capture(&net.valid(), "x", [1, 1, 28, 28], &["y"], |m, x| m.forward(x, &pass)).unwrap();
+        let count = |&row: &usize| {
+            let name = format!("{}_quantized", state.params.name[row]);
+            let v = g.value_name.iter().find(|(_, n)| **n == name).unwrap().0;
+            g.const_tensor(v).unwrap().as_i8().unwrap().iter().filter(|q| **q == 0).count()
+        };
+        weights.iter().map(count).collect::<Vec<_>>()
+    };
+    let masked: Vec<usize> =
+        state.mask.iter().flatten().map(|mask| mask.iter().filter(|m| **m == 0).count()).collect();
+    let before = zeros(&net);
+    assert!(
+        before.iter().zip(&masked).all(|(b, m)| b > m),
+        "rounding adds zeros: {before:?}, masked {masked:?}"
+    );
+    let net = state.keep_open_weights_off_zero(net);
+    assert_eq!(zeros(&net), masked);
+}
