@@ -85,7 +85,8 @@ fn every_device_trains_alike() {
     println!("ndarray: losses {theirs:?}");
     close("losses of plain steps", &plain, &theirs, 1e-4);
     for (row, (a, b)) in flex.tensors().iter().zip(other.tensors()).enumerate() {
-        close(&format!("tensor {row} after plain steps"), a, &b, 1e-3);
+        // Batch norm's gradient is a difference of large sums: f32 keeps some three digits of it.
+        close(&format!("tensor {row} after plain steps"), a, &b, 0.01);
     }
 
     // The largest weight of a channel lies at a tie of its grid, where the last bit of a weight decides: fake
