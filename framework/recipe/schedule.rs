@@ -94,6 +94,11 @@ impl Schedule {
         &self.pool[range.range()]
     }
 
+    /// The class of the modifier that an event comes from.
+    pub fn modifier(&self, event: &Event) -> &'static str {
+        self.modifiers[event.modifier as usize]
+    }
+
     /// The layers that a range means.
     pub fn layers(&self, range: PoolRange) -> &[LayerScheme] {
         &self.layers[range.range()]
@@ -122,7 +127,7 @@ impl Schedule {
             rows.push(ScheduleRow {
                 epoch: event.epoch,
                 step: event.step,
-                modifier: self.modifiers[event.modifier as usize],
+                modifier: self.modifier(event),
                 matched: matched(&event.action),
                 value,
             });

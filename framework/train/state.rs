@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Gradients;
 use lacuna_nn::params::{self, ParamTable, Role};
 use lacuna_nn::quant::{Norm, Pass, Quant};
-use lacuna_recipe::{Action, ParamRow, Schedule};
+use lacuna_recipe::{Action, LayerQuant, MaskStructure, ParamRow, QuantArgs, Schedule};
 
 /// Share of a step below which a weight counts as rounding to zero: a half, and some for a grid that the last update
 /// has moved a little.
@@ -77,14 +77,7 @@ impl State {
                 self.weight_decay = decay;
                 Ok((module, false))
             }
-            Action::StartQuantization(scheme) => {
-                if !scheme.linear_activations || !scheme.conv_activations {
-                    return Err(Error::Recipe(
-                        "quantising weights without activations is not carried out yet; \
-                         leave quantize_linear_activations and quantize_conv_activations on"
-                            .into(),
-                    ));
-                }
+            Action::StartQuantization(_) => {
                 self.pass.quant = Quant::Observe;
                 Ok((module, true))
             }
@@ -242,6 +235,40 @@ fn hold(mask: &[u8], values: &mut [f32]) {
         }
     }
 }
+
+/// Refuses what a compiled recipe asks of tensors and training does not do yet, before a step is spent. `layers` is the
+/// number of layers that can be quantised.
+pub fn check_supported(schedule: &Schedule, layers: usize) -> Result<()> {
+    for event in &schedule.events {
+        let refused = match event.action {
+            Action::SetSparsity { structure, .. } if structure != MaskStructure::Unstructured => {
+                "masks other than unstructured ones are not made yet; use mask_type: unstructured"
+            }
+            Action::StartQuantization(s) if !s.linear_activations || !s.conv_activations => {
+                "weights are not quantised without activations yet; leave quantize_linear_activations and \
+                 quantize_conv_activations on"
+            }
+            Action::StartQuantization(s) if schedule.layers(s.layers).len() != layers => {
+                "only whole models are quantised yet; leave submodules, ignore and excluded types out"
+            }
+            Action::StartQuantization(s) if !schedule.layers(s.layers).iter().all(|l| l.quant == INT8) => {
+                "the only scheme yet is 8-bit asymmetric input_activations, 8-bit symmetric weights with strategy: \
+                 channel, and no output_activations; write it out under scheme:"
+            }
+            _ => continue,
+        };
+        let class = schedule.modifier(event);
+        return Err(Error::Recipe(format!("{class} at epoch {}: {refused}", event.epoch)));
+    }
+    Ok(())
+}
+
+/// What [`lacuna_nn::quant`] does to every layer.
+const INT8: LayerQuant = LayerQuant {
+    input: Some(QuantArgs { bits: 8, symmetric: false, per_channel: false }),
+    weight: Some(QuantArgs { bits: 8, symmetric: true, per_channel: true }),
+    output: None,
+};
 
 fn trained_rows(params: &ParamTable) -> Vec<usize> {
     (0..params.len()).filter(|&row| params.role[row] != Role::Buffer).collect()

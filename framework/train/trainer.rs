@@ -6,7 +6,7 @@ use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::logs::{LogOffsets, Logs};
 use crate::run_folder::RunFolder;
-use crate::state::{State, quantizable_layers, recipe_rows};
+use crate::state::{State, check_supported, quantizable_layers, recipe_rows};
 use crate::weights::{self, Metadata};
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
@@ -146,9 +146,14 @@ pub fn quant_from_name(name: &str) -> Option<Quant> {
 }
 
 /// Compiles a recipe for a module.
+///
+/// Errors: the recipe's own, each with its place; and what training does not carry out yet.
 pub fn compile<M: Module>(module: &M, recipe: &Recipe, steps_per_epoch: u32) -> Result<Schedule> {
     let table = ParamTable::of(module);
-    Ok(lacuna_recipe::compile(recipe, &recipe_rows(&table), &quantizable_layers(&table), steps_per_epoch)?)
+    let layers = quantizable_layers(&table);
+    let schedule = lacuna_recipe::compile(recipe, &recipe_rows(&table), &layers, steps_per_epoch)?;
+    check_supported(&schedule, layers.len())?;
+    Ok(schedule)
 }
 
 /// Trains `module` (on an autodiff device) to the end of the recipe.
