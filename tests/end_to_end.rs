@@ -4,6 +4,9 @@
 //! from the folder of a finished run), captured, exported, read back, and run three ways: by burn with fake
 //! quantisation, by the reference interpreter, and by the engine.
 
+#[path = "common/onnxruntime.rs"]
+mod onnxruntime;
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use lacuna_data::{BatchSpec, Batches, ImageSet, fashion_mnist};
@@ -17,6 +20,7 @@ use lacuna_nn::layers::{BatchNorm, Conv2d, Init, conv_norm};
 use lacuna_nn::params::{self, ParamTable, Role};
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Norm, Pass, Quant, activation_grid, host};
 use lacuna_train::{Fit, TrainArgs, run_folder::RunFolder, trainer::Progress, weights};
+use onnxruntime::{npy, python};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -430,7 +434,7 @@ fn zeros_stay_zero_from_training_to_the_packed_weights() {
 
 #[test]
 fn onnxruntime_agrees_on_the_exported_files() {
-    let python = match find_python() {
+    let python = match python(Path::new(env!("CARGO_MANIFEST_DIR"))) {
         Ok(python) => python,
         Err(why) => {
             println!("SKIP onnxruntime: 3 models, {why}");
@@ -440,7 +444,7 @@ fn onnxruntime_agrees_on_the_exported_files() {
     let t = trained();
     let dir = tempfile::tempdir().unwrap();
     let x = images(&t.test, t.test.len());
-    std::fs::write(dir.path().join("x.npy"), npy(&x.dims, x.as_f32().unwrap())).unwrap();
+    std::fs::write(dir.path().join("x.npy"), npy(&x)).unwrap();
     let off = Pass::default();
     let plain = |m: &ResNet| {
         let mut g = capture(m, "input", [1, 1, 28, 28], &["logits"], |m, x| m.forward(x, &off)).unwrap();
@@ -459,7 +463,7 @@ fn onnxruntime_agrees_on_the_exported_files() {
         let read = lacuna_onnx::load(&file).unwrap();
         let logits = engine_logits(&mut Session::new(&read, &Options::default()).unwrap(), &x);
         let ours = dir.path().join("logits.npy");
-        std::fs::write(&ours, npy(&[logits.len() / 10, 10], &logits)).unwrap();
+        std::fs::write(&ours, npy(&Plain::from_f32(&[logits.len() / 10, 10], logits))).unwrap();
         run(&python, &["check_onnx.py".into(), file.display().to_string()]);
         let args = [
             file.display().to_string(),
@@ -480,35 +484,4 @@ fn run(python: &Path, args: &[String]) -> String {
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(out.status.success(), "{args:?}: {said}{}", String::from_utf8_lossy(&out.stderr));
     said
-}
-
-/// A Python with numpy, onnx and onnxruntime: `LACUNA_PYTHON`, the venv that CI makes, or the system's.
-fn find_python() -> Result<PathBuf, String> {
-    let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/py/bin/python");
-    let asked = std::env::var_os("LACUNA_PYTHON").map(PathBuf::from);
-    let mut why = String::new();
-    for python in asked.clone().map_or_else(|| vec![venv, "python3".into()], |p| vec![p]) {
-        match Command::new(&python).args(["-c", "import numpy, onnx, onnxruntime"]).output() {
-            Ok(out) if out.status.success() => return Ok(python),
-            Ok(out) => why = String::from_utf8_lossy(&out.stderr).lines().last().unwrap_or("").to_string(),
-            Err(e) => why = format!("{}: {e}", python.display()),
-        }
-    }
-    assert!(asked.is_none(), "LACUNA_PYTHON is set, but: {why}");
-    Err(why)
-}
-
-/// f32 in NumPy's format, version 1.0: magic, header length, header padded to 64 bytes, data.
-fn npy(dims: &[usize], values: &[f32]) -> Vec<u8> {
-    let shape = dims.iter().map(|d| format!("{d},")).collect::<String>();
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}");
-    while (10 + header.len() + 1) % 64 != 0 {
-        header.push(' ');
-    }
-    header.push('\n');
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.bytes());
-    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-    bytes
 }

@@ -138,11 +138,8 @@ pub fn conv_norm(
         (_, true) => {
             let scale = norm.fold_scale();
             let folded = scale_rows(conv.weight.val(), scale.clone());
-            let w = match conv.weight_quantizer.forward(folded, pass) {
-                Some((w, scales)) => {
-                    conv.weight_quantizer.note_step(&scales, Some(scale.clone()));
-                    scale_rows(w, scale.recip())
-                }
+            let w = match conv.weight_quantizer.forward(folded, Some(&scale), pass) {
+                Some((w, _)) => scale_rows(w, scale.recip()),
                 None => conv.weight.val(),
             };
             norm_batch(convolve(x.x.clone(), w, conv), norm, residual, act)
@@ -158,11 +155,8 @@ pub fn conv_norm(
             let beta = norm.bias.val();
             let bias = beta.clone() - like(norm.running_mean.get(), &beta) * scale.clone();
             let folded = scale_rows(conv.weight.val(), scale.clone());
-            let (w, bias) = match conv.weight_quantizer.forward(folded.clone(), pass) {
+            let (w, bias) = match conv.weight_quantizer.forward(folded.clone(), Some(&scale), pass) {
                 Some((w, scales)) => {
-                    if training {
-                        conv.weight_quantizer.note_step(&scales, Some(scale));
-                    }
                     let bias = x.scale.map(|s| bias_on_grid(bias.clone(), s, &scales)).unwrap_or(bias);
                     (w, bias)
                 }
@@ -232,11 +226,8 @@ impl Linear {
     pub fn forward(&self, x: &Activation<2>, pass: &Pass) -> Tensor<2> {
         let (mut w, mut b) = (self.weight.val(), self.bias.val());
         if pass.quant != Quant::Off
-            && let Some((quantised, scales)) = self.weight_quantizer.forward(w.clone(), pass)
+            && let Some((quantised, scales)) = self.weight_quantizer.forward(w.clone(), None, pass)
         {
-            if x.x.device().is_autodiff() {
-                self.weight_quantizer.note_step(&scales, None);
-            }
             w = quantised;
             b = x.scale.map(|s| bias_on_grid(b.clone(), s, &scales)).unwrap_or(b);
         }

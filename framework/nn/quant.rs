@@ -129,7 +129,13 @@ impl WeightQuantizer {
     }
 
     /// The weight on its grid, and the scale of each channel. `None` until a training pass has observed something.
-    pub fn forward<const D: usize>(&self, w: Tensor<D>, pass: &Pass) -> Option<(Tensor<D>, Vec<f32>)> {
+    /// `fold` is what the stored weight was multiplied by to give `w`, if anything.
+    pub fn forward<const D: usize>(
+        &self,
+        w: Tensor<D>,
+        fold: Option<&Tensor<1>>,
+        pass: &Pass,
+    ) -> Option<(Tensor<D>, Vec<f32>)> {
         if pass.quant == Quant::Observe && w.device().is_autodiff() {
             self.observe(&w);
         }
@@ -139,12 +145,15 @@ impl WeightQuantizer {
             return None;
         }
         let scales: Vec<f32> = min.iter().zip(max).map(|(&lo, &hi)| weight_scale(lo, hi)).collect();
+        if w.device().is_autodiff() {
+            self.note_step(&scales, fold);
+        }
         Some((on_channel_grids(w, &scales, WEIGHT_LO, WEIGHT_HI), scales))
     }
 
-    /// Remembers the steps of a training pass. `fold` is what the stored weight was multiplied by, if anything.
-    pub fn note_step(&self, scales: &[f32], fold: Option<Tensor<1>>) {
-        let fold = fold.map_or_else(|| vec![1.0; scales.len()], |f| host(f.without_autodiff()));
+    /// Remembers the steps of a training pass.
+    fn note_step(&self, scales: &[f32], fold: Option<&Tensor<1>>) {
+        let fold = fold.map_or_else(|| vec![1.0; scales.len()], |f| host(f.clone().without_autodiff()));
         let step = |(s, f): (&f32, &f32)| if *f == 0.0 { 0.0 } else { s / f.abs() };
         let steps: Vec<f32> = scales.iter().zip(&fold).map(step).collect();
         self.step.set(Tensor::from_floats(steps.as_slice(), &self.step.get().device()));

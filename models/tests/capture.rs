@@ -207,14 +207,14 @@ fn integers_of_a_layer() {
 
     let scale = net.bn1.weight.val() / net.bn1.running_var.get().add_scalar(1e-5).sqrt();
     let folded = net.conv1.weight.val() * scale.clone().reshape([8, 1, 1, 1]);
-    let (w, scales) = net.conv1.weight_quantizer.forward(folded, &FROZEN).unwrap();
+    let (w, scales) = net.conv1.weight_quantizer.forward(folded, Some(&scale), &FROZEN).unwrap();
     let bias = net.bn1.bias.val() - net.bn1.running_mean.get() * scale;
     let bias = bias_on_grid(bias, input.scale.unwrap(), &scales);
     assert_eq!(f32s("conv1.weight_dequantized"), host(w));
     assert_eq!(f32s("conv1.bias_dequantized"), host(bias));
     assert_eq!(f32s("conv1.weight_scale"), scales);
 
-    let (w, scales) = net.fc.weight_quantizer.forward(net.fc.weight.val(), &FROZEN).unwrap();
+    let (w, scales) = net.fc.weight_quantizer.forward(net.fc.weight.val(), None, &FROZEN).unwrap();
     assert_eq!(f32s("fc.weight_dequantized"), host(w));
     assert_eq!(f32s("fc.weight_scale"), scales);
     let gemm = g.op_kind.ids().find(|&op| g.op_kind[op] == OpKind::Gemm).unwrap();

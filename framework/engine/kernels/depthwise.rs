@@ -5,6 +5,7 @@
 //! ```
 
 use super::packed::{LANES, Sections, read, write};
+use super::portable::store_i8;
 use super::{ConvGeom, ConvWeights, Packed, QEpilogue, Tile};
 
 const FORMAT: &[u8; 4] = b"DW16";
@@ -57,16 +58,8 @@ pub(super) unsafe fn run_i8(
             }
         });
         for o in first..(first + LANES).min(tile.ocs.end as usize) {
-            // SAFETY: pixel (row, col) and channel o belong to the tile, so they lie inside y and the residual.
-            unsafe {
-                let at = g.y_at(row, col) + o;
-                if e.out_f32 {
-                    y.cast::<f32>().add(at).write_unaligned(acc[o - first] as f32 * s.mult[o]);
-                } else {
-                    let residual = e.has_residual.then(|| *r.add(g.r_at(row, col) + o));
-                    *y.add(at) = e.requant(acc[o - first], s.mult[o], residual);
-                }
-            }
+            // SAFETY: pixel (row, col) and channel o belong to the tile.
+            unsafe { store_i8(g, e, acc[o - first], s.mult[o], (row, col, o), r, y) };
         }
     });
 }

@@ -43,16 +43,8 @@ pub(super) unsafe fn run_i8(
                 acc = acc.wrapping_add(a as i32 * b as i32);
             }
         });
-        // SAFETY: pixel (row, col) and channel o belong to the tile, so they lie inside y and the residual.
-        unsafe {
-            let at = g.y_at(row, col) + o;
-            if e.out_f32 {
-                y.cast::<f32>().add(at).write_unaligned(acc as f32 * s.mult[o]);
-            } else {
-                let residual = e.has_residual.then(|| *r.add(g.r_at(row, col) + o));
-                *y.add(at) = e.requant(acc, s.mult[o], residual);
-            }
-        }
+        // SAFETY: pixel (row, col) and channel o belong to the tile.
+        unsafe { store_i8(g, e, acc, s.mult[o], (row, col, o), r, y) };
     });
 }
 
@@ -111,6 +103,31 @@ fn for_each_tap(g: &ConvGeom, o: usize, mut f: impl FnMut(usize, usize, usize)) 
         for kx in 0..g.kw {
             f(g.tap_at(ky, kx), w_at, len);
             w_at += len;
+        }
+    }
+}
+
+/// Writes one output of an integer row: requantised, or f32 as it is.
+///
+/// # Safety
+/// The output at (row, col, channel) lies inside `y`, and inside the residual if there is one.
+pub(super) unsafe fn store_i8(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    acc: i32,
+    mult: f32,
+    (row, col, o): (u32, u32, usize),
+    r: *const u8,
+    y: *mut u8,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let at = g.y_at(row, col) + o;
+        if e.out_f32 {
+            y.cast::<f32>().add(at).write_unaligned(acc as f32 * mult);
+        } else {
+            let residual = e.has_residual.then(|| *r.add(g.r_at(row, col) + o));
+            *y.add(at) = e.requant(acc, mult, residual);
         }
     }
 }

@@ -5,60 +5,20 @@
 //! Where none has the packages the test prints `SKIP onnxruntime: ...`; a `$LACUNA_PYTHON` that lacks them fails.
 
 mod common;
+#[path = "../../../tests/common/onnxruntime.rs"]
+mod onnxruntime;
 
 use common::{Random, build, foreign};
-use lacuna_ir::{DType, Elements, Tensor, interp, verify};
+use lacuna_ir::{Elements, Tensor, interp, verify};
 use lacuna_onnx::proto::{ModelProto, type_proto};
 use lacuna_onnx::{WriteOptions, parse, to_bytes};
+use onnxruntime::{npy, python};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
-/// A Python that has the packages, or why there is none.
-fn python() -> Result<PathBuf, String> {
-    let asked = std::env::var_os("LACUNA_PYTHON").map(PathBuf::from);
-    let candidates = match &asked {
-        Some(python) => vec![python.clone()],
-        None => vec![root().join("target/py/bin/python"), PathBuf::from("python3")],
-    };
-    let mut why = String::new();
-    for python in candidates {
-        let run = Command::new(&python).args(["-c", "import numpy, onnx, onnxruntime"]).output();
-        match run {
-            Ok(out) if out.status.success() => return Ok(python),
-            Ok(out) => why = String::from_utf8_lossy(&out.stderr).lines().last().unwrap_or("").to_string(),
-            Err(e) => why = format!("{}: {e}", python.display()),
-        }
-    }
-    assert!(asked.is_none(), "LACUNA_PYTHON is set, but: {why}");
-    Err(why)
-}
-
-/// NumPy's format, version 1.0 (numpy.lib.format): magic, header length, header padded to 64 bytes, data.
-fn npy(tensor: &Tensor) -> Vec<u8> {
-    let kind = match tensor.dtype() {
-        DType::F32 => "<f4",
-        DType::I64 => "<i8",
-        DType::I32 => "<i4",
-        DType::U8 => "|u1",
-        DType::I8 => "|i1",
-        DType::Bool => "|b1",
-    };
-    let dims: String = tensor.dims.iter().map(|d| format!("{d},")).collect();
-    let mut header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({dims}), }}");
-    while !(10 + header.len() + 1).is_multiple_of(64) {
-        header.push(' ');
-    }
-    header.push('\n');
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    bytes.extend(tensor.bytes());
-    bytes
 }
 
 fn write_case(dir: &Path, model: &[u8], inputs: &[Tensor], outputs: &[Tensor]) {
@@ -111,7 +71,7 @@ fn wrong(tensor: &Tensor) -> Tensor {
 #[test]
 fn onnxruntime_agrees_on_every_op() {
     let cases = common::cases();
-    let python = match python() {
+    let python = match python(&root()) {
         Ok(python) => python,
         Err(why) => return println!("SKIP onnxruntime: {} cases, {why}", cases.len()),
     };
