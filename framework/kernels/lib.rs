@@ -1,0 +1,11 @@
+//! f32 kernels on plain slices: what training and the engine both compute with. No burn, no graph, no files.
+//!
+//! Images are NHWC, weights as PyTorch stores them; every result is written into a slice of the caller's. Work is cut
+//! into tasks by shape alone and every sum is taken in a fixed order, so that results are the same bytes on any number of
+//! threads. Each kernel has a portable form and faster ones by instruction set ([`isa`]).
+
+pub mod isa;
+pub mod shape;
+pub mod shared;
+
+pub use shape::ConvShape;
