@@ -8,6 +8,7 @@ pub mod batch_norm;
 pub mod conv;
 pub mod fake_quant;
 pub mod gemm;
+pub mod plain;
 
 use self::conv::ConvShape;
 use self::fake_quant::Grid;
@@ -22,6 +23,11 @@ use burn::backend::{
 };
 use burn::tensor::{Bytes, DType, Device, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
+pub use lacuna_kernels::shape::Window;
+pub use plain::{
+    Act, activation, affine, attention, batch_norm_eval, cross_entropy, embedding, gelu, global_average_pool,
+    layer_norm, linear, max_pool2d,
+};
 
 /// The kernels: forward and backward, on tensors without autodiff.
 pub trait TrainKernels: burn::backend::Backend {
@@ -122,25 +128,40 @@ pub fn has_kernels(device: &Device) -> bool {
     }
 }
 
-/// y[n,o,oh,ow] of x[n,c,h,w] and w[o,c,kh,kw]; one group, equal stride and zero padding on both axes.
-pub fn conv2d(x: Tensor<4>, w: Tensor<4>, stride: usize, pad: usize) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as TrainOps>::train_conv(
+/// y[n,o,oh,ow] of x[n,c,h,w] and w[o, c / groups, kh, kw].
+pub fn conv2d(x: Tensor<4>, w: Tensor<4>, bias: Option<Tensor<1>>, window: Window) -> Tensor<4> {
+    let ([stride, _], [pad, _]) = (window.stride, window.pad_begin);
+    if !has_kernels(&x.device()) || window != Window::new(stride, pad) {
+        return plain::conv2d(x, w, bias, window);
+    }
+    let y = Tensor::from_dispatch(<Dispatch as TrainOps>::train_conv(
         x.into_dispatch(),
         w.into_dispatch(),
         stride,
         pad,
-    ))
+    ));
+    match bias {
+        Some(bias) => {
+            let o = bias.dims()[0];
+            y + bias.reshape([1, o, 1, 1])
+        }
+        None => y,
+    }
 }
 
-/// Batch norm over a training batch, then the residual, then ReLU. Returns y and the batch's mean and biased variance.
+/// Batch norm over a training batch, then the residual, then `act`. Returns y and the batch's mean and biased variance.
 pub fn batch_norm(
     x: Tensor<4>,
     gamma: Tensor<1>,
     beta: Tensor<1>,
     residual: Option<Tensor<4>>,
     eps: f64,
-    relu: bool,
+    act: Act,
 ) -> (Tensor<4>, Tensor<1>, Tensor<1>) {
+    if !has_kernels(&x.device()) || !matches!(act, Act::None | Act::Relu) {
+        return plain::batch_norm(x, gamma, beta, residual, eps, act);
+    }
+    let relu = act == Act::Relu;
     let (x, gamma, beta) = (x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch());
     let (y, mean, var) = match residual {
         None => <Dispatch as TrainOps>::train_norm(x, gamma, beta, eps, relu),

@@ -5,7 +5,7 @@ use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
 use lacuna_nn::ops::fake_quant::Grid;
-use lacuna_nn::ops::{self, conv::ConvShape};
+use lacuna_nn::ops::{self, Act, Window, conv::ConvShape};
 
 /// Reproducible values in -1..1 with no two alike.
 fn values(n: usize, seed: u64) -> Vec<f32> {
@@ -59,7 +59,7 @@ fn convolution_and_its_gradients_equal_burns() {
         let (x, weight) = (leaf([n, c, h, w], 1 + i as u64), leaf([o, c, k, k], 100 + i as u64));
         let options = ConvOptions::new([stride, stride], [pad, pad], [1, 1], 1);
         let theirs = burn::tensor::module::conv2d(x.clone(), weight.clone(), None, options);
-        let ours = ops::conv2d(x.clone(), weight.clone(), stride, pad);
+        let ours = ops::conv2d(x.clone(), weight.clone(), None, Window::new(stride, pad));
         assert_eq!(ours.dims(), theirs.dims(), "{what}");
         let dy = Tensor::from_data(
             TensorData::new(values(ours.dims().iter().product(), 7), ours.dims()),
@@ -120,7 +120,14 @@ fn batch_norm_and_its_gradients_equal_the_composed_form() {
         let (gamma, beta) = (leaf([c], 21), leaf([c], 22));
         let residual = leaf(dims, 31);
         let given = with_residual.then(|| residual.clone());
-        let (ours, mean, var) = ops::batch_norm(x.clone(), gamma.clone(), beta.clone(), given, eps, act);
+        let (ours, mean, var) = ops::batch_norm(
+            x.clone(),
+            gamma.clone(),
+            beta.clone(),
+            given,
+            eps,
+            if act { Act::Relu } else { Act::None },
+        );
 
         let m = x.clone().mean_dim(0).mean_dim(2).mean_dim(3);
         let centred = x.clone() - m.clone();
