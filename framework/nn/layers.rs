@@ -4,12 +4,11 @@
 //! quantisation has to see the folded weight.
 
 use crate::buffer::Buffer;
-use crate::ops;
+use crate::ops::{self, Act, Window};
 use crate::quant::{Activation, Norm, Pass, Quant, WeightQuantizer, bias_on_grid};
 use burn::module::{Module, Param};
 use burn::tensor::activation::relu;
-use burn::tensor::module::{adaptive_avg_pool2d, conv2d};
-use burn::tensor::ops::ConvOptions;
+use burn::tensor::module::adaptive_avg_pool2d;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -68,6 +67,10 @@ impl Conv2d {
             stride,
             padding: kernel / 2,
         }
+    }
+
+    fn window(&self) -> Window {
+        Window::new(self.stride, self.padding)
     }
 }
 
@@ -162,39 +165,23 @@ pub fn conv_norm(
                 }
                 None => (folded, bias),
             };
-            let y = if ops::has_kernels(&w.device()) {
-                let o = bias.dims()[0];
-                convolve(x.x.clone(), w, conv) + bias.reshape([1, o, 1, 1])
-            } else {
-                conv2d(x.x.clone(), w, Some(bias), options(conv))
-            };
+            let y = ops::conv2d(x.x.clone(), w, Some(bias), conv.window());
             finish(y, residual, act)
         }
     }
 }
 
 fn convolve(x: Tensor<4>, w: Tensor<4>, conv: &Conv2d) -> Tensor<4> {
-    if ops::has_kernels(&x.device()) {
-        return ops::conv2d(x, w, conv.stride, conv.padding);
-    }
-    conv2d(x, w, None, options(conv))
-}
-
-fn options(conv: &Conv2d) -> ConvOptions<2> {
-    ConvOptions::new([conv.stride, conv.stride], [conv.padding, conv.padding], [1, 1], 1)
+    ops::conv2d(x, w, None, conv.window())
 }
 
 fn norm_batch(y: Tensor<4>, norm: &BatchNorm, residual: Option<Tensor<4>>, act: bool) -> Tensor<4> {
     let [n, _, h, w] = y.dims();
     let (gamma, beta) = (norm.weight.val(), norm.bias.val());
-    if ops::has_kernels(&y.device()) {
-        let (y, mean, var) = ops::batch_norm(y, gamma, beta, residual, NORM_EPS, act);
-        norm.update(mean, var, n * h * w);
-        return y;
-    }
-    let out = burn::tensor::module::batch_norm_train(y, gamma, beta, NORM_EPS);
-    norm.update(out.mean, out.variance, n * h * w);
-    finish(out.output, residual, act)
+    let act = if act { Act::Relu } else { Act::None };
+    let (y, mean, var) = ops::batch_norm(y, gamma, beta, residual, NORM_EPS, act);
+    norm.update(mean, var, n * h * w);
+    y
 }
 
 fn finish(y: Tensor<4>, residual: Option<Tensor<4>>, act: bool) -> Tensor<4> {
