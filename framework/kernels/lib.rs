@@ -6,8 +6,15 @@
 
 pub mod activation;
 pub mod add;
+pub mod attention;
+pub mod embedding;
+mod floats16;
 pub mod isa;
+pub mod layer_norm;
+pub mod loss;
 pub mod shape;
 pub mod shared;
+pub mod softmax;
+mod tasks;
 
 pub use shape::ConvShape;
