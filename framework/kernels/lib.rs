@@ -4,7 +4,9 @@
 //! into tasks by shape alone and every sum is taken in a fixed order, so that results are the same bytes on any number of
 //! threads. Each kernel has a portable form and faster ones by instruction set ([`isa`]).
 
+pub mod depthwise;
 pub mod isa;
+pub mod lanes;
 pub mod shape;
 pub mod shared;
 
