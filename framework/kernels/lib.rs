@@ -7,9 +7,11 @@
 pub mod activation;
 pub mod add;
 pub mod attention;
+pub mod depthwise;
 pub mod embedding;
 mod floats16;
 pub mod isa;
+pub mod lanes;
 pub mod layer_norm;
 pub mod loss;
 pub mod shape;
