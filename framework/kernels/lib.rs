@@ -7,5 +7,6 @@
 pub mod isa;
 pub mod shape;
 pub mod shared;
+pub mod sparse;
 
 pub use shape::ConvShape;
