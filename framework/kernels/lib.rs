@@ -17,6 +17,7 @@ pub mod loss;
 pub mod shape;
 pub mod shared;
 pub mod softmax;
+pub mod sparse;
 mod tasks;
 
 pub use shape::ConvShape;
