@@ -5,8 +5,10 @@
 
 pub mod tile;
 
+use crate::conv;
 use crate::isa::Isa;
 use crate::scratch::{self, Buffer};
+use crate::shape::{ConvShape, Window};
 use crate::transpose::scatter;
 use std::cell::RefCell;
 use tile::{First, MOST_COLUMNS, Product, Row};
@@ -133,6 +135,35 @@ fn pack(
             }
         }
     }
+}
+
+/// A linear layer is a pointwise convolution of `m` images of one pixel.
+fn pointwise(m: usize, k: usize, n: usize) -> ConvShape {
+    ConvShape::new([m, k, 1, 1], [n, k, 1, 1], Window::new(1, 0))
+}
+
+/// y[m][n] = x[m][k] · w[n][k]ᵀ + bias[n].
+///
+/// # Panics
+/// If a slice has another length.
+pub fn linear(x: &[f32], w: &[f32], bias: Option<&[f32]>, m: usize, k: usize, n: usize, y: &mut [f32]) {
+    conv::forward(x, w, bias, &pointwise(m, k, n), y);
+}
+
+/// dx[m][k] = dy[m][n] · w[n][k].
+///
+/// # Panics
+/// If a slice has another length.
+pub fn linear_input_gradient(w: &[f32], dy: &[f32], m: usize, k: usize, n: usize, dx: &mut [f32]) {
+    conv::input_gradient(w, dy, &pointwise(m, k, n), dx);
+}
+
+/// dw[n][k] = dy[m][n]ᵀ · x[m][k].
+///
+/// # Panics
+/// If a slice has another length.
+pub fn linear_weight_gradient(x: &[f32], dy: &[f32], m: usize, k: usize, n: usize, dw: &mut [f32]) {
+    conv::weight_gradient(x, dy, &pointwise(m, k, n), dw);
 }
 
 #[cfg(test)]

@@ -25,6 +25,12 @@ impl Buffer {
         // SAFETY: a line is 16 initialised floats without gaps, and there are enough of them.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
     }
+
+    /// All floats it has.
+    pub fn filled(&self) -> &[f32] {
+        // SAFETY: a line is 16 initialised floats without gaps.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * 16) }
+    }
 }
 
 /// Calls `f` with the thread's buffer. It is taken out meanwhile: a call that rayon runs on this thread inside `f` finds

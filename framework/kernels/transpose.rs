@@ -74,11 +74,38 @@ pub(crate) fn scatter(
     lanes: usize,
     to: impl Fn(usize) -> usize,
 ) {
+    let len = out.len();
+    let inside = |j: usize| {
+        let at = to(j);
+        assert!(at <= len && lanes <= len - at, "{lanes} elements from {at} on, of {len}");
+        at
+    };
+    // SAFETY: `inside` checks what is written.
+    unsafe { scatter_to(isa, x, rows, cols, pitch, out.as_mut_ptr(), lanes, inside) };
+}
+
+/// [`scatter`] into a buffer that others write too.
+///
+/// # Panics
+/// If `x` is too short.
+///
+/// # Safety
+/// `lanes` elements from each `to(j)` on may be written, and nobody else uses them.
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn scatter_to(
+    isa: Isa,
+    x: &[f32],
+    rows: usize,
+    cols: usize,
+    pitch: usize,
+    out: *mut f32,
+    lanes: usize,
+    to: impl Fn(usize) -> usize,
+) {
     assert!(rows <= lanes && lanes <= rows.next_multiple_of(16));
     if rows == 0 || cols == 0 {
         return;
     }
-    assert!(cols <= pitch || rows == 1);
     assert!((rows - 1) * pitch + cols <= x.len(), "{rows} rows of {cols} in {} elements", x.len());
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
@@ -89,9 +116,9 @@ pub(crate) fn scatter(
     let _ = isa;
     for i in (0..lanes).step_by(16) {
         for j in 0..cols {
-            let to = &mut out[to(j) + i..][..16.min(lanes - i)];
-            for (l, to) in to.iter_mut().enumerate() {
-                *to = if i + l < rows { x[(i + l) * pitch + j] } else { 0.0 };
+            for l in i..lanes.min(i + 16) {
+                // SAFETY: as the caller promises.
+                unsafe { *out.add(to(j) + l) = if l < rows { x[l * pitch + j] } else { 0.0 } };
             }
         }
     }
@@ -102,14 +129,14 @@ mod avx512 {
     use std::arch::x86_64::*;
 
     /// # Safety
-    /// AVX-512 F; `x` has `rows` rows of `cols` elements, `pitch` apart.
+    /// AVX-512 F; `x` has `rows` rows of `cols` elements, `pitch` apart; otherwise as of [`super::scatter_to`].
     #[target_feature(enable = "avx512f")]
     pub unsafe fn scatter(
         x: &[f32],
         rows: usize,
         cols: usize,
         pitch: usize,
-        out: &mut [f32],
+        out: *mut f32,
         lanes: usize,
         to: impl Fn(usize) -> usize,
     ) {
@@ -126,9 +153,8 @@ mod avx512 {
                 let used = 16.min(lanes - i);
                 let mask = (0xffffu32 >> (16 - used)) as __mmask16;
                 for (k, row) in block.into_iter().enumerate().take(width) {
-                    let to = &mut out[to(j + k) + i..][..used];
-                    // SAFETY: the mask has as many lanes as `to` elements.
-                    unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), mask, row) };
+                    // SAFETY: the mask leaves out what is beyond `lanes`.
+                    unsafe { _mm512_mask_storeu_ps(out.add(to(j + k) + i), mask, row) };
                 }
             }
         }
@@ -171,7 +197,8 @@ mod tests {
     #[test]
     fn every_instruction_set_transposes_and_fills_up_with_zeros() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
-            for (rows, cols, pitch) in [(1usize, 1, 1), (16, 16, 16), (17, 33, 40), (48, 5, 5), (31, 64, 64)] {
+            for (rows, cols, pitch) in [(1usize, 1, 1), (16, 16, 16), (17, 33, 40), (48, 5, 5), (31, 64, 64)]
+            {
                 let x: Vec<f32> = (0..rows * pitch).map(|i| i as f32 + 1.0).collect();
                 let lanes = rows.next_multiple_of(16);
                 let mut out = vec![f32::NAN; cols * lanes];
