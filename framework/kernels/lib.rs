@@ -7,17 +7,21 @@
 pub mod activation;
 pub mod add;
 pub mod attention;
+pub mod conv;
 pub mod depthwise;
 pub mod embedding;
 mod floats16;
+pub mod gemm;
 pub mod isa;
 pub mod lanes;
 pub mod layer_norm;
 pub mod loss;
+mod scratch;
 pub mod shape;
 pub mod shared;
 pub mod softmax;
 pub mod sparse;
 mod tasks;
+pub mod transpose;
 
 pub use shape::ConvShape;
