@@ -5,7 +5,11 @@
 //! threads. Each kernel has a portable form and faster ones by instruction set ([`isa`]).
 
 pub mod activation;
+pub mod batch_norm;
+pub mod fake_quant;
 pub mod isa;
+pub mod optimizer;
+pub mod pool;
 pub mod shape;
 pub mod shared;
 
