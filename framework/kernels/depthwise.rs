@@ -4,6 +4,21 @@
 //! each position gathers a few positions of the other image ([`Axis`] says which), so that every output is written once
 //! and no sum crosses tasks. The weight gradient keeps the sums of one channel block in registers along rows.
 
+/// Repeats `$body` for the first `$count` of up to 19 columns, a constant each time: what an unrolled loop would be, where
+/// the compiler may decline to unroll and then keep sums in memory.
+macro_rules! each_column {
+    ($column:ident, $count:expr, $body:block) => {
+        each_column!(@ $column, $count, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18)
+    };
+    (@ $column:ident, $count:expr, $body:block, $($number:literal)*) => {
+        const { assert!($count <= 19) };
+        $(if $number < $count {
+            let $column: usize = $number;
+            $body
+        })*
+    };
+}
+
 mod gather;
 mod weight;
 
@@ -14,6 +29,8 @@ use std::cell::RefCell;
 
 /// What a task's rows in and out may take of a core's second-level cache.
 const BAND_BYTES: usize = 256 << 10;
+/// Channel blocks gathered together, whose weights then stay in the first-level cache.
+const GROUP_BLOCKS: usize = 16;
 /// Multiplications of 16 lanes below which another task costs more than it saves (about 10 microseconds).
 const TASK_STEPS: usize = 16 << 10;
 /// More than threads, so that the last to finish is not far behind.
@@ -40,7 +57,8 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, shape: &ConvShape, y:
         }]
     };
     let (vertical, horizontal) = (axis(shape.kh, shape.oh, 0), axis(shape.kw, shape.ow, 1));
-    let window = Window2d { vertical: &vertical, horizontal: &horizontal, kw: shape.kw };
+    let window =
+        Window2d { vertical: &vertical, horizontal: &horizontal, kw: shape.kw, taps: shape.kh * shape.kw };
     correlate(x, [shape.h, shape.w], w, bias, shape.c, window, [shape.oh, shape.ow], y);
 }
 
@@ -52,7 +70,8 @@ pub fn input_gradient(w: &[f32], dy: &[f32], shape: &ConvShape, dx: &mut [f32]) 
     check(shape, dx.len(), w.len(), dy.len());
     let vertical = gradient_axes(shape.h, shape.kh, shape.stride[0], shape.dilation[0], shape.pad_begin[0]);
     let horizontal = gradient_axes(shape.w, shape.kw, shape.stride[1], shape.dilation[1], shape.pad_begin[1]);
-    let window = Window2d { vertical: &vertical, horizontal: &horizontal, kw: shape.kw };
+    let window =
+        Window2d { vertical: &vertical, horizontal: &horizontal, kw: shape.kw, taps: shape.kh * shape.kw };
     correlate(dy, [shape.oh, shape.ow], w, None, shape.c, window, [shape.h, shape.w], dx);
 }
 
@@ -183,10 +202,8 @@ fn gather_band(
     y: &mut [f32],
 ) {
     let (row_in, row_out) = (from[1] * c, columns_out * c);
-    let block_weights = packed.len() / c.div_ceil(kernel.lanes);
-    for (block, packed) in packed.chunks_exact(block_weights).enumerate() {
-        let channel = (block * kernel.lanes).min(c - kernel.lanes);
-        let bias = bias.map(|b| &b[channel..channel + kernel.lanes]);
+    let (blocks, taps) = (c.div_ceil(kernel.lanes), window.taps);
+    for first_block in (0..blocks).step_by(GROUP_BLOCKS) {
         for (i, y) in y.chunks_exact_mut(row_out).enumerate() {
             let axis = &window.vertical[(top + i) % window.vertical.len()];
             let at = (top + i) / window.vertical.len();
@@ -196,16 +213,17 @@ fn gather_band(
             for horizontal in window.horizontal {
                 let row = Row {
                     x,
-                    first_x: input * row_in as isize + channel as isize,
+                    first_x: input * row_in as isize,
                     x_row_step: axis.tap_step * row_in,
                     columns: from[1],
                     rows,
                     weight: packed,
+                    taps,
                     first_weight: weight_row * window.kw as isize + horizontal.first_weight,
                     weight_row_step: axis.weight_step * window.kw as isize,
                     bias,
                     channels: c,
-                    channel,
+                    blocks: first_block..blocks.min(first_block + GROUP_BLOCKS),
                     axis: *horizontal,
                 };
                 kernel.run(&row, y);

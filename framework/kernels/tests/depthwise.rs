@@ -81,7 +81,8 @@ fn all(s: &ConvShape, case: &Case) -> [Vec<f32>; 4] {
 fn assert_right(s: &ConvShape) {
     let case = case(s);
     let [biased, plain, dx, dw] = all(s, &case);
-    let (mut y_sums, mut dx_sums, mut dw_sums) = (Sums::new(s.y_len()), Sums::new(s.x_len()), Sums::new(s.w_len()));
+    let (mut y_sums, mut dx_sums, mut dw_sums) =
+        (Sums::new(s.y_len()), Sums::new(s.x_len()), Sums::new(s.w_len()));
     each_product(s, |x, w, y| {
         y_sums.add(y, case.x[x], case.w[w]);
         dx_sums.add(x, case.dy[y], case.w[w]);
@@ -122,7 +123,9 @@ fn windows_of_every_kind() {
     for k in [[1, 1], [2, 2], [3, 3], [1, 5], [5, 1], [3, 7], [4, 6]] {
         for stride in [[1, 1], [2, 2], [3, 3], [1, 2], [3, 2]] {
             for dilation in [[1, 1], [2, 2], [3, 1], [2, 3]] {
-                for (pad_begin, pad_end) in [([0, 0], [0, 0]), ([0, 0], [1, 1]), ([2, 1], [1, 3]), ([5, 4], [4, 6])] {
+                for (pad_begin, pad_end) in
+                    [([0, 0], [0, 0]), ([0, 0], [1, 1]), ([2, 1], [1, 3]), ([5, 4], [4, 6])]
+                {
                     let window = Window { stride, pad_begin, pad_end, dilation, groups: 1 };
                     assert_right(&shape(1, 19, [16, 19], k, window));
                 }
