@@ -22,7 +22,8 @@ macro_rules! each_column {
 mod gather;
 mod weight;
 
-use crate::ConvShape;
+use crate::scratch::{self, Buffer};
+use crate::{ConvShape, isa::Isa};
 use gather::{Row, RowKernel, Window2d};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -41,6 +42,33 @@ const MAX_TASKS: usize = 32;
 /// # Panics
 /// If `shape` is not depthwise or a slice does not fit it.
 pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, shape: &ConvShape, y: &mut [f32]) {
+    forward_on(Isa::best(), x, w, bias, shape, y);
+}
+
+/// dx of y = x * w. dy is [n, oh, ow, c], w is [c, 1, kh, kw], dx is [n, h, w, c].
+///
+/// # Panics
+/// As [`forward`].
+pub fn input_gradient(w: &[f32], dy: &[f32], shape: &ConvShape, dx: &mut [f32]) {
+    input_gradient_on(Isa::best(), w, dy, shape, dx);
+}
+
+/// dw of y = x * w. x is [n, h, w, c], dy is [n, oh, ow, c], dw is [c, 1, kh, kw].
+///
+/// # Panics
+/// As [`forward`].
+pub fn weight_gradient(x: &[f32], dy: &[f32], shape: &ConvShape, dw: &mut [f32]) {
+    weight_gradient_on(Isa::best(), x, dy, shape, dw);
+}
+
+pub(crate) fn forward_on(
+    isa: Isa,
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    shape: &ConvShape,
+    y: &mut [f32],
+) {
     check(shape, x.len(), w.len(), y.len());
     assert!(bias.is_none_or(|b| b.len() == shape.c), "bias of {:?} channels", bias.map(<[f32]>::len));
     let axis = |k, out, at: usize| {
@@ -59,29 +87,21 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, shape: &ConvShape, y:
     let (vertical, horizontal) = (axis(shape.kh, shape.oh, 0), axis(shape.kw, shape.ow, 1));
     let window =
         Window2d { vertical: &vertical, horizontal: &horizontal, kw: shape.kw, taps: shape.kh * shape.kw };
-    correlate(x, [shape.h, shape.w], w, bias, shape.c, window, [shape.oh, shape.ow], y);
+    correlate(isa, x, [shape.h, shape.w], w, bias, shape.c, window, [shape.oh, shape.ow], y);
 }
 
-/// dx of y = x * w. dy is [n, oh, ow, c], w is [c, 1, kh, kw], dx is [n, h, w, c].
-///
-/// # Panics
-/// As [`forward`].
-pub fn input_gradient(w: &[f32], dy: &[f32], shape: &ConvShape, dx: &mut [f32]) {
+pub(crate) fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], shape: &ConvShape, dx: &mut [f32]) {
     check(shape, dx.len(), w.len(), dy.len());
     let vertical = gradient_axes(shape.h, shape.kh, shape.stride[0], shape.dilation[0], shape.pad_begin[0]);
     let horizontal = gradient_axes(shape.w, shape.kw, shape.stride[1], shape.dilation[1], shape.pad_begin[1]);
     let window =
         Window2d { vertical: &vertical, horizontal: &horizontal, kw: shape.kw, taps: shape.kh * shape.kw };
-    correlate(dy, [shape.oh, shape.ow], w, None, shape.c, window, [shape.h, shape.w], dx);
+    correlate(isa, dy, [shape.oh, shape.ow], w, None, shape.c, window, [shape.h, shape.w], dx);
 }
 
-/// dw of y = x * w. x is [n, h, w, c], dy is [n, oh, ow, c], dw is [c, 1, kh, kw].
-///
-/// # Panics
-/// As [`forward`].
-pub fn weight_gradient(x: &[f32], dy: &[f32], shape: &ConvShape, dw: &mut [f32]) {
+pub(crate) fn weight_gradient_on(isa: Isa, x: &[f32], dy: &[f32], shape: &ConvShape, dw: &mut [f32]) {
     check(shape, x.len(), dw.len(), dy.len());
-    weight::weight_gradient(x, dy, shape, dw);
+    weight::weight_gradient(isa, x, dy, shape, dw);
 }
 
 fn check(shape: &ConvShape, x: usize, w: usize, y: usize) {
@@ -152,6 +172,7 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
 /// Gathers every position of `y`, images of [to_h, to_w], from `x`, images of [from_h, from_w].
 #[allow(clippy::too_many_arguments)]
 fn correlate(
+    isa: Isa,
     x: &[f32],
     from: [usize; 2],
     w: &[f32],
@@ -164,7 +185,7 @@ fn correlate(
     if y.is_empty() {
         return;
     }
-    let kernel = RowKernel::best(c);
+    let kernel = RowKernel::new(isa, c);
     with_packed(w, c, kernel.lanes, |packed| {
         let (row_in, row_out) = (from[1] * c, to[1] * c);
         let rows = y.len() / row_out;
@@ -236,21 +257,23 @@ fn gather_band(
 /// ends with the last channel, so that it may repeat channels of the one before and no register is part empty.
 fn with_packed(w: &[f32], c: usize, lanes: usize, f: impl FnOnce(&[f32])) {
     thread_local! {
-        static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+        static PACKED: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
     }
     let taps = w.len() / c;
-    // Taken, not borrowed: while this thread waits for tasks it may be given one that packs a weight too.
-    let mut packed = PACKED.take();
-    packed.resize(c.div_ceil(lanes) * taps * lanes, 0.0);
-    packed.par_chunks_exact_mut(taps * lanes).with_min_len(16).enumerate().for_each(|(block, packed)| {
-        let channel = (block * lanes).min(c - lanes);
-        let w = &w[channel * taps..(channel + lanes) * taps];
-        for (tap, packed) in packed.chunks_exact_mut(lanes).enumerate() {
-            for (lane, packed) in packed.iter_mut().enumerate() {
-                *packed = w[lane * taps + tap];
+    scratch::with(&PACKED, |packed| {
+        let packed = packed.at_least(c.div_ceil(lanes) * taps * lanes);
+        packed.par_chunks_exact_mut(taps * lanes).with_min_len(16).enumerate().for_each(|(block, packed)| {
+            let channel = (block * lanes).min(c - lanes);
+            let w = &w[channel * taps..(channel + lanes) * taps];
+            for (tap, packed) in packed.chunks_exact_mut(lanes).enumerate() {
+                for (lane, packed) in packed.iter_mut().enumerate() {
+                    *packed = w[lane * taps + tap];
+                }
             }
-        }
+        });
+        f(packed);
     });
-    f(&packed);
-    PACKED.set(packed);
 }
+
+#[cfg(test)]
+mod tests;

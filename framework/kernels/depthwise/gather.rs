@@ -54,8 +54,8 @@ type RowFunction = unsafe fn(&Row, &mut [f32]);
 
 impl RowKernel {
     /// The widest registers that `channels` fill.
-    pub fn best(channels: usize) -> RowKernel {
-        match Isa::best() {
+    pub fn new(isa: Isa, channels: usize) -> RowKernel {
+        match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if channels >= 16 => RowKernel { lanes: 16, choose: avx512 },
             #[cfg(target_arch = "x86_64")]
@@ -90,7 +90,7 @@ impl RowKernel {
             assert!(row.weight.len() >= row.blocks.end * row.taps * self.lanes);
         }
         let function = (self.choose)(axis.taps, axis.input_step, axis.tap_step);
-        // SAFETY: `best` asked for the instructions; inputs, weights and outputs are inside (checked).
+        // SAFETY: the processor has the instruction set; inputs, weights and outputs are inside (checked).
         unsafe { function(row, y) }
     }
 }

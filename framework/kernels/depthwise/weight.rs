@@ -1,6 +1,7 @@
 //! The weight gradient: a tap's sum over several columns stays in registers, and otherwise in a scratch that lies in the
 //! first-level cache. Images are cut into parts by shape alone, whose sums are added in order.
 
+use crate::scratch::{self, Buffer};
 use crate::{ConvShape, isa::Isa, lanes::Lanes};
 use rayon::prelude::*;
 use std::{cell::RefCell, ops::Range};
@@ -13,11 +14,11 @@ const SUMS_BYTES: usize = 16 << 10;
 const TASKS: usize = 8;
 
 /// See [`super::weight_gradient`]; the slices fit the shape.
-pub fn weight_gradient(x: &[f32], dy: &[f32], shape: &ConvShape, dw: &mut [f32]) {
+pub fn weight_gradient(isa: Isa, x: &[f32], dy: &[f32], shape: &ConvShape, dw: &mut [f32]) {
     thread_local! {
-        static PARTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+        static SUMS: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
     }
-    let kernel = Kernel::best(shape.c);
+    let kernel = Kernel::new(isa, shape.c);
     let taps = shape.kh * shape.kw;
     // Every task covers as many whole blocks, but for the last of a part.
     let blocks = shape.c.div_ceil(kernel.lanes);
@@ -29,34 +30,34 @@ pub fn weight_gradient(x: &[f32], dy: &[f32], shape: &ConvShape, dw: &mut [f32])
     let parts = TASKS.div_ceil(groups).min(rows).max(1);
     let part_rows = rows.div_ceil(parts);
     let sums_of_task = group_blocks * taps * kernel.lanes;
-    // [group, part, block, tap, lane]. Taken, not borrowed: see `with_packed`.
-    let mut sums = PARTS.take();
-    sums.clear();
-    sums.resize(groups * parts * sums_of_task, 0.0);
-    sums.par_chunks_exact_mut(sums_of_task).enumerate().for_each(|(task, sums)| {
-        let (group, part) = (task / parts, task % parts);
-        let first_block = group * group_blocks;
-        let here = group_blocks.min(blocks - first_block);
-        let part = part * part_rows..((part + 1) * part_rows).min(rows);
-        add_rows(x, dy, shape, &kernel, part, first_block, &mut sums[..here * taps * kernel.lanes]);
-    });
     let group_weights = group_blocks * kernel.lanes * taps;
-    let add_up = |(group, dw): (usize, &mut [f32])| {
-        let (first, parts) =
-            sums[group * parts * sums_of_task..][..parts * sums_of_task].split_at(sums_of_task);
-        for (i, dw) in dw.chunks_mut(kernel.lanes * taps).enumerate() {
-            // The last block ends with the last channel: only its last lanes are new.
-            let skipped = kernel.lanes - dw.len() / taps;
-            for (lane, dw) in dw.chunks_exact_mut(taps).enumerate() {
-                for (tap, dw) in dw.iter_mut().enumerate() {
-                    let at = (i * taps + tap) * kernel.lanes + skipped + lane;
-                    *dw = parts.iter().skip(at).step_by(sums_of_task).fold(first[at], |sum, part| sum + part);
+    scratch::with(&SUMS, |sums| {
+        // [group, part, block, tap, lane]
+        let sums = sums.at_least(groups * parts * sums_of_task);
+        sums.par_chunks_exact_mut(sums_of_task).enumerate().for_each(|(task, sums)| {
+            let (group, part) = (task / parts, task % parts);
+            let first_block = group * group_blocks;
+            let here = group_blocks.min(blocks - first_block);
+            let part = (part * part_rows).min(rows)..((part + 1) * part_rows).min(rows);
+            sums.fill(0.0);
+            add_rows(x, dy, shape, &kernel, part, first_block, &mut sums[..here * taps * kernel.lanes]);
+        });
+        dw.par_chunks_mut(group_weights).zip(sums.par_chunks_exact(parts * sums_of_task)).for_each(
+            |(dw, sums)| {
+                for (i, dw) in dw.chunks_mut(kernel.lanes * taps).enumerate() {
+                    // The last block ends with the last channel: only its last lanes are new.
+                    let skipped = kernel.lanes - dw.len() / taps;
+                    for (lane, dw) in dw.chunks_exact_mut(taps).enumerate() {
+                        for (tap, dw) in dw.iter_mut().enumerate() {
+                            let at = (i * taps + tap) * kernel.lanes + skipped + lane;
+                            let parts = sums[at..].iter().step_by(sums_of_task);
+                            *dw = parts.fold(0.0, |sum, part| sum + part);
+                        }
+                    }
                 }
-            }
-        }
-    };
-    dw.par_chunks_mut(group_weights).enumerate().for_each(add_up);
-    PARTS.set(sums);
+            },
+        );
+    });
 }
 
 /// Adds output rows `rows`, counted over all images, to the sums [block, tap, lane] of the blocks from `first_block`.
@@ -91,7 +92,7 @@ fn add_rows(
             taps: first_tap..first_tap + taps,
             shape,
         };
-        // SAFETY: `best` asked for the instructions; the slices hold every row in full, the blocks are of the channels
+        // SAFETY: the processor has the instruction set; the slices hold every row in full, the blocks are of the channels
         // (checked) and the sums hold all their taps.
         unsafe { function(&row, sums) }
     }
@@ -139,8 +140,8 @@ type RowFunction = unsafe fn(&Row, &mut [f32]);
 
 impl Kernel {
     /// The widest registers that `channels` fill.
-    fn best(channels: usize) -> Kernel {
-        match Isa::best() {
+    fn new(isa: Isa, channels: usize) -> Kernel {
+        match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if channels >= 16 => Kernel { lanes: 16, choose: avx512 },
             #[cfg(target_arch = "x86_64")]
