@@ -3,12 +3,13 @@
 //! Images are NHWC, so that a pixel's channels are a row of a matrix product where they lie: nothing is laid out as
 //! patches. The forward pass multiplies pixels with the weight, packed once a call. The gradient of the input does the same
 //! with dy and the weight turned round; with a stride, inputs fall into stride² phases, each of which reads dy through its
-//! own few taps. Every geometry goes one way; depthwise convolutions and Winograd's have their own modules.
+//! own few taps. Every geometry goes one way but depthwise ones, which have a module of their own.
 
 mod pass;
 mod reading;
 mod weight_gradient;
 
+use crate::depthwise;
 use crate::isa::Isa;
 use crate::scratch::{self, Buffer};
 use crate::shape::ConvShape;
@@ -57,6 +58,9 @@ fn forward_on(isa: Isa, x: &[f32], w: &[f32], bias: Option<&[f32]>, s: &ConvShap
     if y.is_empty() {
         return;
     }
+    if s.is_depthwise() {
+        return depthwise::forward_on(isa, x, w, bias, s, y);
+    }
     let (c, o, taps) = (s.c / s.groups, s.o / s.groups, s.kh * s.kw);
     let (steps, panels) = (c * taps, panels(o));
     scratch::with(&WEIGHTS, |weights| {
@@ -97,6 +101,9 @@ fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f
     assert_lengths(s, dx.len(), w.len(), dy.len());
     if dx.is_empty() {
         return;
+    }
+    if s.is_depthwise() {
+        return depthwise::input_gradient_on(isa, w, dy, s, dx);
     }
     let phases: Vec<_> = (0..s.stride[0].min(s.h))
         .flat_map(|y| (0..s.stride[1].min(s.w)).map(move |x| (y, x)))
@@ -185,6 +192,9 @@ fn weight_gradient_on(isa: Isa, x: &[f32], dy: &[f32], s: &ConvShape, dw: &mut [
     if dy.is_empty() || dw.is_empty() {
         dw.fill(0.0);
         return;
+    }
+    if s.is_depthwise() {
+        return depthwise::weight_gradient_on(isa, x, dy, s, dw);
     }
     let (c, o) = (s.c / s.groups, s.o / s.groups);
     for (group, dw) in dw.chunks_exact_mut(o * c * s.kh * s.kw).enumerate() {

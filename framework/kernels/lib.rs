@@ -16,6 +16,7 @@ mod floats16;
 pub mod gemm;
 pub mod isa;
 pub mod lanes;
+mod lanes;
 pub mod layer_norm;
 pub mod loss;
 pub mod optimizer;
