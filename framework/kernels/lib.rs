@@ -4,11 +4,11 @@
 //! into tasks by shape alone and every sum is taken in a fixed order, so that results are the same bytes on any number of
 //! threads. Each kernel has a portable form and faster ones by instruction set ([`isa`]).
 
+pub mod activation;
 pub mod attention;
 pub mod embedding;
 mod floats16;
 pub mod isa;
-
 pub mod layer_norm;
 pub mod loss;
 pub mod shape;
