@@ -6,14 +6,18 @@
 
 pub mod activation;
 pub mod attention;
+pub mod conv;
 pub mod embedding;
 mod floats16;
+pub mod gemm;
 pub mod isa;
 pub mod layer_norm;
 pub mod loss;
+mod scratch;
 pub mod shape;
 pub mod shared;
 pub mod softmax;
 mod tasks;
+pub mod transpose;
 
 pub use shape::ConvShape;
