@@ -4,12 +4,14 @@
 //! task; its matrices fit a core's cache.
 
 mod product;
-mod transpose;
 
+use crate::activation::exp;
 use crate::by_isa;
 use crate::floats16::{self, LANES};
+use crate::isa::Isa;
 use crate::shared::Shared;
 use crate::tasks::{each, with_scratch};
+use crate::transpose::scatter;
 use product::{Left, PANEL, Right, Sizes, product};
 
 /// Queries handled at a time: what bounds the scratch memory to a multiple of the number of keys.
@@ -156,7 +158,7 @@ pub fn forward(
         let first = head * width;
         let [q, k, v] = [q, k, v].map(|rows| rows.skip_columns(first));
         with_scratch(lens, |[k_panels, v_rows, mask_row, scores, sums, inverse]| {
-            transpose::into_panels(k, n * keys, keys, width, k_panels);
+            into_panels(k, n * keys, keys, width, k_panels);
             copy_rows(v, n * keys, keys, width, v_rows);
             fill_mask(mask.map(|mask| &mask[n * keys..][..keys]), keys, mask_row);
             for from in (0..queries).step_by(BLOCK) {
@@ -245,8 +247,8 @@ pub fn backward(
                 dk_rows,
                 dv_rows,
             ] = parts;
-            transpose::into_panels(k, n * keys, keys, width, k_panels);
-            transpose::into_panels(v, n * keys, keys, width, v_panels);
+            into_panels(k, n * keys, keys, width, k_panels);
+            into_panels(v, n * keys, keys, width, v_panels);
             copy_rows(k, n * keys, keys, width, k_rows);
             fill_mask(mask.map(|mask| &mask[n * keys..][..keys]), keys, mask_row);
             let panels = |data| Right { data, step: PANEL, panel: PANEL * width };
@@ -324,6 +326,16 @@ fn copy_rows(from: Rows, row: usize, rows: usize, width: usize, to: &mut [f32]) 
     }
 }
 
+/// Lays out `rows` rows from `row` as columns, in panels of 64; the last vector is filled up with zeros.
+fn into_panels(from: Rows, row: usize, rows: usize, width: usize, panels: &mut [f32]) {
+    for (i, panel) in panels.chunks_exact_mut(PANEL * width).enumerate() {
+        let here = PANEL.min(rows - i * PANEL);
+        let data = &from.data[(row + i * PANEL) * from.stride + from.first..];
+        let lanes = here.next_multiple_of(LANES);
+        scatter(Isa::best(), data, here, width, from.stride, panel, lanes, |l| l * PANEL);
+    }
+}
+
 /// The mask of one batch element; keys that only fill up a vector are not to be seen.
 fn fill_mask(mask: Option<&[f32]>, keys: usize, row: &mut [f32]) {
     match mask {
@@ -354,7 +366,7 @@ by_isa! {
             }
             let mut sums = [0.0; LANES];
             for s in row {
-                *s = floats16::map(*s, |s| floats16::exp(s - largest));
+                *s = floats16::map(*s, |s| exp(s - largest));
                 sums = floats16::zip(sums, *s, |a, b| a + b);
             }
             let sum = floats16::sum(sums);
@@ -374,7 +386,7 @@ by_isa! {
             let mut sums = [0.0; LANES];
             for ((p, dp), m) in p.iter_mut().zip(&*dp).zip(mask) {
                 let shifted = floats16::zip(*p, *m, |p, m| p * scale + m - log_sum);
-                *p = floats16::map(shifted, floats16::exp);
+                *p = floats16::map(shifted, exp);
                 sums = floats16::zip(sums, floats16::zip(*p, *dp, |p, dp| p * dp), |a, b| a + b);
             }
             let sum = floats16::sum(sums);

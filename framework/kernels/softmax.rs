@@ -1,5 +1,6 @@
 //! Softmax and its logarithm over the last axis, forward and backward.
 
+use crate::activation::exp;
 use crate::by_isa;
 use crate::floats16::{self, LANES, Lanes};
 use crate::shared::Shared;
@@ -84,7 +85,7 @@ fn sum_of(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
 /// Writes e^(x - shift) over each row and returns its sum.
 #[inline(always)]
 pub(crate) fn exponentials(x: &[f32], shift: f32, y: &mut [f32]) -> f32 {
-    let shifted = |x: &Lanes| floats16::map(*x, |x| floats16::exp(x - shift));
+    let shifted = |x: &Lanes| floats16::map(*x, |x| exp(x - shift));
     let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks_mut::<LANES>());
     let last = shifted(&floats16::tail(x_rest, f32::NEG_INFINITY));
     y_rest.copy_from_slice(&last[..y_rest.len()]);
@@ -136,7 +137,7 @@ by_isa! {
         for ((y, dy), dx) in y.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
             let sum = sum_of(dy, dy, |dy, _| dy);
             for ((y, dy), dx) in y.iter().zip(dy).zip(dx) {
-                *dx = dy - floats16::exp(*y) * sum;
+                *dx = dy - exp(*y) * sum;
             }
         }
     }
