@@ -8,7 +8,6 @@ pub mod activation;
 pub mod attention;
 pub mod conv;
 pub mod embedding;
-mod floats16;
 pub mod gemm;
 pub mod isa;
 pub mod layer_norm;
@@ -19,5 +18,6 @@ pub mod shared;
 pub mod softmax;
 mod tasks;
 pub mod transpose;
+mod vector;
 
 pub use shape::ConvShape;
