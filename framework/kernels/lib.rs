@@ -15,8 +15,8 @@ pub mod fake_quant;
 mod floats16;
 pub mod gemm;
 pub mod isa;
-pub mod lanes;
 mod lanes;
+pub mod lanes;
 pub mod layer_norm;
 pub mod loss;
 pub mod optimizer;
@@ -28,5 +28,6 @@ pub mod softmax;
 pub mod sparse;
 mod tasks;
 pub mod transpose;
+mod vector;
 
 pub use shape::ConvShape;
