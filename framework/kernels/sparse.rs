@@ -46,10 +46,10 @@ pub(crate) struct Tile {
 }
 
 /// Lines of a block of channels that a tile reads: three quarters of a 32-KiB L1, the rest is for sums and the pattern.
-const FORWARD_LINES: usize = 384;
-const BACKWARD_LINES: usize = 384;
+pub fn knob(name: &str, or: usize) -> usize { std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(or) }
+
 /// Lines of a task's planes.
-const BAND_LINES: usize = 24 << 10;
+
 /// Tasks that a product is cut into at least: more than threads, so that they end together.
 const TASKS: usize = 8;
 
@@ -62,6 +62,7 @@ struct Scratch {
     planes: Vec<Line>,
     others: Vec<Line>,
     sums: Vec<Line>,
+    stage: Stage,
 }
 
 thread_local! {
@@ -142,7 +143,7 @@ fn forward(isa: Isa, x: &[f32], pattern: &Pattern, bias: Option<&[f32]>, s: &Con
         "lengths for {s:?}"
     );
     let tile = tile(s);
-    let planes = layout::forward_planes(s, tile, BAND_LINES);
+    let planes = layout::forward_planes(s, tile, (knob("BAND", 24) << 10));
     let to = layout::sides(s, tile).1;
     product(isa, tile, x, &planes, &pattern.by_output, bias, Results { to, phases: [1, 1] }, y);
 }
@@ -151,7 +152,7 @@ fn input_gradient(isa: Isa, dy: &[f32], pattern: &Pattern, s: &ConvShape, dx: &m
     check(pattern, s);
     assert!(dy.len() == s.y_len() && dx.len() == s.x_len(), "lengths for {s:?}");
     let tile = tile(s);
-    let planes = layout::backward_planes(s, tile, BAND_LINES);
+    let planes = layout::backward_planes(s, tile, (knob("BAND", 24) << 10));
     let to = layout::sides(s, tile).0;
     product(isa, tile, dy, &planes, &pattern.by_input, None, Results { to, phases: s.stride }, dx);
 }
@@ -169,6 +170,21 @@ fn split(rows: usize, units: usize) -> usize {
     rows.div_ceil(parts).next_multiple_of(LANES)
 }
 
+/// Floats of one item that are copied at once. A transposition touches 16 items, often a large power of two apart, where
+/// neither prefetching nor a cache's sets serve it; so each item is read and written in runs, through a small buffer.
+const RUN: usize = 256;
+/// An odd number of lines from item to item.
+const ITEM: usize = RUN + LANES;
+
+#[repr(C, align(64))]
+struct Stage([f32; LANES * ITEM]);
+
+impl Default for Stage {
+    fn default() -> Stage {
+        Stage([0.0; LANES * ITEM])
+    }
+}
+
 /// Copies the lines that a band needs of channels `channels`.
 fn fill(
     isa: Isa,
@@ -177,20 +193,47 @@ fn fill(
     group: usize,
     band: usize,
     channels: Range<usize>,
+    stage: &mut [f32],
     lines: &mut [Line],
 ) {
-    let first = p.first_row(band);
-    let width = p.columns.len();
+    let (first, count) = (p.first_row(band), channels.len());
     for row in 0..p.rows {
         let y = usize::try_from(first + row as isize).ok().filter(|&y| y < p.from.height);
-        for (i, &column) in p.columns.iter().enumerate() {
-            let place = y.zip(column);
-            let lanes = place.map_or(0, |(y, column)| p.from.lanes(group, y, column));
-            let data = match place {
-                Some((y, column)) if lanes > 0 => &data[p.from.at(group, y, column) + channels.start..],
-                _ => &[],
-            };
-            gather(isa, data, p.from.lane, lanes, channels.len(), p.plane, &mut lines[row * width + i..]);
+        let clear = |lines: &mut [Line], line: usize| {
+            for channel in 0..count {
+                lines[channel * p.plane + row * p.width() + line] = Line([0.0; LANES]);
+            }
+        };
+        p.zeros.iter().for_each(|&line| clear(lines, line));
+        let Some(y) = y else {
+            p.columns.iter().for_each(|&(_, line)| clear(lines, line));
+            continue;
+        };
+        let mut columns = &p.columns[..];
+        while let Some(&(column, line)) = columns.first() {
+            let lanes = p.from.lanes(group, y, column);
+            if lanes == 0 {
+                clear(lines, line);
+                columns = &columns[1..];
+                continue;
+            }
+            // Neighbouring columns that fit a run, where all their channels are wanted.
+            let reach = if p.from.lane > p.from.column && count == p.from.channels { RUN / count } else { 1 };
+            let run = columns.iter().take_while(|c| c.0 < column + reach).count().max(1);
+            let from = p.from.at(group, y, column) + channels.start;
+            let floats = (columns[run - 1].0 - column) * p.from.column + count;
+            for start in (0..floats).step_by(RUN) {
+                let part = (floats - start).min(RUN);
+                for lane in 0..lanes {
+                    stage[lane * ITEM..][..part].copy_from_slice(&data[from + lane * p.from.lane + start..][..part]);
+                }
+                for &(c, line) in &columns[..run] {
+                    let (at, wanted) = ((c - column) * p.from.column, count.min(part));
+                    let to = &mut lines[start * p.plane + row * p.width() + line..];
+                    gather(isa, &stage[at..], ITEM, lanes, wanted, p.plane, to);
+                }
+            }
+            columns = &columns[run..];
         }
     }
 }
@@ -230,9 +273,9 @@ fn product(
     (0..groups * bands * splits).into_par_iter().for_each(|task| {
         let (group, band, split) = (task / splits / bands, task / splits % bands, task % splits);
         let channels = split * rows..to.channels.min((split + 1) * rows);
-        SCRATCH.with_borrow_mut(|Scratch { planes, sums, .. }| {
+        SCRATCH.with_borrow_mut(|Scratch { planes, sums, stage, .. }| {
             let lines = at_least(planes, p.len(list.channels));
-            fill(isa, data, p, group, band, 0..list.channels, lines);
+            fill(isa, data, p, group, band, 0..list.channels, &mut stage.0, lines);
             let sums = at_least(sums, channels.len() * tile_lines);
             let band_rows = band * p.band..grid_rows.min((band + 1) * p.band);
             for phase in 0..results.phases[0] * results.phases[1] {
@@ -257,7 +300,7 @@ fn product(
                             accumulate(isa, tile, &block, farthest, fresh, sums);
                         }
                         let pixels = Pixels { tile, group, i, j, phase };
-                        write(isa, sums, pixels, &results, channels.clone(), out);
+                        write(isa, sums, pixels, &results, channels.clone(), &mut stage.0, out);
                     }
                 }
             }
@@ -275,7 +318,7 @@ struct Pixels {
 }
 
 /// Writes sums[channel][tile] of a tile to where its pixels lie.
-fn write(isa: Isa, sums: &[Line], at: Pixels, results: &Results, channels: Range<usize>, out: Shared<f32>) {
+fn write(isa: Isa, sums: &[Line], at: Pixels, results: &Results, channels: Range<usize>, stage: &mut [f32], out: Shared<f32>) {
     let Results { to, phases } = results;
     let tile_lines = at.tile.rows * at.tile.columns;
     for p in 0..tile_lines {
@@ -288,14 +331,15 @@ fn write(isa: Isa, sums: &[Line], at: Pixels, results: &Results, channels: Range
         if lanes == 0 {
             continue;
         }
-        for channel in channels.clone().step_by(LANES) {
-            let count = (channels.end - channel).min(LANES);
-            // SAFETY: these channels of these pixels and images are this task's alone.
-            let items = std::array::from_fn(|lane| match lane < lanes {
-                true => unsafe { out.part(first + lane * to.lane + channel, count) },
-                false => &mut [][..],
-            });
-            scatter(isa, &sums[(channel - channels.start) * tile_lines + p..], tile_lines, items);
+        for run in channels.clone().step_by(RUN) {
+            let count = (channels.end - run).min(RUN);
+            let from = &sums[(run - channels.start) * tile_lines + p..];
+            scatter(isa, from, tile_lines, count, ITEM, stage);
+            for lane in 0..lanes {
+                // SAFETY: these channels of these pixels and images are this task's alone.
+                let item = unsafe { out.part(first + lane * to.lane + run, count) };
+                item.copy_from_slice(&stage[lane * ITEM..][..count]);
+            }
         }
     }
 }
@@ -305,7 +349,7 @@ fn weight_gradient(isa: Isa, x: &[f32], dy: &[f32], pattern: &Pattern, s: &ConvS
     assert!(x.len() == s.x_len() && dy.len() == s.y_len() && dw.len() == s.w_len(), "lengths for {s:?}");
     let list = &pattern.by_output;
     let tile = tile(s);
-    let p = layout::forward_planes(s, tile, BAND_LINES);
+    let p = layout::forward_planes(s, tile, (knob("BAND", 24) << 10));
     let q = layout::result_planes(s, tile, &p);
     let (offsets, farthest) = offsets(&p, list);
     let (groups, bands) = (q.from.groups(), q.from.height.div_ceil(p.band));
@@ -323,7 +367,7 @@ fn weight_gradient(isa: Isa, x: &[f32], dy: &[f32], pattern: &Pattern, s: &ConvS
             let starts = &list.starts[b * list.rows..][channels.start..=channels.end];
             (starts, starts[0] as usize..starts[channels.len()] as usize)
         };
-        SCRATCH.with_borrow_mut(|Scratch { planes, others, sums }| {
+        SCRATCH.with_borrow_mut(|Scratch { planes, others, sums, stage }| {
             let lines = at_least(planes, p.len(s.c));
             let others = at_least(others, q.len(channels.len()));
             let count = (0..list.blocks()).map(|b| bounds(b).1.len()).sum();
@@ -331,8 +375,8 @@ fn weight_gradient(isa: Isa, x: &[f32], dy: &[f32], pattern: &Pattern, s: &ConvS
             sums.fill(Line([0.0; LANES]));
             for unit in part * units / parts..(part + 1) * units / parts {
                 let (group, band) = (unit / bands, unit % bands);
-                fill(isa, x, &p, group, band, 0..s.c, lines);
-                fill(isa, dy, &q, group, band, channels.clone(), others);
+                fill(isa, x, &p, group, band, 0..s.c, &mut stage.0, lines);
+                fill(isa, dy, &q, group, band, channels.clone(), &mut stage.0, others);
                 let band_rows = band * p.band..q.from.height.min((band + 1) * p.band);
                 let mut sums = &mut *sums;
                 for b in 0..list.blocks() {

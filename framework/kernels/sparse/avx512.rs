@@ -138,52 +138,63 @@ pub unsafe fn gather(
     plane: usize,
     lines: &mut [Line],
 ) {
-    for first in (0..channels).step_by(LANES) {
+    let whole = if lanes == LANES { channels / LANES * LANES } else { 0 };
+    for first in (0..whole).step_by(LANES) {
+        // SAFETY: 16 whole lanes and channels.
+        unsafe {
+            let from = data.as_ptr().add(first);
+            let row = |lane: usize| {
+                _mm512_loadu_ps(from.add(lane * stride))
+            };
+            let to = lines.as_mut_ptr().add(first * plane);
+            let columns = transpose([
+                row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7),
+                row(8), row(9), row(10), row(11), row(12), row(13), row(14), row(15),
+            ]);
+            for (channel, &column) in columns.iter().enumerate() {
+                _mm512_store_ps(to.add(channel * plane).cast(), column);
+            }
+        }
+    }
+    for first in (whole..channels).step_by(LANES) {
         let count = (channels - first).min(LANES);
         let mask = (0xffffu32 >> (LANES - count)) as u16;
         let mut rows = [_mm512_setzero_ps(); LANES];
         // SAFETY: masked to the channels that exist; lanes from `lanes` on are not read.
         unsafe {
             let from = data.as_ptr().add(first);
-            if lanes == LANES && count == LANES {
-                for (lane, row) in rows.iter_mut().enumerate() {
-                    *row = _mm512_loadu_ps(from.add(lane * stride));
-                }
-            } else {
-                for (lane, row) in rows.iter_mut().enumerate().take(lanes) {
-                    *row = _mm512_maskz_loadu_ps(mask, from.add(lane * stride));
-                }
+            for (lane, row) in rows.iter_mut().enumerate().take(lanes) {
+                *row = _mm512_maskz_loadu_ps(mask, from.add(lane * stride));
             }
-            let columns = transpose(rows);
             let to = lines.as_mut_ptr().add(first * plane);
-            if count == LANES {
-                for (channel, &column) in columns.iter().enumerate() {
-                    _mm512_store_ps(to.add(channel * plane).cast(), column);
-                }
-            } else {
-                for (channel, &column) in columns.iter().enumerate().take(count) {
-                    _mm512_store_ps(to.add(channel * plane).cast(), column);
-                }
+            for (channel, &column) in transpose(rows).iter().enumerate().take(count) {
+                _mm512_store_ps(to.add(channel * plane).cast(), column);
             }
         }
     }
 }
 
 /// # Safety
-/// AVX-512F. `(channels - 1) * plane + 1` lines; every row is empty or of `channels <= 16` elements.
+/// AVX-512F. `(channels - 1) * plane + 1` lines; `15 * stride` floats and `channels`, rounded up to 16, more.
 #[target_feature(enable = "avx512f")]
-pub unsafe fn scatter(lines: &[Line], plane: usize, channels: usize, rows: [&mut [f32]; LANES]) {
-    let mask = (0xffffu32 >> (LANES - channels)) as u16;
-    let mut columns = [_mm512_setzero_ps(); LANES];
-    // SAFETY: by the contract.
-    unsafe {
-        for (channel, column) in columns.iter_mut().enumerate().take(channels) {
-            *column = _mm512_load_ps(lines.as_ptr().add(channel * plane).cast());
-        }
-        let transposed = transpose(columns);
-        for (row, &values) in rows.into_iter().zip(&transposed) {
-            if !row.is_empty() {
-                _mm512_mask_storeu_ps(row.as_mut_ptr(), mask, values);
+pub unsafe fn scatter(lines: &[Line], plane: usize, channels: usize, stride: usize, data: &mut [f32]) {
+    for first in (0..channels).step_by(LANES) {
+        // SAFETY: by the contract.
+        unsafe {
+            let from = lines.as_ptr().add(first * plane);
+            let to = data.as_mut_ptr().add(first);
+            let column = |channel: usize| _mm512_load_ps(from.add(channel * plane).cast());
+            let rows = if channels - first >= LANES {
+                transpose(std::array::from_fn(column))
+            } else {
+                let mut columns = [_mm512_setzero_ps(); LANES];
+                for (channel, to) in columns.iter_mut().enumerate().take(channels - first) {
+                    *to = column(channel);
+                }
+                transpose(columns)
+            };
+            for (lane, &row) in rows.iter().enumerate() {
+                _mm512_storeu_ps(to.add(lane * stride), row);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Which weights are open, in the order in which the kernels walk them.
 
-use super::{BACKWARD_LINES, FORWARD_LINES, layout, tile};
+use super::{knob, layout, tile};
 use crate::{ConvShape, shared::Shared};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -89,7 +89,7 @@ const TASK_ROWS: usize = 16;
 fn by_output(w: &[f32], s: &ConvShape) -> List {
     let taps = s.kh * s.kw;
     let lines = layout::lines_per_channel(s, tile(s), false);
-    let mut list = List::new(s.o, s.c, taps, lines, FORWARD_LINES);
+    let mut list = List::new(s.o, s.c, taps, lines, knob("FWD", 384));
     let (blocks, block) = (list.blocks(), list.block * taps);
     list.starts.resize(blocks * s.o + 1, 0);
     let row = s.c * taps;
@@ -130,7 +130,7 @@ fn by_input(from: &List, s: &ConvShape) -> List {
     let taps = s.kh * s.kw;
     let phases = s.stride[0] * s.stride[1];
     let lines = layout::lines_per_channel(s, tile(s), true);
-    let mut list = List::new(phases * s.c, s.o, taps, lines, BACKWARD_LINES);
+    let mut list = List::new(phases * s.c, s.o, taps, lines, knob("BWD", 384));
     let (blocks, block, rows) = (list.blocks(), list.block, list.rows);
     list.starts.resize(blocks * rows + 1, 0);
     // By place in a block of `from`: the row it goes to, without the block's channels, and its tap.

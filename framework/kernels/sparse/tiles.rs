@@ -121,19 +121,20 @@ pub fn gather(
     }
 }
 
-/// rows[lane][channel] = lines[channel * plane][lane]; up to 16 rows of up to 16 channels.
-pub fn scatter(isa: Isa, lines: &[Line], plane: usize, rows: [&mut [f32]; LANES]) {
-    let channels = rows[0].len();
-    assert!(channels > 0 && channels <= LANES && (channels - 1) * plane < lines.len());
-    assert!(rows.iter().all(|row| row.is_empty() || row.len() == channels));
+/// data[lane * stride + channel] = lines[channel * plane][lane] for all 16 lanes. Channels up to the next multiple of 16
+/// may be overwritten.
+pub fn scatter(isa: Isa, lines: &[Line], plane: usize, channels: usize, stride: usize, data: &mut [f32]) {
+    assert!(channels > 0 && (channels - 1) * plane < lines.len());
+    let whole = channels.next_multiple_of(LANES);
+    assert!(whole <= stride && (LANES - 1) * stride + whole <= data.len());
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
         // SAFETY: the processor has the instructions; bounds are checked above.
-        return unsafe { avx512::scatter(lines, plane, channels, rows) };
+        return unsafe { avx512::scatter(lines, plane, channels, stride, data) };
     }
-    for (lane, row) in rows.into_iter().enumerate() {
-        for (channel, v) in row.iter_mut().enumerate() {
-            *v = lines[channel * plane].0[lane];
+    for channel in 0..channels {
+        for (lane, v) in lines[channel * plane].0.iter().enumerate() {
+            data[lane * stride + channel] = *v;
         }
     }
 }
