@@ -4,9 +4,13 @@
 //! into tasks by shape alone and every sum is taken in a fixed order, so that results are the same bytes on any number of
 //! threads. Each kernel has a portable form and faster ones by instruction set ([`isa`]).
 
+pub mod conv;
+pub mod gemm;
 pub mod isa;
+mod scratch;
 pub mod shape;
 pub mod shared;
 pub mod sparse;
+pub mod transpose;
 
 pub use shape::ConvShape;

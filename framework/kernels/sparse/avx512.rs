@@ -1,6 +1,6 @@
 //! The tile kernels with AVX-512: a line is a register.
 
-use super::{Block, LANES, Line};
+use super::{Block, Entry, LANES, Line};
 use std::arch::x86_64::*;
 
 /// # Safety
@@ -59,6 +59,7 @@ pub unsafe fn accumulate<const R: usize, const C: usize>(
 pub unsafe fn correlate<const R: usize, const C: usize>(
     block: &Block,
     (others, plane, others_step): (&[Line], usize, usize),
+    fresh: bool,
     sums: &mut [Line],
 ) {
     let rows = block.starts.len() - 1;
@@ -83,7 +84,7 @@ pub unsafe fn correlate<const R: usize, const C: usize>(
             let (mut entry, last) = (entries.add(from), entries.add(to));
             while entry < last {
                 let x = lines.add(*offsets.add((*entry).place as usize) as usize * LANES);
-                let mut acc = _mm512_load_ps(sum);
+                let mut acc = if fresh { _mm512_setzero_ps() } else { _mm512_load_ps(sum) };
                 for (i, row) in other.iter().enumerate() {
                     for (j, &other) in row.iter().enumerate() {
                         acc = _mm512_fmadd_ps(other, _mm512_load_ps(x.add(i * step + j * LANES)), acc);
@@ -127,6 +128,50 @@ fn transpose(r: [__m512; 16]) -> [__m512; 16] {
     b
 }
 
+/// Sums the lanes of as many lines as make whole sixteens.
+#[target_feature(enable = "avx512f")]
+pub fn sum_lines(lines: &[Line], sums: &mut [f32]) {
+    for (lines, sums) in lines.chunks_exact(LANES).zip(sums.chunks_exact_mut(LANES)) {
+        // SAFETY: a line is 16 aligned floats.
+        let columns = transpose(std::array::from_fn(|i| unsafe { _mm512_load_ps(lines[i].0.as_ptr()) }));
+        let mut sum = columns[0];
+        for column in &columns[1..] {
+            sum = _mm512_add_ps(sum, *column);
+        }
+        // SAFETY: 16 floats.
+        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), sum) };
+    }
+}
+
+/// # Safety
+/// `open` has room for 16 entries more than `w` has elements.
+#[target_feature(enable = "avx512f")]
+pub unsafe fn compress(w: &[f32], open: &mut [Entry]) -> usize {
+    let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    let sixteen = _mm512_set1_epi32(LANES as i32);
+    let mut places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    let mut count = 0;
+    for w in w.chunks_exact(LANES) {
+        // SAFETY: 16 elements are read; at most as many entries as elements came before, and room for 16 is left.
+        unsafe {
+            let values = _mm512_loadu_si512(w.as_ptr().cast());
+            let mask = _mm512_test_epi32_mask(values, values);
+            let open_values = _mm512_maskz_compress_epi32(mask, values);
+            let open_places = _mm512_maskz_compress_epi32(mask, places);
+            let to = open.as_mut_ptr().add(count).cast::<i32>();
+            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi32(open_values, low, open_places));
+            if mask.count_ones() > 8 {
+                let rest = _mm512_permutex2var_epi32(open_values, high, open_places);
+                _mm512_storeu_si512(to.add(LANES).cast(), rest);
+            }
+            count += mask.count_ones() as usize;
+        }
+        places = _mm512_add_epi32(places, sixteen);
+    }
+    count
+}
+
 /// # Safety
 /// AVX-512F. `(lanes - 1) * stride + channels` floats of data, `(channels - 1) * plane + 1` lines; `0 < lanes <= 16`.
 #[target_feature(enable = "avx512f")]
@@ -143,13 +188,25 @@ pub unsafe fn gather(
         // SAFETY: 16 whole lanes and channels.
         unsafe {
             let from = data.as_ptr().add(first);
-            let row = |lane: usize| {
-                _mm512_loadu_ps(from.add(lane * stride))
-            };
+            let row = |lane: usize| _mm512_loadu_ps(from.add(lane * stride));
             let to = lines.as_mut_ptr().add(first * plane);
             let columns = transpose([
-                row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7),
-                row(8), row(9), row(10), row(11), row(12), row(13), row(14), row(15),
+                row(0),
+                row(1),
+                row(2),
+                row(3),
+                row(4),
+                row(5),
+                row(6),
+                row(7),
+                row(8),
+                row(9),
+                row(10),
+                row(11),
+                row(12),
+                row(13),
+                row(14),
+                row(15),
             ]);
             for (channel, &column) in columns.iter().enumerate() {
                 _mm512_store_ps(to.add(channel * plane).cast(), column);

@@ -4,7 +4,7 @@
 //! loads stay aligned (an unaligned 64-byte load costs 1.75 aligned ones on Zen 4) and borders are lines of zeros. A
 //! matrix product over tokens has no neighbours: there a line holds 16 consecutive rows.
 
-use super::{LANES, Line, Tile};
+use super::{BAND_LINES, LANES, Line, Tile};
 use crate::ConvShape;
 
 /// One NHWC tensor seen as lines: strides are in floats.
@@ -103,18 +103,12 @@ impl Planes {
         channels * self.plane
     }
 
-    fn cut(
-        mut self,
-        tile: Tile,
-        grid_rows: usize,
-        rows: impl Fn(usize) -> usize,
-        band_lines: usize,
-    ) -> Planes {
+    fn cut(mut self, tile: Tile, grid_rows: usize, rows: impl Fn(usize) -> usize) -> Planes {
         let whole = grid_rows.next_multiple_of(tile.rows).max(tile.rows);
         let row = self.width() * self.from.channels;
         let lines = |band: usize| rows(band) * row;
         self.band = tile.rows;
-        while self.band < whole && lines(self.band + tile.rows) <= band_lines {
+        while self.band < whole && lines(self.band + tile.rows) <= BAND_LINES {
             self.band += tile.rows;
         }
         // Bands of about equal height.
@@ -123,20 +117,23 @@ impl Planes {
         self.rows = rows(self.band);
         let plane = self.rows * self.width();
         // An odd distance spreads channels over all sets of a cache; a plane that is one tile is dense already.
-        self.plane = if plane == tile.rows * tile.columns { plane } else { plane | 1 };
+        self.plane = if plane == tile.lines() { plane } else { plane | 1 };
         self
     }
 }
 
 /// Splits the lines of a plane's row, each of a column or none, into those that hold a column and those of zeros.
-fn columns_and_zeros(width: usize, column: impl Fn(usize) -> Option<usize>) -> (Vec<(usize, usize)>, Vec<usize>) {
+fn columns_and_zeros(
+    width: usize,
+    column: impl Fn(usize) -> Option<usize>,
+) -> (Vec<(usize, usize)>, Vec<usize>) {
     let mut columns: Vec<_> = (0..width).filter_map(|line| Some((column(line)?, line))).collect();
     columns.sort_unstable();
     (columns, (0..width).filter(|&line| column(line).is_none()).collect())
 }
 
 /// The planes of x that results y read.
-pub fn forward_planes(s: &ConvShape, tile: Tile, band_lines: usize) -> Planes {
+pub fn forward_planes(s: &ConvShape, tile: Tile) -> Planes {
     let (x, y) = sides(s, tile);
     let ([sy, sx], [dy, dx]) = (s.stride, s.dilation);
     let width = y.width.next_multiple_of(tile.columns);
@@ -160,12 +157,12 @@ pub fn forward_planes(s: &ConvShape, tile: Tile, band_lines: usize) -> Planes {
     let row_shift = -(s.pad_begin[0] as isize);
     let planes =
         Planes { from: x, band: 0, rows: 0, columns, zeros, step, plane: 0, taps, row_scale: sy, row_shift };
-    planes.cut(tile, y.height, |band| (band - 1) * sy + (s.kh - 1) * dy + 1, band_lines)
+    planes.cut(tile, y.height, |band| (band - 1) * sy + (s.kh - 1) * dy + 1)
 }
 
 /// The planes of dy that results dx read. A stride cuts dx into phases (one per remainder of row and column); every tap
 /// belongs to one phase.
-pub fn backward_planes(s: &ConvShape, tile: Tile, band_lines: usize) -> Planes {
+pub fn backward_planes(s: &ConvShape, tile: Tile) -> Planes {
     let (x, y) = sides(s, tile);
     let reach = |k: usize, axis: usize| {
         let tap = |k| phase_and_shift(s, k, axis).1;
@@ -198,7 +195,7 @@ pub fn backward_planes(s: &ConvShape, tile: Tile, band_lines: usize) -> Planes {
         row_shift: low_y,
     };
     let grid_rows = x.height.div_ceil(s.stride[0]);
-    planes.cut(tile, grid_rows, |band| band + (high_y - low_y) as usize, band_lines)
+    planes.cut(tile, grid_rows, |band| band + (high_y - low_y) as usize)
 }
 
 /// The planes of dy that go with bands of [`forward_planes`]: every result at its place, zeros around.
@@ -214,7 +211,7 @@ pub fn result_planes(s: &ConvShape, tile: Tile, forward: &Planes) -> Planes {
         columns,
         zeros,
         step: width,
-        plane: if plane == tile.rows * tile.columns { plane } else { plane | 1 },
+        plane: if plane == tile.lines() { plane } else { plane | 1 },
         taps: vec![0],
         row_scale: 1,
         row_shift: 0,
