@@ -4,12 +4,9 @@
 //! quantisation has to see the folded weight.
 
 use crate::buffer::Buffer;
-use crate::ops;
+use crate::ops::{self, Act, Window};
 use crate::quant::{Activation, Norm, Pass, Quant, WeightQuantizer, bias_on_grid};
 use burn::module::{Module, Param};
-use burn::tensor::activation::relu;
-use burn::tensor::module::{adaptive_avg_pool2d, conv2d};
-use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -68,6 +65,10 @@ impl Conv2d {
             stride,
             padding: kernel / 2,
         }
+    }
+
+    fn window(&self) -> Window {
+        Window::new(self.stride, self.padding)
     }
 }
 
@@ -137,18 +138,15 @@ pub fn conv_norm(
         // (Jacob et al., 2018, section 3.2; PyTorch's ConvBn2d).
         (_, true) => {
             let scale = norm.fold_scale();
-            let folded = scale_rows(conv.weight.val(), scale.clone());
-            let w = match conv.weight_quantizer.forward(folded, Some(&scale), pass) {
-                Some((w, _)) => scale_rows(w, scale.recip()),
-                None => conv.weight.val(),
-            };
+            let w = conv.weight.val();
+            let w = conv.weight_quantizer.forward_unfolded(w.clone(), scale, pass).unwrap_or(w);
             norm_batch(convolve(x.x.clone(), w, conv), norm, residual, act)
         }
         (Quant::Off, false) => {
             let y = convolve(x.x.clone(), conv.weight.val(), conv);
             let (gamma, beta) = (norm.weight.val(), norm.bias.val());
             let (mean, var) = (like(norm.running_mean.get(), &gamma), like(norm.running_var.get(), &gamma));
-            finish(burn::tensor::module::batch_norm(y, gamma, beta, mean, var, NORM_EPS), residual, act)
+            ops::batch_norm_eval(y, gamma, beta, mean, var, residual, NORM_EPS, relu_if(act))
         }
         (_, false) => {
             let scale = norm.fold_scale();
@@ -162,47 +160,25 @@ pub fn conv_norm(
                 }
                 None => (folded, bias),
             };
-            let y = if ops::has_kernels(&w.device()) {
-                let o = bias.dims()[0];
-                convolve(x.x.clone(), w, conv) + bias.reshape([1, o, 1, 1])
-            } else {
-                conv2d(x.x.clone(), w, Some(bias), options(conv))
-            };
-            finish(y, residual, act)
+            ops::conv2d_bias_act(x.x.clone(), w, bias, residual, conv.window(), relu_if(act), false)
         }
     }
 }
 
 fn convolve(x: Tensor<4>, w: Tensor<4>, conv: &Conv2d) -> Tensor<4> {
-    if ops::has_kernels(&x.device()) {
-        return ops::conv2d(x, w, conv.stride, conv.padding);
-    }
-    conv2d(x, w, None, options(conv))
-}
-
-fn options(conv: &Conv2d) -> ConvOptions<2> {
-    ConvOptions::new([conv.stride, conv.stride], [conv.padding, conv.padding], [1, 1], 1)
+    ops::conv2d(x, w, None, conv.window(), false)
 }
 
 fn norm_batch(y: Tensor<4>, norm: &BatchNorm, residual: Option<Tensor<4>>, act: bool) -> Tensor<4> {
     let [n, _, h, w] = y.dims();
     let (gamma, beta) = (norm.weight.val(), norm.bias.val());
-    if ops::has_kernels(&y.device()) {
-        let (y, mean, var) = ops::batch_norm(y, gamma, beta, residual, NORM_EPS, act);
-        norm.update(mean, var, n * h * w);
-        return y;
-    }
-    let out = burn::tensor::module::batch_norm_train(y, gamma, beta, NORM_EPS);
-    norm.update(out.mean, out.variance, n * h * w);
-    finish(out.output, residual, act)
+    let (y, mean, var) = ops::batch_norm(y, gamma, beta, residual, NORM_EPS, relu_if(act));
+    norm.update(mean, var, n * h * w);
+    y
 }
 
-fn finish(y: Tensor<4>, residual: Option<Tensor<4>>, act: bool) -> Tensor<4> {
-    let y = match residual {
-        Some(r) => y + r,
-        None => y,
-    };
-    if act { relu(y) } else { y }
+fn relu_if(act: bool) -> Act {
+    if act { Act::Relu } else { Act::None }
 }
 
 /// weight [out, in], bias [out].
@@ -231,12 +207,11 @@ impl Linear {
             w = quantised;
             b = x.scale.map(|s| bias_on_grid(b.clone(), s, &scales)).unwrap_or(b);
         }
-        let o = b.dims()[0];
-        x.x.clone().matmul(w.transpose()) + b.reshape([1, o])
+        ops::linear(x.x.clone(), w, Some(b), false)
     }
 }
 
 /// [n, c, h, w] to [n, c, 1, 1].
 pub fn global_average_pool(x: Tensor<4>) -> Tensor<4> {
-    adaptive_avg_pool2d(x, [1, 1])
+    ops::global_average_pool(x)
 }

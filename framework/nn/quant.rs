@@ -6,8 +6,7 @@
 //! rows of the captured graph say and what the integer engine runs.
 
 use crate::buffer::Buffer;
-use crate::mark;
-use crate::ops::{self, fake_quant::Grid};
+use crate::ops::{self, Grid};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -100,14 +99,13 @@ impl ActivationQuantizer {
             return Activation::plain(x);
         }
         let grid = activation_grid(range[0], range[1]);
-        Activation { x: on_grid(x, grid), scale: Some(grid.scale) }
+        Activation { x: ops::fake_quant(x, grid), scale: Some(grid.scale) }
     }
 
     fn observe<const D: usize>(&self, x: &Tensor<D>) {
-        let data = x.clone().without_autodiff().into_data();
-        let (lo, hi) = ops::fake_quant::range(data.as_slice::<f32>().expect("activations are f32"));
+        let seen = host(ops::range(x.clone()));
         let old = host(self.range.get());
-        let new = moving_average(&old, &[lo, hi], old[0] > old[1]);
+        let new = moving_average(&old, &seen, old[0] > old[1]);
         self.range.set(Tensor::from_floats([new[0], new[1]], &self.range.get().device()));
     }
 }
@@ -139,40 +137,59 @@ impl WeightQuantizer {
         fold: Option<&Tensor<1>>,
         pass: &Pass,
     ) -> Option<(Tensor<D>, Vec<f32>)> {
-        if pass.quant == Quant::Observe && w.device().is_autodiff() {
-            self.observe(&w);
+        let fold = fold.map(|f| host(f.clone().without_autodiff()));
+        let training = w.device().is_autodiff();
+        let scales = self.scales(|| host(ops::row_ranges(w.clone())), fold.as_deref(), training, pass)?;
+        let w = ops::fake_quant_weight(w.clone(), scales_on(&scales, &w), None, WEIGHT_LO, WEIGHT_HI);
+        Some((w, scales))
+    }
+
+    /// The stored weight of a training pass, quantised as it will be deployed, multiplied by `fold`, and divided by it
+    /// again.
+    pub fn forward_unfolded<const D: usize>(&self, w: Tensor<D>, fold: Tensor<1>, pass: &Pass) -> Option<Tensor<D>> {
+        let by = host(fold.clone().without_autodiff());
+        let seen = || {
+            let mut seen = host(ops::row_ranges(w.clone()));
+            let (min, max) = seen.split_at_mut(by.len());
+            for ((min, max), f) in min.iter_mut().zip(max).zip(&by) {
+                let ends = [*min * f, *max * f];
+                (*min, *max) = (ends[0].min(ends[1]), ends[0].max(ends[1]));
+            }
+            seen
+        };
+        let scales = self.scales(seen, Some(&by), w.device().is_autodiff(), pass)?;
+        Some(ops::fake_quant_weight(w.clone(), scales_on(&scales, &w), Some(fold), WEIGHT_LO, WEIGHT_HI))
+    }
+
+    /// Scales of this pass. A training pass moves the range towards what is `seen` and notes the steps.
+    fn scales(
+        &self,
+        seen: impl FnOnce() -> Vec<f32>,
+        fold: Option<&[f32]>,
+        training: bool,
+        pass: &Pass,
+    ) -> Option<Vec<f32>> {
+        let mut range = host(self.range.get());
+        let channels = range.len() / 2;
+        if training && pass.quant == Quant::Observe {
+            range = moving_average(&range, &seen(), range[0] > range[channels]);
+            let device = self.range.get().device();
+            self.range.set(Tensor::from_data(TensorData::new(range.clone(), [2, channels]), &device));
         }
-        let range = host(self.range.get());
-        let (min, max) = range.split_at(range.len() / 2);
+        let (min, max) = range.split_at(channels);
         if min[0] > max[0] {
             return None;
         }
         let scales: Vec<f32> = min.iter().zip(max).map(|(&lo, &hi)| weight_scale(lo, hi)).collect();
-        if w.device().is_autodiff() {
-            self.note_step(&scales, fold);
+        if training {
+            let step = |(i, s): (usize, &f32)| match fold.map_or(1.0, |f| f[i].abs()) {
+                0.0 => 0.0,
+                f => s / f,
+            };
+            let steps: Vec<f32> = scales.iter().enumerate().map(step).collect();
+            self.step.set(Tensor::from_floats(steps.as_slice(), &self.step.get().device()));
         }
-        Some((on_channel_grids(w, &scales, WEIGHT_LO, WEIGHT_HI), scales))
-    }
-
-    /// Remembers the steps of a training pass.
-    fn note_step(&self, scales: &[f32], fold: Option<&Tensor<1>>) {
-        let fold = fold.map_or_else(|| vec![1.0; scales.len()], |f| host(f.clone().without_autodiff()));
-        let step = |(s, f): (&f32, &f32)| if *f == 0.0 { 0.0 } else { s / f.abs() };
-        let steps: Vec<f32> = scales.iter().zip(&fold).map(step).collect();
-        self.step.set(Tensor::from_floats(steps.as_slice(), &self.step.get().device()));
-    }
-
-    fn observe<const D: usize>(&self, w: &Tensor<D>) {
-        let channels = w.dims()[0];
-        let w = host(w.clone().without_autodiff());
-        let rows = w.chunks_exact(w.len() / channels).map(ops::fake_quant::range);
-        let (min, max): (Vec<f32>, Vec<f32>) = rows.unzip();
-        let seen = [min, max].concat();
-        let old = host(self.range.get());
-        let first = old[0] > old[channels];
-        let new = moving_average(&old, &seen, first);
-        let device = self.range.get().device();
-        self.range.set(Tensor::from_data(TensorData::new(new, [2, channels]), &device));
+        Some(scales)
     }
 }
 
@@ -183,58 +200,19 @@ fn moving_average(old: &[f32], seen: &[f32], first: bool) -> Vec<f32> {
         .collect()
 }
 
+/// Scales as a constant where `w` lives.
+fn scales_on<const D: usize>(scales: &[f32], w: &Tensor<D>) -> Tensor<1> {
+    let plain = Tensor::<1>::from_floats(scales, &w.device()).without_autodiff();
+    if w.device().is_autodiff() { Tensor::from_inner(plain) } else { plain }
+}
+
 /// A bias on the grid of the accumulator it is added to: channel `i` in multiples of `input_scale * weight_scales[i]`.
 pub fn bias_on_grid(bias: Tensor<1>, input_scale: f32, weight_scales: &[f32]) -> Tensor<1> {
     let scales: Vec<f32> = weight_scales.iter().map(|w| input_scale * w).collect();
-    on_channel_grids(bias, &scales, i32::MIN, i32::MAX)
+    ops::fake_quant_weight(bias.clone(), scales_on(&scales, &bias), None, i32::MIN, i32::MAX)
 }
 
 /// Elements of a tensor on the host.
 pub fn host<const D: usize>(t: Tensor<D>) -> Vec<f32> {
     t.into_data().try_to_vec().expect("parameters are f32")
-}
-
-fn on_grid<const D: usize>(x: Tensor<D>, grid: Grid) -> Tensor<D> {
-    let device = x.device();
-    if ops::has_kernels(&device) {
-        return ops::fake_quant(x, grid);
-    }
-    if mark::is_capture(&device) {
-        return mark::fake_quant(x, grid);
-    }
-    let (lo, hi) = ((grid.lo - grid.zero) as f32, (grid.hi - grid.zero) as f32);
-    let v = x.clone().div_scalar(grid.scale);
-    let inside = v
-        .clone()
-        .detach()
-        .round()
-        .greater_equal_elem(lo)
-        .bool_and(v.clone().detach().round().lower_equal_elem(hi));
-    let q = v.detach().round().clamp(lo, hi).mul_scalar(grid.scale);
-    straight_through(x, q, inside.float())
-}
-
-fn on_channel_grids<const D: usize>(x: Tensor<D>, scales: &[f32], lo: i32, hi: i32) -> Tensor<D> {
-    let device = x.device();
-    let scales_t = Tensor::<1>::from_floats(scales, &device).without_autodiff();
-    if ops::has_kernels(&device) {
-        let scales_t = if device.is_autodiff() { Tensor::from_inner(scales_t) } else { scales_t };
-        return ops::fake_quant_channels(x, scales_t, lo, hi);
-    }
-    if mark::is_capture(&device) {
-        return mark::fake_quant_channels(x, scales_t, lo, hi);
-    }
-    let mut shape = [1; D];
-    shape[0] = scales.len();
-    let s = Tensor::<1>::from_floats(scales, &device).reshape(shape);
-    let v = x.clone().detach() / s.clone();
-    let r = v.round();
-    let inside = r.clone().greater_equal_elem(lo as f32).bool_and(r.clone().lower_equal_elem(hi as f32));
-    straight_through(x, r.clamp(lo as f32, hi as f32) * s, inside.float())
-}
-
-/// Value `q`, gradient of `x` where `inside` is one.
-fn straight_through<const D: usize>(x: Tensor<D>, q: Tensor<D>, inside: Tensor<D>) -> Tensor<D> {
-    let masked = x * inside;
-    masked.clone() + (q - masked.detach())
 }

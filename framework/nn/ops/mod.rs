@@ -1,483 +1,320 @@
-//! Training ops of our own on burn's flex device, through burn's `backend_extension`.
+//! Training ops of our own.
 //!
-//! Every op here has the same two faces: a function on `Tensor` that any device runs (with plain burn ops where the
-//! device is not flex), and slice kernels in the files below with their own backward. Adding a faster op means one
-//! kernel file, one method of [`TrainKernels`], one forward with its backward here.
+//! Every op here is a function on `Tensor`. On burn's flex device it runs the kernels of `lacuna-kernels` with their
+//! own backward ([`flex`], through [`autodiff`]); on every other device, the capture device among them, it is a
+//! composition of burn's ops ([`plain`]). Adding a faster op means a row of [`Op`], its two arms in [`flex`], and its
+//! plain form.
+//!
+//! Images are [n, c, h, w] to whoever looks at a shape, and NHWC in memory: what a kernel makes is handed on as a view
+//! with the strides of that order, which the next kernel takes as it is. An op of burn's that meets such a view sees
+//! ordinary strides.
 
-pub mod batch_norm;
-pub mod conv;
-pub mod fake_quant;
-pub mod gemm;
+pub mod autodiff;
+pub mod flex;
+pub mod plain;
+pub mod pool;
 
-use self::conv::ConvShape;
-use self::fake_quant::Grid;
-use burn::backend::autodiff::NodeId;
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{
-    Autodiff, AutodiffBackend, Dispatch, DispatchDevice, Flex, TensorMetadata, backend_extension,
-};
-use burn::tensor::{Bytes, DType, Device, Shape, Tensor};
-use burn_flex::{FlexTensor, Layout};
+use autodiff::TrainOps;
+use burn::backend::{Dispatch, DispatchDevice};
+use burn::tensor::{Device, Int, Tensor};
+pub use lacuna_kernels::activation::Act;
+pub use lacuna_kernels::fake_quant::Grid;
+pub use lacuna_kernels::pool::PoolWindow;
+pub use lacuna_kernels::shape::Window;
+use std::sync::Arc;
 
-/// The kernels: forward and backward, on tensors without autodiff.
-pub trait TrainKernels: burn::backend::Backend {
-    fn k_conv(x: FloatTensor<Self>, w: FloatTensor<Self>, stride: usize, pad: usize) -> FloatTensor<Self>;
-    fn k_conv_dx(
-        x: [usize; 4],
-        w: FloatTensor<Self>,
-        dy: FloatTensor<Self>,
-        stride: usize,
-        pad: usize,
-    ) -> FloatTensor<Self>;
-    fn k_conv_dw(
-        x: FloatTensor<Self>,
-        w: [usize; 4],
-        dy: FloatTensor<Self>,
-        stride: usize,
-        pad: usize,
-    ) -> FloatTensor<Self>;
-    /// y, mean, variance.
-    fn k_norm(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        residual: Option<FloatTensor<Self>>,
-        eps: f64,
-        relu: bool,
-    ) -> [FloatTensor<Self>; 3];
-    /// Gradients of x, gamma, beta and, when asked for, of the residual.
-    fn k_norm_backward(
-        saved: &NormSaved<Self>,
-        dy: FloatTensor<Self>,
-        with_residual: bool,
-    ) -> [Option<FloatTensor<Self>>; 4];
-    fn k_fake_quant(x: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self>;
-    fn k_fake_quant_dx(x: FloatTensor<Self>, dy: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self>;
-    fn k_fake_quant_channels(
-        x: FloatTensor<Self>,
-        scales: FloatTensor<Self>,
-        lo: i32,
-        hi: i32,
-    ) -> FloatTensor<Self>;
-    fn k_fake_quant_channels_dx(
-        x: FloatTensor<Self>,
-        scales: FloatTensor<Self>,
-        dy: FloatTensor<Self>,
-        lo: i32,
-        hi: i32,
-    ) -> FloatTensor<Self>;
-}
-
-/// What batch norm's backward needs of its forward.
+/// One op with its attributes; the comment lists its inputs, and its outputs if there are several.
 #[derive(Clone, Debug)]
-pub struct NormSaved<B: burn::backend::Backend> {
-    x: FloatTensor<B>,
-    gamma: FloatTensor<B>,
-    y: FloatTensor<B>,
-    mean: FloatTensor<B>,
-    var: FloatTensor<B>,
-    eps: f64,
-    relu: bool,
+pub enum Op {
+    /// x[n,c,h,w], w[o,c/groups,kh,kw], bias[o] if any. `sparse`: weights whose bits are 0 are masked.
+    Conv { window: Window, sparse: bool },
+    /// x, gamma[c], beta[c], residual if any -> y, mean[c], variance[c] (biased)
+    BatchNorm { eps: f64, act: Act },
+    /// x, scale[c], shift[c], residual if any: act(x * scale + shift + residual)
+    Affine { act: Act },
+    /// x[.., k], w[n, k], bias[n] if any
+    Linear { sparse: bool },
+    /// x, gamma, beta, residual if any: the norm of x + residual over the last axis
+    LayerNorm { eps: f64 },
+    /// x
+    Activate(Act),
+    /// q, k, v [batch, tokens, heads * width], additive mask [batch, keys] if any
+    Attention { heads: usize },
+    /// table[vocabulary, width]; ids of shape [n, tokens]
+    Embedding { ids: Arc<[u32]>, shape: [usize; 2] },
+    /// x[n,c,h,w] -> [n,c,1,1]
+    GlobalAveragePool,
+    /// x[n,c,h,w]
+    MaxPool(PoolWindow),
+    /// logits[n, classes] -> the mean over n, [1]
+    CrossEntropy { targets: Arc<[i64]> },
+    /// x
+    FakeQuant(Grid),
+    /// x -> [smallest, largest], or of each row (first axis) [all smallest, all largest]
+    Range { of_rows: bool },
+    /// w, scales[o], and what the weight is folded with [o], if anything
+    FakeQuantWeight { lo: i32, hi: i32 },
 }
 
-/// The ops as the dispatcher sees them.
-#[backend_extension(Flex, Autodiff)]
-pub trait TrainOps: burn::backend::Backend {
-    fn train_conv(x: FloatTensor<Self>, w: FloatTensor<Self>, stride: usize, pad: usize)
-    -> FloatTensor<Self>;
-    fn train_norm(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        eps: f64,
-        relu: bool,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-    fn train_norm_add(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        residual: FloatTensor<Self>,
-        eps: f64,
-        relu: bool,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-    fn train_fake_quant(x: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self>;
-    fn train_fake_quant_channels(
-        x: FloatTensor<Self>,
-        scales: FloatTensor<Self>,
-        lo: i32,
-        hi: i32,
-    ) -> FloatTensor<Self>;
-}
-
-// ---- tensor functions --------------------------------------------------------------------------
-
-/// Whether tensors on this device take the kernels of this module.
+/// Whether tensors on this device take the kernels.
 pub fn has_kernels(device: &Device) -> bool {
     matches!(device.as_dispatch(), DispatchDevice::Flex(_)) || {
         device.is_autodiff() && matches!(device.clone().inner().as_dispatch(), DispatchDevice::Flex(_))
     }
 }
 
-/// y[n,o,oh,ow] of x[n,c,h,w] and w[o,c,kh,kw]; one group, equal stride and zero padding on both axes.
-pub fn conv2d(x: Tensor<4>, w: Tensor<4>, stride: usize, pad: usize) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as TrainOps>::train_conv(
-        x.into_dispatch(),
-        w.into_dispatch(),
-        stride,
-        pad,
-    ))
+/// Inputs of different ranks, without their types.
+macro_rules! inputs {
+    ($($x:expr),* $(; $last:expr)?) => {{
+        #[allow(unused_mut)]
+        let mut list = vec![$($x.into_dispatch()),*];
+        $(list.extend($last.map(|t| t.into_dispatch()));)?
+        list
+    }};
 }
 
-/// Batch norm over a training batch, then the residual, then ReLU. Returns y and the batch's mean and biased variance.
+fn run<const D: usize>(op: Op, inputs: Vec<Dispatched>) -> Tensor<D> {
+    first(<Dispatch as TrainOps>::train_op(op, inputs))
+}
+
+type Dispatched = burn::backend::tensor::FloatTensor<Dispatch>;
+
+fn first<const D: usize>(outputs: Vec<Dispatched>) -> Tensor<D> {
+    Tensor::from_dispatch(outputs.into_iter().next().expect("an op has an output"))
+}
+
+/// y[n,o,oh,ow] of x[n,c,h,w] and w[o, c / groups, kh, kw].
+///
+/// With `sparse`, a weight of bit pattern zero is masked: the op may skip it, and gives it no gradient.
+pub fn conv2d(
+    x: Tensor<4>,
+    w: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    window: Window,
+    sparse: bool,
+) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return plain::conv2d(x, w, bias, window);
+    }
+    run(Op::Conv { window, sparse }, inputs!(x, w; bias))
+}
+
+/// Batch norm over a training batch (Ioffe and Szegedy, 2015), plus the residual, then `act`. Returns y and the batch's
+/// mean and biased variance [c].
 pub fn batch_norm(
     x: Tensor<4>,
     gamma: Tensor<1>,
     beta: Tensor<1>,
     residual: Option<Tensor<4>>,
     eps: f64,
-    relu: bool,
+    act: Act,
 ) -> (Tensor<4>, Tensor<1>, Tensor<1>) {
-    let (x, gamma, beta) = (x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch());
-    let (y, mean, var) = match residual {
-        None => <Dispatch as TrainOps>::train_norm(x, gamma, beta, eps, relu),
-        Some(r) => <Dispatch as TrainOps>::train_norm_add(x, gamma, beta, r.into_dispatch(), eps, relu),
-    };
-    (Tensor::from_dispatch(y), Tensor::from_dispatch(mean), Tensor::from_dispatch(var))
+    if !has_kernels(&x.device()) {
+        return plain::batch_norm(x, gamma, beta, residual, eps, act);
+    }
+    let op = Op::BatchNorm { eps, act };
+    let mut out =
+        <Dispatch as TrainOps>::train_op(op, inputs!(x, gamma, beta; residual)).into_iter();
+    let mut next = || out.next().expect("y, mean and variance");
+    (Tensor::from_dispatch(next()), Tensor::from_dispatch(next()), Tensor::from_dispatch(next()))
+}
+
+/// act(x * scale + shift + residual), scale and shift [c]: batch norm on known statistics, and a bias.
+pub fn affine(
+    x: Tensor<4>,
+    scale: Tensor<1>,
+    shift: Tensor<1>,
+    residual: Option<Tensor<4>>,
+    act: Act,
+) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return plain::affine(x, scale, shift, residual, act);
+    }
+    run(Op::Affine { act }, inputs!(x, scale, shift; residual))
+}
+
+/// y[.., n] of x[.., k], w[n, k] and bias[n]. `sparse` as in [`conv2d`].
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    w: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    sparse: bool,
+) -> Tensor<D> {
+    if !has_kernels(&x.device()) {
+        return plain::linear(x, w, bias);
+    }
+    run(Op::Linear { sparse }, inputs!(x, w; bias))
+}
+
+/// Layer norm (Ba et al., 2016) of x + residual over the last axis.
+pub fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    residual: Option<Tensor<D>>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    eps: f64,
+) -> Tensor<D> {
+    if !has_kernels(&x.device()) {
+        return plain::layer_norm(x, residual, gamma, beta, eps);
+    }
+    run(Op::LayerNorm { eps }, inputs!(x, gamma, beta; residual))
+}
+
+pub fn activation<const D: usize>(x: Tensor<D>, act: Act) -> Tensor<D> {
+    if !has_kernels(&x.device()) {
+        return plain::activation(x, act);
+    }
+    run(Op::Activate(act), inputs!(x))
+}
+
+/// Scaled dot-product attention (Vaswani et al., 2017) of `heads` heads side by side in the last axis; `key_mask`
+/// [batch, keys] is added to the scores.
+pub fn attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    key_mask: Option<Tensor<2>>,
+    heads: usize,
+) -> Tensor<3> {
+    if !has_kernels(&q.device()) {
+        return plain::attention(q, k, v, key_mask, heads);
+    }
+    run(Op::Attention { heads }, inputs!(q, k, v; key_mask))
+}
+
+/// Rows of a table [vocabulary, width] for ids [n, tokens].
+///
+/// # Panics
+/// If an id is outside the table.
+pub fn embedding(table: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
+    if !has_kernels(&table.device()) {
+        return plain::embedding(table, ids);
+    }
+    let (shape, rows) = (ids.dims(), table.dims()[0]);
+    let ids: Vec<u32> = host_integers(ids)
+        .into_iter()
+        .map(|id| match u32::try_from(id) {
+            Ok(id) if (id as usize) < rows => id,
+            _ => panic!("token {id} is outside a table of {rows} rows"),
+        })
+        .collect();
+    run(Op::Embedding { ids: ids.into(), shape }, inputs!(table))
+}
+
+fn host_integers<const D: usize>(x: Tensor<D, Int>) -> Vec<i64> {
+    x.into_data().iter::<i64>().collect()
+}
+
+/// [n, c, h, w] to [n, c, 1, 1].
+pub fn global_average_pool(x: Tensor<4>) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return plain::global_average_pool(x);
+    }
+    run(Op::GlobalAveragePool, inputs!(x))
+}
+
+/// The largest of each window; padding never wins.
+pub fn max_pool2d(x: Tensor<4>, kernel: usize, stride: usize, pad: usize) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return plain::max_pool2d(x, kernel, stride, pad);
+    }
+    run(Op::MaxPool(PoolWindow { kernel, stride, pad }), inputs!(x))
+}
+
+/// Mean cross-entropy of logits [n, classes] and classes [n].
+pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    if !has_kernels(&logits.device()) {
+        return plain::cross_entropy(logits, targets);
+    }
+    run(Op::CrossEntropy { targets: host_integers(targets).into() }, inputs!(logits))
+}
+
+/// act(convolution + bias + residual).
+pub fn conv2d_bias_act(
+    x: Tensor<4>,
+    w: Tensor<4>,
+    bias: Tensor<1>,
+    residual: Option<Tensor<4>>,
+    window: Window,
+    act: Act,
+    sparse: bool,
+) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return plain::add_activate(plain::conv2d(x, w, Some(bias), window), residual, act);
+    }
+    if residual.is_none() && act == Act::None {
+        return conv2d(x, w, Some(bias), window, sparse);
+    }
+    let y = conv2d(x, w, None, window, sparse);
+    let ones = bias.ones_like();
+    affine(y, ones, bias, residual, act)
+}
+
+/// Batch norm on known statistics, plus the residual, then `act`.
+pub fn batch_norm_eval(
+    x: Tensor<4>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    mean: Tensor<1>,
+    var: Tensor<1>,
+    residual: Option<Tensor<4>>,
+    eps: f64,
+    act: Act,
+) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return plain::batch_norm_eval(x, gamma, beta, mean, var, residual, eps, act);
+    }
+    let scale = gamma / var.add_scalar(eps).sqrt();
+    let shift = beta - mean * scale.clone();
+    affine(x, scale, shift, residual, act)
 }
 
 /// x on `grid`, with the straight-through gradient.
 pub fn fake_quant<const D: usize>(x: Tensor<D>, grid: Grid) -> Tensor<D> {
-    Tensor::from_dispatch(<Dispatch as TrainOps>::train_fake_quant(x.into_dispatch(), grid))
+    if !has_kernels(&x.device()) {
+        return plain::fake_quant(x, grid);
+    }
+    run(Op::FakeQuant(grid), inputs!(x))
 }
 
-/// Row `i` of `x` (first axis) on the symmetric grid of scale `scales[i]`, with the straight-through gradient.
-pub fn fake_quant_channels<const D: usize>(x: Tensor<D>, scales: Tensor<1>, lo: i32, hi: i32) -> Tensor<D> {
-    Tensor::from_dispatch(<Dispatch as TrainOps>::train_fake_quant_channels(
-        x.into_dispatch(),
-        scales.into_dispatch(),
-        lo,
-        hi,
-    ))
+/// [smallest, largest] element; not differentiable.
+pub fn range<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    if !has_kernels(&x.device()) {
+        return plain::range(x);
+    }
+    run::<1>(Op::Range { of_rows: false }, inputs!(x)).without_autodiff()
 }
 
-// ---- flex --------------------------------------------------------------------------------------
-
-fn tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
-    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::from(shape.to_vec())), DType::F32)
+/// [rows smallest elements, rows largest] of the rows (first axis) of w; not differentiable.
+pub fn row_ranges<const D: usize>(w: Tensor<D>) -> Tensor<1> {
+    if !has_kernels(&w.device()) {
+        return plain::row_ranges(w);
+    }
+    run::<1>(Op::Range { of_rows: true }, inputs!(w)).without_autodiff()
 }
 
-fn dims4(shape: &Shape) -> [usize; 4] {
-    shape.dims()
+/// Row `i` (first axis) of w on the symmetric grid of scale `scales[i]`, taken after multiplying with `fold[i]` and
+/// divided by it again; with the straight-through gradient. Masked weights (bit pattern 0) stay so, and no other becomes one.
+pub fn fake_quant_weight<const D: usize>(
+    w: Tensor<D>,
+    scales: Tensor<1>,
+    fold: Option<Tensor<1>>,
+    lo: i32,
+    hi: i32,
+) -> Tensor<D> {
+    if !has_kernels(&w.device()) {
+        return plain::fake_quant_weight(w, scales, fold, lo, hi);
+    }
+    run(Op::FakeQuantWeight { lo, hi }, inputs!(w, scales; fold))
 }
 
-/// [batch, channels, everything else].
-fn channel_dims(shape: &Shape) -> [usize; 3] {
-    let [n, c, h, w] = dims4(shape);
-    [n, c, h * w]
-}
-
-impl TrainKernels for Flex {
-    fn k_conv(x: FlexTensor, w: FlexTensor, stride: usize, pad: usize) -> FlexTensor {
-        let (x, w) = (x.to_contiguous(), w.to_contiguous());
-        let s = ConvShape::new(dims4(&x.shape()), dims4(&w.shape()), stride, pad);
-        tensor(conv::forward(x.storage(), w.storage(), &s), &[s.n, s.o, s.oh, s.ow])
+/// Two ends of one tensor, for a branch of a network: their gradients are added in one parallel pass. Both ends must
+/// lead to the loss.
+pub fn fork<const D: usize>(x: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
+    if !(x.device().is_autodiff() && has_kernels(&x.device())) {
+        return (x.clone(), x);
     }
-
-    fn k_conv_dx(x: [usize; 4], w: FlexTensor, dy: FlexTensor, stride: usize, pad: usize) -> FlexTensor {
-        let (w, dy) = (w.to_contiguous(), dy.to_contiguous());
-        let s = ConvShape::new(x, dims4(&w.shape()), stride, pad);
-        tensor(conv::input_gradient(w.storage(), dy.storage(), &s), &x)
-    }
-
-    fn k_conv_dw(x: FlexTensor, w: [usize; 4], dy: FlexTensor, stride: usize, pad: usize) -> FlexTensor {
-        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
-        let s = ConvShape::new(dims4(&x.shape()), w, stride, pad);
-        tensor(conv::weight_gradient(x.storage(), dy.storage(), &s), &w)
-    }
-
-    fn k_norm(
-        x: FlexTensor,
-        gamma: FlexTensor,
-        beta: FlexTensor,
-        residual: Option<FlexTensor>,
-        eps: f64,
-        relu: bool,
-    ) -> [FlexTensor; 3] {
-        let x = x.to_contiguous();
-        let residual = residual.map(|r| r.to_contiguous());
-        let shape = dims4(&x.shape());
-        let c = shape[1];
-        let out = batch_norm::forward(
-            x.storage(),
-            channel_dims(&x.shape()),
-            gamma.to_contiguous().storage(),
-            beta.to_contiguous().storage(),
-            residual.as_ref().map(|r| r.storage()),
-            eps,
-            relu,
-        );
-        [tensor(out.y, &shape), tensor(out.mean, &[c]), tensor(out.var, &[c])]
-    }
-
-    fn k_norm_backward(
-        saved: &NormSaved<Flex>,
-        dy: FlexTensor,
-        with_residual: bool,
-    ) -> [Option<FlexTensor>; 4] {
-        let (x, dy) = (saved.x.to_contiguous(), dy.to_contiguous());
-        let shape = dims4(&x.shape());
-        let g = batch_norm::backward(
-            x.storage(),
-            saved.y.storage(),
-            dy.storage(),
-            channel_dims(&x.shape()),
-            saved.gamma.to_contiguous().storage(),
-            saved.mean.storage(),
-            saved.var.storage(),
-            saved.eps,
-            saved.relu,
-            with_residual,
-        );
-        [
-            Some(tensor(g.x, &shape)),
-            Some(tensor(g.gamma, &[shape[1]])),
-            Some(tensor(g.beta, &[shape[1]])),
-            with_residual.then(|| tensor(g.residual, &shape)),
-        ]
-    }
-
-    fn k_fake_quant(x: FlexTensor, grid: Grid) -> FlexTensor {
-        let x = x.to_contiguous();
-        tensor(fake_quant::forward(x.storage(), grid), &x.shape().to_vec())
-    }
-
-    fn k_fake_quant_dx(x: FlexTensor, dy: FlexTensor, grid: Grid) -> FlexTensor {
-        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
-        tensor(fake_quant::backward(x.storage(), dy.storage(), grid), &x.shape().to_vec())
-    }
-
-    fn k_fake_quant_channels(x: FlexTensor, scales: FlexTensor, lo: i32, hi: i32) -> FlexTensor {
-        let (x, scales) = (x.to_contiguous(), scales.to_contiguous());
-        tensor(fake_quant::forward_channels(x.storage(), scales.storage(), lo, hi), &x.shape().to_vec())
-    }
-
-    fn k_fake_quant_channels_dx(
-        x: FlexTensor,
-        scales: FlexTensor,
-        dy: FlexTensor,
-        lo: i32,
-        hi: i32,
-    ) -> FlexTensor {
-        let (x, scales, dy) = (x.to_contiguous(), scales.to_contiguous(), dy.to_contiguous());
-        let dx = fake_quant::backward_channels(x.storage(), dy.storage(), scales.storage(), lo, hi);
-        tensor(dx, &x.shape().to_vec())
-    }
-}
-
-impl TrainOps for Flex {
-    fn train_conv(x: FlexTensor, w: FlexTensor, stride: usize, pad: usize) -> FlexTensor {
-        Self::k_conv(x, w, stride, pad)
-    }
-
-    fn train_norm(
-        x: FlexTensor,
-        gamma: FlexTensor,
-        beta: FlexTensor,
-        eps: f64,
-        relu: bool,
-    ) -> (FlexTensor, FlexTensor, FlexTensor) {
-        Self::k_norm(x, gamma, beta, None, eps, relu).into()
-    }
-
-    fn train_norm_add(
-        x: FlexTensor,
-        gamma: FlexTensor,
-        beta: FlexTensor,
-        residual: FlexTensor,
-        eps: f64,
-        relu: bool,
-    ) -> (FlexTensor, FlexTensor, FlexTensor) {
-        Self::k_norm(x, gamma, beta, Some(residual), eps, relu).into()
-    }
-
-    fn train_fake_quant(x: FlexTensor, grid: Grid) -> FlexTensor {
-        Self::k_fake_quant(x, grid)
-    }
-
-    fn train_fake_quant_channels(x: FlexTensor, scales: FlexTensor, lo: i32, hi: i32) -> FlexTensor {
-        Self::k_fake_quant_channels(x, scales, lo, hi)
-    }
-}
-
-// ---- autodiff ----------------------------------------------------------------------------------
-
-#[derive(Debug)]
-struct ConvBackward;
-
-impl<B: TrainKernels> Backward<B, 2> for ConvBackward {
-    type State = (NodeId, NodeId, usize, usize);
-
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, saved: &mut Checkpointer) {
-        let [x_node, w_node] = ops.parents;
-        let dy = grads.consume::<B>(&ops.node);
-        let (x, w, stride, pad) = ops.state;
-        let x: FloatTensor<B> = saved.retrieve_node_output(x);
-        let w: FloatTensor<B> = saved.retrieve_node_output(w);
-        if let Some(node) = x_node {
-            let dx = B::k_conv_dx(dims4(&x.shape()), w.clone(), dy.clone(), stride, pad);
-            grads.register::<B>(node.id, dx);
-        }
-        if let Some(node) = w_node {
-            grads.register::<B>(node.id, B::k_conv_dw(x, dims4(&w.shape()), dy, stride, pad));
-        }
-    }
-}
-
-/// Parents: x, gamma, beta and, if there are four, the residual.
-#[derive(Debug)]
-struct NormBackward;
-
-impl<B: TrainKernels, const N: usize> Backward<B, N> for NormBackward {
-    type State = NormSaved<B>;
-
-    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = grads.consume::<B>(&ops.node);
-        let found = B::k_norm_backward(&ops.state, dy, N == 4);
-        for (node, grad) in ops.parents.into_iter().zip(found) {
-            if let (Some(node), Some(grad)) = (node, grad) {
-                grads.register::<B>(node.id, grad);
-            }
-        }
-    }
-}
-
-/// y, mean, variance.
-type NormOutput<B> = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>);
-
-fn norm<B: TrainKernels, C: CheckpointStrategy, const N: usize>(
-    parents: [NodeGuard; N],
-    [x, gamma, beta]: [FloatTensor<Autodiff<B, C>>; 3],
-    residual: Option<FloatTensor<Autodiff<B, C>>>,
-    eps: f64,
-    relu: bool,
-) -> NormOutput<Autodiff<B, C>> {
-    let prep = Backward::<B, N>::prepare::<C>(NormBackward, parents).compute_bound().stateful();
-    let (x, gamma, beta) = (x.into_primitive(), gamma.into_primitive(), beta.into_primitive());
-    let residual = residual.map(|r| r.into_primitive());
-    let [y, mean, var] = B::k_norm(x.clone(), gamma.clone(), beta, residual, eps, relu);
-    let m = <Autodiff<B, C> as AutodiffBackend>::from_inner(mean.clone());
-    let v = <Autodiff<B, C> as AutodiffBackend>::from_inner(var.clone());
-    let y = match prep {
-        OpsKind::Tracked(prep) => prep.finish(NormSaved { x, gamma, y: y.clone(), mean, var, eps, relu }, y),
-        OpsKind::UnTracked(prep) => prep.finish(y),
-    };
-    (y, m, v)
-}
-
-#[derive(Debug)]
-struct FakeQuantBackward;
-
-impl<B: TrainKernels> Backward<B, 1> for FakeQuantBackward {
-    type State = (NodeId, Grid);
-
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, saved: &mut Checkpointer) {
-        let [node] = ops.parents;
-        let dy = grads.consume::<B>(&ops.node);
-        let (x, grid) = ops.state;
-        let x: FloatTensor<B> = saved.retrieve_node_output(x);
-        if let Some(node) = node {
-            grads.register::<B>(node.id, B::k_fake_quant_dx(x, dy, grid));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct FakeQuantChannelsBackward;
-
-impl<B: TrainKernels> Backward<B, 1> for FakeQuantChannelsBackward {
-    type State = (NodeId, FloatTensor<B>, i32, i32);
-
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, saved: &mut Checkpointer) {
-        let [node] = ops.parents;
-        let dy = grads.consume::<B>(&ops.node);
-        let (x, scales, lo, hi) = ops.state;
-        let x: FloatTensor<B> = saved.retrieve_node_output(x);
-        if let Some(node) = node {
-            grads.register::<B>(node.id, B::k_fake_quant_channels_dx(x, scales, dy, lo, hi));
-        }
-    }
-}
-
-impl<B: TrainOps + TrainKernels, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
-    fn train_conv(
-        x: FloatTensor<Self>,
-        w: FloatTensor<Self>,
-        stride: usize,
-        pad: usize,
-    ) -> FloatTensor<Self> {
-        match ConvBackward.prepare::<C>([x.node(), w.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), prep.checkpoint(&w), stride, pad);
-                prep.finish(state, B::k_conv(x.into_primitive(), w.into_primitive(), stride, pad))
-            }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::k_conv(x.into_primitive(), w.into_primitive(), stride, pad))
-            }
-        }
-    }
-
-    fn train_norm(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        eps: f64,
-        relu: bool,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let parents = [x.node(), gamma.node(), beta.node()];
-        norm::<B, C, 3>(parents, [x, gamma, beta], None, eps, relu)
-    }
-
-    fn train_norm_add(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        residual: FloatTensor<Self>,
-        eps: f64,
-        relu: bool,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let parents = [x.node(), gamma.node(), beta.node(), residual.node()];
-        norm::<B, C, 4>(parents, [x, gamma, beta], Some(residual), eps, relu)
-    }
-
-    fn train_fake_quant(x: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self> {
-        match FakeQuantBackward.prepare::<C>([x.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), grid);
-                prep.finish(state, B::k_fake_quant(x.into_primitive(), grid))
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::k_fake_quant(x.into_primitive(), grid)),
-        }
-    }
-
-    fn train_fake_quant_channels(
-        x: FloatTensor<Self>,
-        scales: FloatTensor<Self>,
-        lo: i32,
-        hi: i32,
-    ) -> FloatTensor<Self> {
-        let scales = scales.into_primitive();
-        match FakeQuantChannelsBackward.prepare::<C>([x.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), scales.clone(), lo, hi);
-                prep.finish(state, B::k_fake_quant_channels(x.into_primitive(), scales, lo, hi))
-            }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::k_fake_quant_channels(x.into_primitive(), scales, lo, hi))
-            }
-        }
-    }
+    let mut ends = <Dispatch as TrainOps>::train_fork(x.into_dispatch()).into_iter();
+    let mut next = || Tensor::from_dispatch(ends.next().expect("two ends"));
+    (next(), next())
 }

@@ -1,0 +1,65 @@
+//! c = a * b for the small matrices of one attention head, all in cache.
+
+use crate::gemm::tile::{First, MOST_COLUMNS, Product, Row, run};
+use crate::isa::Isa;
+
+/// Columns of a panel of [`Right`].
+pub const PANEL: usize = MOST_COLUMNS;
+
+/// Rows handed to the tiles at a time: whole tiles of every height.
+const ROWS: usize = 96;
+
+/// The left factor: element (i, l) at `i * row + l * step`, so a transposed matrix is one with its strides exchanged.
+#[derive(Clone, Copy)]
+pub struct Left<'a> {
+    pub data: &'a [f32],
+    pub row: usize,
+    pub step: usize,
+}
+
+/// The right factor: element (l, j) at `j / 64 * panel + l * step + j % 64`. A matrix in row order has 64 for `panel`.
+#[derive(Clone, Copy)]
+pub struct Right<'a> {
+    pub data: &'a [f32],
+    pub step: usize,
+    pub panel: usize,
+}
+
+/// Sizes of a product: c is [rows][columns], and `depth` products are summed for each element.
+#[derive(Clone, Copy)]
+pub struct Sizes {
+    pub rows: usize,
+    pub columns: usize,
+    pub depth: usize,
+}
+
+/// c = a * b, or c += a * b if `add`; rows of `c` are `c_row` apart.
+pub fn product(sizes: Sizes, a: Left, b: Right, c: &mut [f32], c_row: usize, add: bool) {
+    let Sizes { rows, columns, depth } = sizes;
+    assert!(rows > 0 && columns > 0 && depth > 0);
+    assert!(a.data.len() > (rows - 1) * a.row + (depth - 1) * a.step);
+    assert!(c_row >= columns && c.len() >= (rows - 1) * c_row + columns);
+    for from in (0..columns).step_by(PANEL) {
+        let here = PANEL.min(columns - from);
+        let panel = &b.data[from / PANEL * b.panel..];
+        assert!(panel.len() >= (depth - 1) * b.step + here);
+        let product = Product {
+            a: a.data.as_ptr(),
+            runs: &[0],
+            run_len: depth,
+            a_step: a.step,
+            b: panel.as_ptr(),
+            b_step: b.step,
+            c: c.as_mut_ptr().wrapping_add(from),
+            columns: here,
+            first: if add { First::Sum } else { First::Zero },
+        };
+        for first in (0..rows).step_by(ROWS) {
+            let at: [Row; ROWS] =
+                std::array::from_fn(|i| Row { a: (first + i) * a.row, c: (first + i) * c_row });
+            let at = &at[..ROWS.min(rows - first)];
+            // SAFETY: the processor has the best set; every element of the three matrices is inside (asserted above).
+            unsafe { run(Isa::best(), &product, at) };
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The register tile: the innermost loop of every dense f32 product.
+//!
+//! A tile is a few rows by up to 64 columns of a result, all kept in registers: each step broadcasts one element of every
+//! row of `a` and multiplies it with one row of `b`. Rows of `a` begin anywhere and are read in *runs*, so that an image
+//! is multiplied where it lies: for a convolution a row is an output pixel and a run is a tap.
+//!
+//! ```text
+//! c[row][j] = first + Σ_run Σ_k a[row.a + run + k * a_step] * b[(run number * run_len + k) * b_step + j]
+//! ```
+//! AVX-512 tiles are 6 x 64, 8 x 48, 12 x 32 or 12 x 16: 24 sums, the vectors of a row of `b` and a broadcast fit 32
+//! registers. AVX2 tiles are 6 x 16, portable ones 4 x 16.
+
+use crate::isa::Isa;
+
+/// Columns of the widest tile.
+pub const MOST_COLUMNS: usize = 64;
+
+/// Where a row of a tile begins, in elements of `a` and of `c`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub a: usize,
+    pub c: usize,
+}
+
+/// What the sums of a tile start from.
+#[derive(Clone, Copy)]
+pub enum First {
+    Zero,
+    /// One number a column.
+    Bias(*const f32),
+    /// What `c` holds.
+    Sum,
+}
+
+/// A product, but for its rows. Steps are elements.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    pub a: *const f32,
+    /// From a row's beginning to each of its runs.
+    pub runs: &'a [usize],
+    pub run_len: usize,
+    /// From one element of a run to the next.
+    pub a_step: usize,
+    pub b: *const f32,
+    /// From one row of `b` to the next.
+    pub b_step: usize,
+    pub c: *mut f32,
+    /// 1 to [`MOST_COLUMNS`].
+    pub columns: usize,
+    pub first: First,
+}
+
+/// Computes `rows` of a product.
+///
+/// # Panics
+/// If the product has no columns or too many.
+///
+/// # Safety
+/// The processor has `isa`. Every element of `a`, `b`, `c` and the bias that the formula at the head of the file names is
+/// inside its buffer, and no other thread uses those of `c`.
+pub unsafe fn run(isa: Isa, product: &Product<'_>, rows: &[Row]) {
+    assert!((1..=MOST_COLUMNS).contains(&product.columns), "a tile of {} columns", product.columns);
+    let vectors = product.columns.div_ceil(16);
+    let most = match isa {
+        Isa::Portable => portable::MOST,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::TILES.len(),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::TILES[vectors - 1].len(),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => portable::MOST,
+    };
+    // Tiles as equal as can be: a short one at the end would wait for its own sums.
+    let mut rest = rows;
+    while !rest.is_empty() {
+        let (tile, after) = rest.split_at(rest.len().div_ceil(rest.len().div_ceil(most)));
+        rest = after;
+        // SAFETY: as the caller promises.
+        unsafe {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => avx512::TILES[vectors - 1][tile.len() - 1](product, tile.as_ptr()),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => avx2::TILES[tile.len() - 1](product, tile.as_ptr()),
+                _ => portable::tile(product, tile),
+            }
+        }
+    }
+}
+
+mod portable {
+    use super::{First, Product, Row};
+
+    pub const MOST: usize = 4;
+
+    /// # Safety
+    /// As of [`super::run`].
+    pub unsafe fn tile(s: &Product<'_>, rows: &[Row]) {
+        for j in (0..s.columns).step_by(16) {
+            let lanes = (s.columns - j).min(16);
+            let mut sums = [[0f32; 16]; MOST];
+            // SAFETY: the promise of `run`, for the columns j..j + lanes.
+            unsafe {
+                for (sum, row) in sums.iter_mut().zip(rows) {
+                    match s.first {
+                        First::Zero => {}
+                        First::Bias(bias) => {
+                            std::ptr::copy_nonoverlapping(bias.add(j), sum.as_mut_ptr(), lanes)
+                        }
+                        First::Sum => {
+                            std::ptr::copy_nonoverlapping(s.c.add(row.c + j), sum.as_mut_ptr(), lanes)
+                        }
+                    }
+                }
+                let mut b = s.b.add(j);
+                let mut w = [0f32; 16];
+                for run in s.runs {
+                    for k in 0..s.run_len {
+                        std::ptr::copy_nonoverlapping(b, w.as_mut_ptr(), lanes);
+                        for (sum, row) in sums.iter_mut().zip(rows) {
+                            let x = *s.a.add(row.a + run + k * s.a_step);
+                            for (sum, w) in sum.iter_mut().zip(&w) {
+                                *sum += x * w;
+                            }
+                        }
+                        b = b.wrapping_add(s.b_step);
+                    }
+                }
+                for (sum, row) in sums.iter().zip(rows) {
+                    std::ptr::copy_nonoverlapping(sum.as_ptr(), s.c.add(row.c + j), lanes);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{First, Product, Row};
+    use std::arch::x86_64::*;
+
+    type Tile = unsafe fn(&Product<'_>, *const Row);
+
+    /// By rows of the tile.
+    pub const TILES: [Tile; 6] = [tile::<1>, tile::<2>, tile::<3>, tile::<4>, tile::<5>, tile::<6>];
+
+    /// Lanes `at..` of a vector of 8 that lie before column `end`.
+    #[target_feature(enable = "avx2")]
+    fn mask(at: usize, end: usize) -> __m256i {
+        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(end as i32 - at as i32), lanes)
+    }
+
+    /// # Safety
+    /// AVX2 and FMA; `P` rows; otherwise as of [`super::run`].
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn tile<const P: usize>(s: &Product<'_>, rows: *const Row) {
+        // SAFETY: the promise of `run`; masks leave out columns beyond the last.
+        unsafe {
+            for j in (0..s.columns).step_by(16) {
+                let masks = [mask(j, s.columns), mask(j + 8, s.columns)];
+                let whole = j + 16 <= s.columns;
+                let load = |at: *const f32| {
+                    if whole {
+                        [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))]
+                    } else {
+                        [_mm256_maskload_ps(at, masks[0]), _mm256_maskload_ps(at.wrapping_add(8), masks[1])]
+                    }
+                };
+                let mut x_rows = [s.a; P];
+                let mut sums = [[_mm256_setzero_ps(); 2]; P];
+                for p in 0..P {
+                    let row = *rows.add(p);
+                    x_rows[p] = s.a.add(row.a);
+                    match s.first {
+                        First::Zero => {}
+                        First::Bias(bias) => sums[p] = load(bias.add(j)),
+                        First::Sum => sums[p] = load(s.c.add(row.c + j)),
+                    }
+                }
+                let mut b = s.b.add(j);
+                for &run in s.runs {
+                    let mut at = run;
+                    for _ in 0..s.run_len {
+                        let w = load(b);
+                        for p in 0..P {
+                            let x = _mm256_set1_ps(*x_rows[p].add(at));
+                            sums[p][0] = _mm256_fmadd_ps(x, w[0], sums[p][0]);
+                            sums[p][1] = _mm256_fmadd_ps(x, w[1], sums[p][1]);
+                        }
+                        at += s.a_step;
+                        b = b.wrapping_add(s.b_step);
+                    }
+                }
+                for p in 0..P {
+                    let c = s.c.add((*rows.add(p)).c + j);
+                    _mm256_maskstore_ps(c, masks[0], sums[p][0]);
+                    _mm256_maskstore_ps(c.wrapping_add(8), masks[1], sums[p][1]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::{First, Product, Row};
+    use std::arch::x86_64::*;
+
+    type Tile = unsafe fn(&Product<'_>, *const Row);
+
+    macro_rules! by_rows {
+        ($v:literal: $($p:literal)*) => { &[$(tile::<$p, $v>),*] };
+    }
+
+    /// By vectors of columns, then by rows.
+    pub const TILES: [&[Tile]; 4] = [
+        by_rows!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
+        by_rows!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
+        by_rows!(3: 1 2 3 4 5 6 7 8),
+        by_rows!(4: 1 2 3 4 5 6),
+    ];
+
+    /// # Safety
+    /// AVX-512 F; `P` rows and `V` vectors of columns; otherwise as of [`super::run`].
+    #[target_feature(enable = "avx512f")]
+    unsafe fn tile<const P: usize, const V: usize>(s: &Product<'_>, rows: *const Row) {
+        let last = s.columns - (V - 1) * 16;
+        let mask = (0xffffu32 >> (16 - last)) as __mmask16;
+        // SAFETY: the promise of `run`; the mask leaves out columns beyond the last.
+        unsafe {
+            let load = |at: *const f32| {
+                let mut w = [_mm512_setzero_ps(); V];
+                for v in 0..V - 1 {
+                    w[v] = _mm512_loadu_ps(at.add(v * 16));
+                }
+                w[V - 1] = _mm512_maskz_loadu_ps(mask, at.add((V - 1) * 16));
+                w
+            };
+            let mut x_rows = [s.a; P];
+            let mut sums = [[_mm512_setzero_ps(); V]; P];
+            for p in 0..P {
+                x_rows[p] = s.a.add((*rows.add(p)).a);
+            }
+            match s.first {
+                First::Zero => {}
+                First::Bias(bias) => sums = [load(bias); P],
+                First::Sum => {
+                    for p in 0..P {
+                        sums[p] = load(s.c.add((*rows.add(p)).c));
+                    }
+                }
+            }
+            let mut b = s.b;
+            for &run in s.runs {
+                let mut at = run;
+                for _ in 0..s.run_len {
+                    let w = load(b);
+                    for p in 0..P {
+                        let x = _mm512_set1_ps(*x_rows[p].add(at));
+                        for v in 0..V {
+                            sums[p][v] = _mm512_fmadd_ps(x, w[v], sums[p][v]);
+                        }
+                    }
+                    at += s.a_step;
+                    b = b.wrapping_add(s.b_step);
+                }
+            }
+            for p in 0..P {
+                let c = s.c.add((*rows.add(p)).c);
+                for v in 0..V - 1 {
+                    _mm512_storeu_ps(c.add(v * 16), sums[p][v]);
+                }
+                _mm512_mask_storeu_ps(c.add((V - 1) * 16), mask, sums[p][V - 1]);
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! A register of floats, for kernels whose sums must stay in registers: plain loops leave that to chance.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+/// `COUNT` floats. Only `multiply_add` rounds differently by kind: once where the processor fuses it, else twice.
+///
+/// Every function is inlined into a caller compiled for the instruction set; the processor must have it.
+pub trait Lanes: Copy {
+    const COUNT: usize;
+
+    /// # Safety
+    /// The processor has the instructions of this kind.
+    unsafe fn zero() -> Self;
+
+    /// # Safety
+    /// As [`Lanes::zero`], and `COUNT` floats may be read at `from`.
+    unsafe fn load(from: *const f32) -> Self;
+
+    /// # Safety
+    /// As [`Lanes::zero`], and `COUNT` floats may be written at `to`.
+    unsafe fn store(self, to: *mut f32);
+
+    /// self + a * b
+    ///
+    /// # Safety
+    /// As [`Lanes::zero`].
+    unsafe fn multiply_add(self, a: Self, b: Self) -> Self;
+
+    /// # Safety
+    /// As [`Lanes::zero`].
+    unsafe fn add(self, other: Self) -> Self;
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Lanes for __m512 {
+    const COUNT: usize = 16;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the processor has AVX-512 by the caller's promise.
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise; no alignment is asked.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise; no alignment is asked.
+        unsafe { _mm512_storeu_ps(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(self, a: Self, b: Self) -> Self {
+        // SAFETY: the processor has AVX-512 by the caller's promise.
+        unsafe { _mm512_fmadd_ps(a, b, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the processor has AVX-512 by the caller's promise.
+        unsafe { _mm512_add_ps(self, other) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Lanes for __m256 {
+    const COUNT: usize = 8;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the processor has AVX2 by the caller's promise.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise; no alignment is asked.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise; no alignment is asked.
+        unsafe { _mm256_storeu_ps(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(self, a: Self, b: Self) -> Self {
+        // SAFETY: the processor has FMA by the caller's promise.
+        unsafe { _mm256_fmadd_ps(a, b, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the processor has AVX2 by the caller's promise.
+        unsafe { _mm256_add_ps(self, other) }
+    }
+}
+
+/// Any processor. Four fill its smallest registers; one is for what is left.
+impl<const N: usize> Lanes for [f32; N] {
+    const COUNT: usize = N;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        [0.0; N]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: `N` floats may be read, by the caller's promise; floats in an array need no other alignment.
+        unsafe { from.cast::<[f32; N]>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: `N` floats may be written, by the caller's promise.
+        unsafe { to.cast::<[f32; N]>().write(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(mut self, a: Self, b: Self) -> Self {
+        for i in 0..N {
+            self[i] += a[i] * b[i];
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn add(mut self, other: Self) -> Self {
+        for i in 0..N {
+            self[i] += other[i];
+        }
+        self
+    }
+}
