@@ -42,6 +42,9 @@ pub enum Norm {
 pub struct Pass {
     pub quant: Quant,
     pub norm: Norm,
+    /// Some weights are masked: in prunable weights the bits of +0.0 mean "masked", and open weights that are zero
+    /// are -0.0, so that kernels may find the pattern of zeros in the weights.
+    pub sparse: bool,
 }
 
 /// The unsigned 8-bit grid of an observed range.
