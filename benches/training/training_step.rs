@@ -130,7 +130,7 @@ impl Training {
         let logits = self.module.forward(x, &self.state.pass);
         let loss = log_softmax(logits, 1).gather(1, y).mean().neg();
         let value = loss.clone().into_scalar();
-        self.module = self.state.sgd_step(self.module, &loss.backward(), LEARNING_RATE, MOMENTUM);
+        self.module = self.state.step(self.module, loss.backward(), &lacuna::train::optimizer::Optimizer::Sgd { momentum: MOMENTUM, nesterov: false }, LEARNING_RATE);
         (self, value)
     }
 }
