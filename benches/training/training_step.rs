@@ -63,6 +63,10 @@ struct Training {
 }
 
 fn main() {
+    rayon::scope(|_| serve());
+}
+
+fn serve() {
     let name = std::env::args().nth(1).expect("usage: training_step ROW");
     let idle_mb = peak_mb();
     let mut training = Training::new(&name);
