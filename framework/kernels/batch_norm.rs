@@ -13,6 +13,7 @@ use crate::activation::{Act, Function, with_function};
 use crate::by_isa;
 use crate::fake_quant::{self, Grid};
 use crate::shared::Shared;
+use crate::stream;
 use rayon::prelude::*;
 
 /// Turns the range of the activated result into the grid to put it on, if any: the observer of the caller.
@@ -43,17 +44,21 @@ struct Plan {
 }
 
 const LANES: usize = 64;
-const BLOCK: usize = 4096;
-const TASKS: usize = 32;
+/// Floats of a block of x: with those of dy, dz and dx the first cache is full.
+const BLOCK: usize = 2048;
+/// Groups of a block at least, so that sums are not joined in f64 too often.
+const GROUPS: usize = 4;
 
 impl Plan {
     fn new(rows: usize, c: usize) -> Plan {
         assert!(rows > 0 && c > 0, "[{rows}][{c}] has no statistics");
         let multiple = c * LANES / greatest_common_divisor(c, LANES);
         let width = multiple * (4 * LANES).div_ceil(multiple);
-        let block = width * (BLOCK / width).max(1);
+        let block = width * (BLOCK / width).max(GROUPS);
         let len = rows * c;
-        let task = block * len.div_ceil(block).div_ceil(TASKS).max(4 * BLOCK / block).max(1);
+        // Each task has sums of its own, which are to be small beside what they sum up.
+        let tasks = (16_384 / width).clamp(8, 32);
+        let task = block * len.div_ceil(block).div_ceil(tasks).max(8 * BLOCK / block).max(1);
         Plan { c, rows, width, block, task, tasks: len.div_ceil(task) }
     }
 
@@ -73,12 +78,18 @@ impl Plan {
         (task * self.task..end).step_by(block).map(move |start| (start, block.min(end - start)))
     }
 
-    /// Adds up, over tasks and the rows of a group, values of columns that tasks left in [tasks][N][width].
-    fn join<const N: usize>(&self, parts: &[f64], channel: usize) -> [f64; N] {
-        let mut sums = [0f64; N];
-        for task in parts.chunks_exact(N * self.width) {
-            for (sum, columns) in sums.iter_mut().zip(task.chunks_exact(self.width)) {
-                *sum += columns[channel..].iter().step_by(self.c).sum::<f64>();
+    /// Adds up what tasks left in [tasks][2][width], over tasks and the rows of a group, to 2 sums of each channel.
+    fn join(&self, parts: &mut [f64]) -> Vec<[f64; 2]> {
+        let (total, others) = parts.split_at_mut(2 * self.width);
+        for part in others.chunks_exact(total.len()) {
+            total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+        }
+        let mut sums = vec![[0f64; 2]; self.c];
+        let (first, second) = total.split_at(self.width);
+        for (first, second) in first.chunks_exact(self.c).zip(second.chunks_exact(self.c)) {
+            for ((sum, first), second) in sums.iter_mut().zip(first).zip(second) {
+                sum[0] += first;
+                sum[1] += second;
             }
         }
         sums
@@ -171,27 +182,31 @@ fn statistics(x: &[f32], plan: &Plan, ranges: bool, mean: &mut [f32], var: &mut 
     let &Plan { c, rows, width, tasks, .. } = plan;
     // Near the mean, so that sums of squares are near the variance.
     let samples = rows.min(16);
-    let pivot: Vec<f32> = (0..c)
-        .map(|i| (0..samples).map(|s| x[s * rows / samples * c + i]).sum::<f32>() / samples as f32)
-        .collect();
+    let mut pivot = vec![0f32; c];
+    for sample in 0..samples {
+        let row = &x[sample * rows / samples * c..][..c];
+        pivot.iter_mut().zip(row).for_each(|(pivot, x)| *pivot += x / samples as f32);
+    }
     let spread = plan.spread(&pivot);
     let mut parts = vec![0f64; tasks * 2 * width];
-    let mut range_parts = vec![fake_quant::NOTHING; if ranges { tasks * width } else { 0 }];
-    let range_part = Shared::new(&mut range_parts);
+    let (least, most) = fake_quant::NOTHING;
+    let range_len = if ranges { tasks * width } else { 0 };
+    let (mut lo_parts, mut hi_parts) = (vec![least; range_len], vec![most; range_len]);
+    let (lo_part, hi_part) = (Shared::new(&mut lo_parts), Shared::new(&mut hi_parts));
     parts.par_chunks_mut(2 * width).enumerate().for_each(|(task, part)| {
         let (sum, square) = part.split_at_mut(width);
-        // SAFETY: each task has its own `width` elements.
-        let range = if ranges { unsafe { range_part.part(task * width, width) } } else { &mut [] };
         for (start, len) in plan.blocks(task) {
             let x = &x[start..][..len];
             add_moments(x, &spread, sum, square);
             if ranges {
-                widen(x, range);
+                // SAFETY: each task has its own `width` elements.
+                let (lo, hi) =
+                    unsafe { (lo_part.part(task * width, width), hi_part.part(task * width, width)) };
+                widen(x, lo, hi);
             }
         }
     });
-    for i in 0..c {
-        let [sum, square] = plan.join(&parts, i);
+    for (i, [sum, square]) in plan.join(&mut parts).into_iter().enumerate() {
         let offset = sum / rows as f64;
         mean[i] = (pivot[i] as f64 + offset) as f32;
         var[i] = (square / rows as f64 - offset * offset).max(0.0) as f32;
@@ -199,10 +214,14 @@ fn statistics(x: &[f32], plan: &Plan, ranges: bool, mean: &mut [f32], var: &mut 
     if !ranges {
         return Vec::new();
     }
-    let of_channel =
-        |i: usize| range_parts[i..].iter().step_by(c).copied().fold(fake_quant::NOTHING, fake_quant::join);
     // Copies of a channel are c apart within a group, and groups are a multiple of c.
-    (0..c).map(of_channel).collect()
+    let mut range = vec![fake_quant::NOTHING; c];
+    for (lo, hi) in lo_parts.chunks_exact(c).zip(hi_parts.chunks_exact(c)) {
+        for ((range, &lo), &hi) in range.iter_mut().zip(lo).zip(hi) {
+            *range = fake_quant::join(*range, (lo, hi));
+        }
+    }
+    range
 }
 
 /// The range of `act(x · scale + shift)` of columns whose ranges are given.
@@ -257,20 +276,24 @@ fn apply(
     // Last first: the end of x is what the statistics have left in the caches.
     let tasks = (0..plan.tasks).into_par_iter().rev().map(|task| {
         let mut range = fake_quant::NOTHING;
+        let mut room = stream::room(plan.len(), plan.block);
         for (start, len) in plan.blocks(task) {
+            let x = &x[start..][..len];
             // SAFETY: blocks are disjoint.
             let y = unsafe { y.part(start, len) };
-            let x = &x[start..][..len];
-            match residual {
-                None => affine(act, x, &scale, &shift, y),
-                Some(r) => affine_residual(act, x, &r[start..][..len], &scale, &shift, y),
-            }
-            match then {
-                Then::Nothing => {}
-                Then::Observe => range = fake_quant::join(range, fake_quant::range_block(y)),
-                Then::Quantize(grid) => fake_quant::quantize_block(y, grid),
-            }
+            stream::write(&mut room, y, |y| {
+                match residual {
+                    None => affine(act, x, &scale, &shift, y),
+                    Some(r) => affine_residual(act, x, &r[start..][..len], &scale, &shift, y),
+                }
+                match then {
+                    Then::Nothing => {}
+                    Then::Observe => range = fake_quant::join(range, fake_quant::range_block(y)),
+                    Then::Quantize(grid) => fake_quant::quantize_block(y, grid),
+                }
+            });
         }
+        stream::finish();
         range
     });
     tasks.reduce(|| fake_quant::NOTHING, fake_quant::join)
@@ -335,6 +358,11 @@ pub fn backward(
         let mut room = before.room(&plan);
         for (start, len) in plan.blocks(task) {
             let x = &x[start..][..len];
+            if before.is_plain(skip) && !with_residual {
+                let dy = &dy[start..][..len];
+                add_gradient_products(act, x, dy, &before.scale, &before.shift, &center, sum, product);
+                continue;
+            }
             let dz = if with_residual {
                 // SAFETY: blocks are disjoint, and d_residual has the length of x.
                 let dz = unsafe { d_residual.part(start, len) };
@@ -349,9 +377,8 @@ pub fn backward(
 
     // dx = scale · (dz - Σ dz / rows - (x - mean) · d_gamma / rows / sqrt(var + eps)), as a sum of three terms.
     let (mut slope, mut offset) = (vec![0f32; c], vec![0f32; c]);
-    for i in 0..c {
+    for (i, [sum, product]) in plan.join(&mut parts).into_iter().enumerate() {
         let inverse = 1.0 / (var[i] as f64 + eps).sqrt();
-        let [sum, product] = plan.join(&parts, i);
         (d_gamma[i], d_beta[i]) = ((product * inverse) as f32, sum as f32);
         let scale = scale[i] as f64;
         let by_x = -scale * product * inverse * inverse / rows as f64;
@@ -362,18 +389,26 @@ pub fn backward(
     let dx = Shared::new(dx);
     (0..plan.tasks).into_par_iter().rev().for_each(|task| {
         let mut room = before.room(&plan);
+        let mut dx_room = stream::room(len, plan.block);
         for (start, len) in plan.blocks(task) {
             let x = &x[start..][..len];
-            let dz = if with_residual {
-                // SAFETY: blocks are disjoint, and d_residual has the length of x.
-                unsafe { &*d_residual.part(start, len) }
-            } else {
-                before.gradient(x, skip, dy, start, &mut room)
-            };
             // SAFETY: blocks are disjoint.
             let dx = unsafe { dx.part(start, len) };
-            finish(x, dz, &before.scale, &slope, &offset, dx);
+            stream::write(&mut dx_room, dx, |dx| {
+                if before.is_plain(skip) && !with_residual {
+                    let dy = &dy[start..][..len];
+                    return finish_gradient(act, x, dy, &before.scale, &before.shift, &slope, &offset, dx);
+                }
+                let dz = if with_residual {
+                    // SAFETY: blocks are disjoint, and d_residual has the length of x.
+                    unsafe { &*d_residual.part(start, len) }
+                } else {
+                    before.gradient(x, skip, dy, start, &mut room)
+                };
+                finish(x, dz, &before.scale, &slope, &offset, dx);
+            });
         }
+        stream::finish();
     });
 }
 
@@ -390,6 +425,12 @@ impl Before {
     /// Whether dy is the gradient as it is.
     fn is_nothing(&self) -> bool {
         self.act == Act::None && self.inside.is_none()
+    }
+
+    /// Whether it is an activation alone: the common case, whose gradient is cheaper computed where it is needed than
+    /// kept for a block.
+    fn is_plain(&self, skip: Skip) -> bool {
+        self.inside.is_none() && matches!(skip, Skip::None)
     }
 
     /// Memory for the gradient of a block.
@@ -434,7 +475,7 @@ impl Before {
 by_isa! {
     /// Adds, for each column of the groups in x, Σ (x - pivot) and Σ (x - pivot)².
     fn add_moments(x: &[f32], pivot: &[f32], sum: &mut [f64], square: &mut [f64]) {
-        accumulate(x, x, pivot, sum, square, |x, _, pivot| {
+        accumulate(x, x, [pivot], sum, square, |x, _, [pivot]| {
             let d = x - pivot;
             (d, d * d)
         });
@@ -444,31 +485,44 @@ by_isa! {
 by_isa! {
     /// Adds, for each column of the groups in x, Σ dz and Σ dz (x - center).
     fn add_products(x: &[f32], dz: &[f32], center: &[f32], sum: &mut [f64], product: &mut [f64]) {
-        accumulate(x, dz, center, sum, product, |x, dz, center| (dz, dz * (x - center)));
+        accumulate(x, dz, [center], sum, product, |x, dz, [center]| (dz, dz * (x - center)));
     }
 }
 
-/// Adds the two results of `f(a, b, column's value)` over the groups in a and b to the sums of their columns.
+by_isa! {
+    /// [`add_products`] of [`gradient`]'s dz.
+    fn add_gradient_products(
+        act: Act, x: &[f32], dy: &[f32], scale: &[f32], shift: &[f32], center: &[f32], sum: &mut [f64],
+        product: &mut [f64],
+    ) {
+        with_function!(act, F => accumulate(x, dy, [scale, shift, center], sum, product, |x, dy, [scale, shift, center]| {
+            let dz = F::gradient(x * scale + shift, dy);
+            (dz, dz * (x - center))
+        }));
+    }
+}
+
+/// Adds the two results of `f(a, b, values of the column)` over the groups in a and b to the sums of their columns.
 #[inline(always)]
-fn accumulate(
+fn accumulate<const N: usize>(
     a: &[f32],
     b: &[f32],
-    column: &[f32],
+    columns: [&[f32]; N],
     first: &mut [f64],
     second: &mut [f64],
-    f: impl Fn(f32, f32, f32) -> (f32, f32),
+    f: impl Fn(f32, f32, [f32; N]) -> (f32, f32),
 ) {
-    let width = column.len();
-    assert!(a.len() == b.len() && first.len() == width && second.len() == width);
+    let width = first.len();
+    assert!(a.len() == b.len() && second.len() == width && columns.iter().all(|c| c.len() == width));
     let groups = a.len() / width;
     for at in (0..width).step_by(LANES) {
-        let column: &[f32; LANES] =
-            column[at..][..LANES].try_into().expect("a group is a multiple of the lanes");
+        let columns: [&[f32; LANES]; N] =
+            columns.map(|c| c[at..][..LANES].try_into().expect("a group is a multiple of the lanes"));
         let (mut u, mut v) = ([0f32; LANES], [0f32; LANES]);
         for group in 0..groups {
             let (a, b) = (&a[group * width + at..][..LANES], &b[group * width + at..][..LANES]);
             for l in 0..LANES {
-                let (p, q) = f(a[l], b[l], column[l]);
+                let (p, q) = f(a[l], b[l], columns.map(|c| c[l]));
                 u[l] += p;
                 v[l] += q;
             }
@@ -480,7 +534,7 @@ fn accumulate(
     }
     // The last rows, which are no whole group.
     for (i, (&a, &b)) in a[groups * width..].iter().zip(&b[groups * width..]).enumerate() {
-        let (p, q) = f(a, b, column[i]);
+        let (p, q) = f(a, b, columns.map(|c| c[i]));
         first[i] += p as f64;
         second[i] += q as f64;
     }
@@ -488,9 +542,9 @@ fn accumulate(
 
 by_isa! {
     /// Widens the range of each column by the groups in x.
-    fn widen(x: &[f32], range: &mut [(f32, f32)]) {
-        for x in x.chunks(range.len()) {
-            for ((lo, hi), &x) in range.iter_mut().zip(x) {
+    fn widen(x: &[f32], lo: &mut [f32], hi: &mut [f32]) {
+        for x in x.chunks(lo.len()) {
+            for ((lo, hi), &x) in lo.iter_mut().zip(hi.iter_mut()).zip(x) {
                 *lo = if x < *lo { x } else { *lo };
                 *hi = if x > *hi { x } else { *hi };
             }
@@ -599,5 +653,20 @@ by_isa! {
                 *dx = dz * scale + (x * slope + offset);
             }
         }
+    }
+}
+
+by_isa! {
+    /// [`finish`] of [`gradient`]'s dz.
+    fn finish_gradient(
+        act: Act, x: &[f32], dy: &[f32], scale: &[f32], shift: &[f32], slope: &[f32], offset: &[f32], dx: &mut [f32],
+    ) {
+        let width = scale.len();
+        with_function!(act, F => for ((x, dy), dx) in x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width)) {
+            let columns = dx.iter_mut().zip(x).zip(dy).zip(scale).zip(shift).zip(slope).zip(offset);
+            for ((((((dx, &x), &dy), &scale), &shift), &slope), &offset) in columns {
+                *dx = F::gradient(x * scale + shift, dy) * scale + (x * slope + offset);
+            }
+        })
     }
 }

@@ -12,5 +12,6 @@ pub mod optimizer;
 pub mod pool;
 pub mod shape;
 pub mod shared;
+mod stream;
 
 pub use shape::ConvShape;

@@ -241,32 +241,15 @@ by_isa! {
 
 by_isa! {
     fn max_of_taps(x: &[f32], taps: &[Tap], y: &mut [f32], at: &mut [u8]) {
-        const LANES: usize = 16;
-        let whole = y.len() / LANES * LANES;
-        for start in (0..whole).step_by(LANES) {
-            let mut best = [0f32; LANES];
-            let mut place = [taps[0].place as u32; LANES];
-            best.copy_from_slice(&x[taps[0].at + start..][..LANES]);
-            for tap in &taps[1..] {
-                let x = &x[tap.at + start..][..LANES];
-                for l in 0..LANES {
-                    let wins = x[l] > best[l] || x[l].is_nan();
-                    best[l] = if wins { x[l] } else { best[l] };
-                    place[l] = if wins { tap.place as u32 } else { place[l] };
-                }
-            }
-            y[start..][..LANES].copy_from_slice(&best);
-            for (at, place) in at[start..][..LANES].iter_mut().zip(place) {
-                *at = place as u8;
-            }
-        }
-        for i in whole..y.len() {
-            (y[i], at[i]) = (x[taps[0].at + i], taps[0].place);
-            for tap in &taps[1..] {
-                let x = x[tap.at + i];
-                if x > y[i] || x.is_nan() {
-                    (y[i], at[i]) = (x, tap.place);
-                }
+        let c = y.len();
+        y.copy_from_slice(&x[taps[0].at..][..c]);
+        at.fill(taps[0].place);
+        for tap in &taps[1..] {
+            for ((y, at), &x) in y.iter_mut().zip(at.iter_mut()).zip(&x[tap.at..][..c]) {
+                // Without a short cut, which would be a branch per lane.
+                let wins = (x > *y) | x.is_nan();
+                *y = if wins { x } else { *y };
+                *at = if wins { tap.place } else { *at };
             }
         }
     }
