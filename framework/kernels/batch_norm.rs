@@ -9,11 +9,13 @@
 //! number of channels, and in blocks that stay in the first cache between the steps. Sums are f32 in a block, f64 from
 //! there on, of values less a pivot of their column, so that a mean far from zero costs no digits.
 
+mod loops;
+
 use crate::activation::{Act, Function, with_function};
-use crate::by_isa;
 use crate::fake_quant::{self, Grid};
 use crate::shared::Shared;
 use crate::stream;
+use loops::{Inside, LANES};
 use rayon::prelude::*;
 
 /// Turns the range of the activated result into the grid to put it on, if any: the observer of the caller.
@@ -43,7 +45,6 @@ struct Plan {
     tasks: usize,
 }
 
-const LANES: usize = 64;
 /// Floats of a block of x: with those of dy, dz and dx the first cache is full.
 const BLOCK: usize = 2048;
 /// Groups of a block at least, so that sums are not joined in f64 too often.
@@ -100,14 +101,14 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
-/// Normalisation as y = x · scale + shift. From the f32 statistics, which the gradient has too: it must come to the
-/// same bits.
-fn folded(gamma: &[f32], beta: &[f32], mean: &[f32], var: &[f32], eps: f64) -> (Vec<f32>, Vec<f32>) {
-    let fold = |i: usize| {
+/// Normalisation by given statistics \[c\] as (scale, shift) of [`forward_with`].
+pub fn fold(gamma: &[f32], beta: &[f32], mean: &[f32], var: &[f32], eps: f64) -> (Vec<f32>, Vec<f32>) {
+    // From the f32 statistics, which the gradient has too: it must come to the same bits.
+    let of_channel = |i: usize| {
         let scale = gamma[i] as f64 / (var[i] as f64 + eps).sqrt();
         (scale as f32, (beta[i] as f64 - mean[i] as f64 * scale) as f32)
     };
-    (0..gamma.len()).map(fold).unzip()
+    (0..gamma.len()).map(of_channel).unzip()
 }
 
 /// `y = act(gamma · (x - mean) / sqrt(var + eps) + beta [+ residual])` with the mean and biased variance of each
@@ -138,7 +139,7 @@ pub fn forward(
     assert!(residual.is_none_or(|r| r.len() == x.len()), "the residual has another shape than x");
     assert!([gamma.len(), beta.len(), mean.len(), var.len()] == [c; 4], "parameters are not [{c}]");
     let extremes = statistics(x, &plan, observer.is_some() && residual.is_none(), mean, var);
-    let (scale, shift) = folded(gamma, beta, mean, var, eps);
+    let (scale, shift) = fold(gamma, beta, mean, var, eps);
     let Some(observer) = observer else {
         apply(x, &plan, &scale, &shift, residual, act, Then::Nothing, y);
         return;
@@ -197,12 +198,12 @@ fn statistics(x: &[f32], plan: &Plan, ranges: bool, mean: &mut [f32], var: &mut 
         let (sum, square) = part.split_at_mut(width);
         for (start, len) in plan.blocks(task) {
             let x = &x[start..][..len];
-            add_moments(x, &spread, sum, square);
+            loops::add_moments(x, &spread, sum, square);
             if ranges {
                 // SAFETY: each task has its own `width` elements.
                 let (lo, hi) =
                     unsafe { (lo_part.part(task * width, width), hi_part.part(task * width, width)) };
-                widen(x, lo, hi);
+                loops::widen(x, lo, hi);
             }
         }
     });
@@ -283,8 +284,8 @@ fn apply(
             let y = unsafe { y.part(start, len) };
             stream::write(&mut room, y, |y| {
                 match residual {
-                    None => affine(act, x, &scale, &shift, y),
-                    Some(r) => affine_residual(act, x, &r[start..][..len], &scale, &shift, y),
+                    None => loops::affine(act, x, &scale, &shift, y),
+                    Some(r) => loops::affine_residual(act, x, &r[start..][..len], &scale, &shift, y),
                 }
                 match then {
                     Then::Nothing => {}
@@ -340,7 +341,7 @@ pub fn backward(
             assert!(told, "the gradient needs the residual itself, not the output");
         }
     }
-    let (scale, shift) = folded(gamma, beta, mean, var, eps);
+    let (scale, shift) = fold(gamma, beta, mean, var, eps);
     let before = Before {
         act,
         inside: grid.map(|grid| grid.inside()),
@@ -350,6 +351,10 @@ pub fn backward(
     let with_residual = d_residual.is_some();
     let d_residual = Shared::new(d_residual.unwrap_or_default());
 
+    // Without a residual, it is cheaper to compute the gradient before the activation where it is needed than to keep it
+    // for a block.
+    let plain = matches!(skip, Skip::None) && !with_residual;
+
     // The gradient before the activation: summed, and kept where it is the residual's.
     let center = plan.spread(mean);
     let mut parts = vec![0f64; plan.tasks * 2 * plan.width];
@@ -358,9 +363,19 @@ pub fn backward(
         let mut room = before.room(&plan);
         for (start, len) in plan.blocks(task) {
             let x = &x[start..][..len];
-            if before.is_plain(skip) && !with_residual {
+            if plain {
                 let dy = &dy[start..][..len];
-                add_gradient_products(act, x, dy, &before.scale, &before.shift, &center, sum, product);
+                loops::add_gradient_products(
+                    act,
+                    x,
+                    dy,
+                    &before.scale,
+                    &before.shift,
+                    before.inside,
+                    &center,
+                    sum,
+                    product,
+                );
                 continue;
             }
             let dz = if with_residual {
@@ -371,7 +386,7 @@ pub fn backward(
             } else {
                 before.gradient(x, skip, dy, start, &mut room)
             };
-            add_products(x, dz, &center, sum, product);
+            loops::add_products(x, dz, &center, sum, product);
         }
     });
 
@@ -395,9 +410,19 @@ pub fn backward(
             // SAFETY: blocks are disjoint.
             let dx = unsafe { dx.part(start, len) };
             stream::write(&mut dx_room, dx, |dx| {
-                if before.is_plain(skip) && !with_residual {
+                if plain {
                     let dy = &dy[start..][..len];
-                    return finish_gradient(act, x, dy, &before.scale, &before.shift, &slope, &offset, dx);
+                    return loops::finish_gradient(
+                        act,
+                        x,
+                        dy,
+                        &before.scale,
+                        &before.shift,
+                        before.inside,
+                        &slope,
+                        &offset,
+                        dx,
+                    );
                 }
                 let dz = if with_residual {
                     // SAFETY: blocks are disjoint, and d_residual has the length of x.
@@ -405,7 +430,7 @@ pub fn backward(
                 } else {
                     before.gradient(x, skip, dy, start, &mut room)
                 };
-                finish(x, dz, &before.scale, &slope, &offset, dx);
+                loops::finish(x, dz, &before.scale, &slope, &offset, dx);
             });
         }
         stream::finish();
@@ -416,7 +441,7 @@ pub fn backward(
 struct Before {
     act: Act,
     /// Values of y that pass a gradient.
-    inside: Option<(f32, f32)>,
+    inside: Inside,
     scale: Vec<f32>,
     shift: Vec<f32>,
 }
@@ -425,12 +450,6 @@ impl Before {
     /// Whether dy is the gradient as it is.
     fn is_nothing(&self) -> bool {
         self.act == Act::None && self.inside.is_none()
-    }
-
-    /// Whether it is an activation alone: the common case, whose gradient is cheaper computed where it is needed than
-    /// kept for a block.
-    fn is_plain(&self, skip: Skip) -> bool {
-        self.inside.is_none() && matches!(skip, Skip::None)
     }
 
     /// Memory for the gradient of a block.
@@ -458,215 +477,12 @@ impl Before {
     fn gradient_into(&self, x: &[f32], skip: Skip, dy: &[f32], start: usize, dz: &mut [f32]) {
         let dy = &dy[start..][..x.len()];
         let (act, scale, shift) = (self.act, &self.scale[..], &self.shift[..]);
-        match (skip, self.inside) {
-            (Skip::None, None) => gradient(act, x, scale, shift, dy, dz),
-            (Skip::None, Some(inside)) => gradient_inside(act, x, scale, shift, inside, dy, dz),
-            (Skip::Residual(r), None) => {
-                gradient_residual(act, x, &r[start..][..x.len()], scale, shift, dy, dz)
+        match skip {
+            Skip::None => loops::gradient(act, x, scale, shift, self.inside, dy, dz),
+            Skip::Residual(r) => {
+                loops::gradient_residual(act, x, &r[start..][..x.len()], scale, shift, self.inside, dy, dz);
             }
-            (Skip::Residual(r), Some(inside)) => {
-                gradient_residual_inside(act, x, &r[start..][..x.len()], scale, shift, inside, dy, dz);
-            }
-            (Skip::Output(y), _) => gradient_of_output(act, &y[start..][..x.len()], dy, dz),
+            Skip::Output(y) => loops::gradient_of_output(act, &y[start..][..x.len()], dy, dz),
         }
-    }
-}
-
-by_isa! {
-    /// Adds, for each column of the groups in x, Σ (x - pivot) and Σ (x - pivot)².
-    fn add_moments(x: &[f32], pivot: &[f32], sum: &mut [f64], square: &mut [f64]) {
-        accumulate(x, x, [pivot], sum, square, |x, _, [pivot]| {
-            let d = x - pivot;
-            (d, d * d)
-        });
-    }
-}
-
-by_isa! {
-    /// Adds, for each column of the groups in x, Σ dz and Σ dz (x - center).
-    fn add_products(x: &[f32], dz: &[f32], center: &[f32], sum: &mut [f64], product: &mut [f64]) {
-        accumulate(x, dz, [center], sum, product, |x, dz, [center]| (dz, dz * (x - center)));
-    }
-}
-
-by_isa! {
-    /// [`add_products`] of [`gradient`]'s dz.
-    fn add_gradient_products(
-        act: Act, x: &[f32], dy: &[f32], scale: &[f32], shift: &[f32], center: &[f32], sum: &mut [f64],
-        product: &mut [f64],
-    ) {
-        with_function!(act, F => accumulate(x, dy, [scale, shift, center], sum, product, |x, dy, [scale, shift, center]| {
-            let dz = F::gradient(x * scale + shift, dy);
-            (dz, dz * (x - center))
-        }));
-    }
-}
-
-/// Adds the two results of `f(a, b, values of the column)` over the groups in a and b to the sums of their columns.
-#[inline(always)]
-fn accumulate<const N: usize>(
-    a: &[f32],
-    b: &[f32],
-    columns: [&[f32]; N],
-    first: &mut [f64],
-    second: &mut [f64],
-    f: impl Fn(f32, f32, [f32; N]) -> (f32, f32),
-) {
-    let width = first.len();
-    assert!(a.len() == b.len() && second.len() == width && columns.iter().all(|c| c.len() == width));
-    let groups = a.len() / width;
-    for at in (0..width).step_by(LANES) {
-        let columns: [&[f32; LANES]; N] =
-            columns.map(|c| c[at..][..LANES].try_into().expect("a group is a multiple of the lanes"));
-        let (mut u, mut v) = ([0f32; LANES], [0f32; LANES]);
-        for group in 0..groups {
-            let (a, b) = (&a[group * width + at..][..LANES], &b[group * width + at..][..LANES]);
-            for l in 0..LANES {
-                let (p, q) = f(a[l], b[l], columns.map(|c| c[l]));
-                u[l] += p;
-                v[l] += q;
-            }
-        }
-        for l in 0..LANES {
-            first[at + l] += u[l] as f64;
-            second[at + l] += v[l] as f64;
-        }
-    }
-    // The last rows, which are no whole group.
-    for (i, (&a, &b)) in a[groups * width..].iter().zip(&b[groups * width..]).enumerate() {
-        let (p, q) = f(a, b, columns.map(|c| c[i]));
-        first[i] += p as f64;
-        second[i] += q as f64;
-    }
-}
-
-by_isa! {
-    /// Widens the range of each column by the groups in x.
-    fn widen(x: &[f32], lo: &mut [f32], hi: &mut [f32]) {
-        for x in x.chunks(lo.len()) {
-            for ((lo, hi), &x) in lo.iter_mut().zip(hi.iter_mut()).zip(x) {
-                *lo = if x < *lo { x } else { *lo };
-                *hi = if x > *hi { x } else { *hi };
-            }
-        }
-    }
-}
-
-by_isa! {
-    fn affine(act: Act, x: &[f32], scale: &[f32], shift: &[f32], y: &mut [f32]) {
-        let (scale, shift) = (scale, &shift[..scale.len()]);
-        with_function!(act, F => for (x, y) in x.chunks(scale.len()).zip(y.chunks_mut(scale.len())) {
-            for (((y, &x), &scale), &shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
-                *y = F::value(x * scale + shift);
-            }
-        })
-    }
-}
-
-by_isa! {
-    fn affine_residual(act: Act, x: &[f32], r: &[f32], scale: &[f32], shift: &[f32], y: &mut [f32]) {
-        let width = scale.len();
-        with_function!(act, F => for ((x, r), y) in x.chunks(width).zip(r.chunks(width)).zip(y.chunks_mut(width)) {
-            for ((((y, &x), &r), &scale), &shift) in y.iter_mut().zip(x).zip(r).zip(scale).zip(shift) {
-                *y = F::value(x * scale + shift + r);
-            }
-        })
-    }
-}
-
-by_isa! {
-    fn gradient(act: Act, x: &[f32], scale: &[f32], shift: &[f32], dy: &[f32], dz: &mut [f32]) {
-        let width = scale.len();
-        with_function!(act, F => for ((x, dy), dz) in x.chunks(width).zip(dy.chunks(width)).zip(dz.chunks_mut(width)) {
-            for ((((dz, &x), &dy), &scale), &shift) in dz.iter_mut().zip(x).zip(dy).zip(scale).zip(shift) {
-                *dz = F::gradient(x * scale + shift, dy);
-            }
-        })
-    }
-}
-
-by_isa! {
-    fn gradient_inside(
-        act: Act, x: &[f32], scale: &[f32], shift: &[f32], inside: (f32, f32), dy: &[f32], dz: &mut [f32],
-    ) {
-        let width = scale.len();
-        with_function!(act, F => for ((x, dy), dz) in x.chunks(width).zip(dy.chunks(width)).zip(dz.chunks_mut(width)) {
-            for ((((dz, &x), &dy), &scale), &shift) in dz.iter_mut().zip(x).zip(dy).zip(scale).zip(shift) {
-                *dz = pull::<F>(x * scale + shift, inside, dy);
-            }
-        })
-    }
-}
-
-by_isa! {
-    fn gradient_residual(
-        act: Act, x: &[f32], r: &[f32], scale: &[f32], shift: &[f32], dy: &[f32], dz: &mut [f32],
-    ) {
-        let width = scale.len();
-        let rows = x.chunks(width).zip(r.chunks(width)).zip(dy.chunks(width)).zip(dz.chunks_mut(width));
-        with_function!(act, F => for (((x, r), dy), dz) in rows {
-            let columns = dz.iter_mut().zip(x).zip(r).zip(dy).zip(scale).zip(shift);
-            for (((((dz, &x), &r), &dy), &scale), &shift) in columns {
-                *dz = F::gradient(x * scale + shift + r, dy);
-            }
-        })
-    }
-}
-
-by_isa! {
-    fn gradient_residual_inside(
-        act: Act, x: &[f32], r: &[f32], scale: &[f32], shift: &[f32], inside: (f32, f32), dy: &[f32], dz: &mut [f32],
-    ) {
-        let width = scale.len();
-        let rows = x.chunks(width).zip(r.chunks(width)).zip(dy.chunks(width)).zip(dz.chunks_mut(width));
-        with_function!(act, F => for (((x, r), dy), dz) in rows {
-            let columns = dz.iter_mut().zip(x).zip(r).zip(dy).zip(scale).zip(shift);
-            for (((((dz, &x), &r), &dy), &scale), &shift) in columns {
-                *dz = pull::<F>(x * scale + shift + r, inside, dy);
-            }
-        })
-    }
-}
-
-/// The gradient of the activation where the grid behind it passes one.
-#[inline(always)]
-fn pull<F: Function>(z: f32, (lo, hi): (f32, f32), dy: f32) -> f32 {
-    let y = F::value(z);
-    F::gradient(z, if y >= lo && y <= hi { dy } else { 0.0 })
-}
-
-by_isa! {
-    fn gradient_of_output(act: Act, y: &[f32], dy: &[f32], dz: &mut [f32]) {
-        with_function!(act, F => for ((dz, &y), &dy) in dz.iter_mut().zip(y).zip(dy) {
-            *dz = F::gradient(y, dy);
-        })
-    }
-}
-
-by_isa! {
-    /// dx = dz · scale + x · slope + offset.
-    fn finish(x: &[f32], dz: &[f32], scale: &[f32], slope: &[f32], offset: &[f32], dx: &mut [f32]) {
-        let width = scale.len();
-        for ((x, dz), dx) in x.chunks(width).zip(dz.chunks(width)).zip(dx.chunks_mut(width)) {
-            let columns = dx.iter_mut().zip(x).zip(dz).zip(scale).zip(slope).zip(offset);
-            for (((((dx, &x), &dz), &scale), &slope), &offset) in columns {
-                *dx = dz * scale + (x * slope + offset);
-            }
-        }
-    }
-}
-
-by_isa! {
-    /// [`finish`] of [`gradient`]'s dz.
-    fn finish_gradient(
-        act: Act, x: &[f32], dy: &[f32], scale: &[f32], shift: &[f32], slope: &[f32], offset: &[f32], dx: &mut [f32],
-    ) {
-        let width = scale.len();
-        with_function!(act, F => for ((x, dy), dx) in x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width)) {
-            let columns = dx.iter_mut().zip(x).zip(dy).zip(scale).zip(shift).zip(slope).zip(offset);
-            for ((((((dx, &x), &dy), &scale), &shift), &slope), &offset) in columns {
-                *dx = F::gradient(x * scale + shift, dy) * scale + (x * slope + offset);
-            }
-        })
     }
 }
