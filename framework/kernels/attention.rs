@@ -139,7 +139,7 @@ impl<'a> RowsMut<'a> {
     ///
     /// # Safety
     /// Meanwhile no other task writes any of them.
-    unsafe fn at(&self, row: usize, rows: usize, column: usize, columns: usize) -> Target {
+    unsafe fn at(&self, row: usize, rows: usize, column: usize, columns: usize) -> Target<'_> {
         assert!(row + rows <= self.rows && column + columns <= self.columns);
         // SAFETY: inside the matrix (asserted), and nobody else's by the caller's promise.
         unsafe {
