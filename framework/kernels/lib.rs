@@ -6,16 +6,21 @@
 
 pub mod activation;
 pub mod attention;
+pub mod batch_norm;
 pub mod conv;
 pub mod embedding;
+pub mod fake_quant;
 pub mod gemm;
 pub mod isa;
 pub mod layer_norm;
 pub mod loss;
+pub mod optimizer;
+pub mod pool;
 mod scratch;
 pub mod shape;
 pub mod shared;
 pub mod softmax;
+mod stream;
 mod tasks;
 pub mod transpose;
 mod vector;
