@@ -13,7 +13,7 @@ use crate::isa::Isa;
 use crate::scratch::{self, Buffer};
 use crate::shape::ConvShape;
 use crate::transpose::scatter;
-use pass::{Pass, pack_panels, panels};
+use pass::{Panel, Pass, pack_panels, panels};
 use rayon::prelude::*;
 use reading::{Channels, Layout, Reading};
 use std::cell::RefCell;
@@ -117,7 +117,7 @@ fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f
                     ys.iter().flat_map(|(ky, _)| xs.iter().map(move |(kx, _)| ky * s.kw + kx)).collect();
                 pack_panels(&panels, own.len() * o, weights, |panel, out| {
                     let from = w[(group * o * c + panel.first) * taps..].chunks(c * taps);
-                    turn(from, o, taps, &own, panel.columns, panel.lanes(), out);
+                    turn(isa, from, o, taps, &own, panel, out);
                 });
                 let reading = Reading {
                     n: s.n,
@@ -152,15 +152,21 @@ fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f
 
 /// Writes `out[own tap, o][columns]` from the weight's rows [o][columns of c, tap].
 fn turn<'a>(
+    isa: Isa,
     from: impl Iterator<Item = &'a [f32]>,
     o: usize,
     taps: usize,
     own: &[usize],
-    columns: usize,
-    lanes: usize,
+    panel: &Panel,
     out: &mut [f32],
 ) {
+    let (columns, lanes) = (panel.columns, panel.lanes());
     for (i, from) in from.take(o).enumerate() {
+        if own.len() == taps && taps > 1 {
+            // Own taps are all taps from the last to the first.
+            scatter(isa, from, columns, taps, taps, out, lanes, |tap| ((taps - 1 - tap) * o + i) * lanes);
+            continue;
+        }
         for (k, tap) in own.iter().enumerate() {
             let to = &mut out[(k * o + i) * lanes..][..columns];
             if taps == 1 {
