@@ -26,6 +26,10 @@ fn best(mut f: impl FnMut()) -> f64 {
     best
 }
 
+fn dense_runs(mut f: impl FnMut()) -> f64 {
+    best(&mut f)
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let densities: Vec<f64> =
@@ -48,8 +52,9 @@ fn main() {
         ("lin 256-1024", linear_shape(4096, 256, 1024)),
         ("lin 1024-256", linear_shape(4096, 1024, 256)),
     ];
-    println!("layer            open   dense ms | of ms | fwd ms  x   | dx ms   x   | dw ms   x   | all x");
+    println!("layer, open | pattern | dense / sparse ms: forward | dx | dw | all");
     for (name, s) in layers.iter().filter(|l| l.0.contains(&only)) {
+        let mut kept = [f64::NAN; 3];
         for &density in &densities {
             let mut seed = 1u32;
             let mut next = || {
@@ -61,26 +66,22 @@ fn main() {
             let w: Vec<f32> =
                 (0..s.w_len()).map(|_| if (next() as f64) < density { next() - 0.5 } else { 0.0 }).collect();
             let (mut y, mut dx, mut dw) = (vec![0.0; s.y_len()], vec![0.0; s.x_len()], vec![0.0; s.w_len()]);
-            let pass = args.get(2).cloned().unwrap_or("ofbw".into());
+            let pass = args.get(2).cloned().unwrap_or("ofbwd".into());
             let best = |c: char, f: &mut dyn FnMut()| if pass.contains(c) { best(f) } else { f64::NAN };
             let of = best('o', &mut || drop(Pattern::of(&w, s)));
             let pattern = Pattern::of(&w, s);
             let fwd = best('f', &mut || conv_forward(&x, &pattern, None, s, &mut y));
             let back = best('b', &mut || conv_input_gradient(&dy, &pattern, s, &mut dx));
             let weight = best('w', &mut || conv_weight_gradient(&x, &dy, &pattern, s, &mut dw));
-            let dense = s.flops() / 2.0 / 59e9;
-            println!(
-                "{name:15} {density:5.2} {:9.3} | {:5.2} | {:6.3} {:4.1} | {:6.3} {:4.1} | {:6.3} {:4.1} | {:4.1}",
-                dense * 1e3,
-                of * 1e3,
-                fwd * 1e3,
-                dense / fwd,
-                back * 1e3,
-                dense / back,
-                weight * 1e3,
-                dense / weight,
-                3.0 * dense / (of + fwd + back + weight)
-            );
+            let d = |c: char, f: &mut dyn FnMut()| if pass.contains('d') && pass.contains(c) && density == densities[0] { dense_runs(f) } else { f64::NAN };
+            let df = d('f', &mut || lacuna_kernels::conv::forward(&x, &w, None, s, &mut y));
+            let db = d('b', &mut || lacuna_kernels::conv::input_gradient(&w, &dy, s, &mut dx));
+            let dw_ = d('w', &mut || lacuna_kernels::conv::weight_gradient(&x, &dy, s, &mut dw));
+            if !df.is_nan() || !db.is_nan() || !dw_.is_nan() { kept = [df, db, dw_]; }
+            let [df, db, dw_] = kept;
+            let cell = |dense: f64, t: f64| format!("{:7.3} /{:7.3} = {:4.1}", dense * 1e3, t * 1e3, dense / t);
+            println!("{name:15} {density:5.2} | {:5.2} | {} | {} | {} | {:4.1} of peak {:.2}", of * 1e3, cell(df, fwd), cell(db, back), cell(dw_, weight),
+                (df + db + dw_) / (of + fwd + back + weight), 3.0 * s.flops() / 2.0 / 59e9 / (df + db + dw_));
         }
     }
 }
