@@ -606,8 +606,10 @@ fn bias_gradient(dy: &FlexTensor, channels: usize) -> FlexTensor {
 }
 
 /// The open weights, if the weight is masked and skipping them pays.
-fn open_weights(sparse: bool, w: &[f32], shape: &ConvShape) -> Option<Arc<Pattern>> {
-    (sparse && w.len() > 0).then(|| Arc::new(Pattern::of(w, shape)))
+fn open_weights(masked: bool, w: &[f32], shape: &ConvShape) -> Option<Arc<Pattern>> {
+    let closed = || w.iter().filter(|w| w.to_bits() == 0).count();
+    let density = || 1.0 - closed() as f64 / w.len().max(1) as f64;
+    (masked && sparse::pays(shape, density())).then(|| Arc::new(Pattern::of(w, shape)))
 }
 
 /// Tokens of [batch, tokens, heads * width] as rows.
