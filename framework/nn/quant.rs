@@ -172,7 +172,12 @@ impl WeightQuantizer {
 
     /// The stored weight of a training pass, quantised as it will be deployed, multiplied by `fold`, and divided by it
     /// again.
-    pub fn forward_unfolded<const D: usize>(&self, w: Tensor<D>, fold: Tensor<1>, pass: &Pass) -> Option<Tensor<D>> {
+    pub fn forward_unfolded<const D: usize>(
+        &self,
+        w: Tensor<D>,
+        fold: Tensor<1>,
+        pass: &Pass,
+    ) -> Option<Tensor<D>> {
         let by = host(fold.clone().without_autodiff());
         let seen = || {
             let mut seen = host(ops::row_ranges(w.clone()));

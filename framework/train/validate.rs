@@ -100,11 +100,7 @@ fn module_logits<M: Classifier>(module: &M, batch: &Batch, pass: &Pass) -> Resul
     module.forward(x, pass).into_data().try_into_vec().map_err(|e| Error::Weights(format!("{e:?}")))
 }
 
-fn engine_logits(
-    session: &mut Session,
-    batch: &Batch,
-    classes: usize,
-) -> lacuna_engine::Result<Vec<f32>> {
+fn engine_logits(session: &mut Session, batch: &Batch, classes: usize) -> lacuna_engine::Result<Vec<f32>> {
     let mut logits = vec![0.0; batch.y.len() * classes];
     session.run_into(&[InputRef::f32(&batch.dims, &batch.x)], &mut [OutputMut::f32(&mut logits)])?;
     Ok(logits)
