@@ -6,7 +6,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use lacuna::cli::training::{DEVICES, DeviceName, device};
-use lacuna::models::{MODELS, Network};
+use lacuna::models::{InputShape, MODELS, Network};
 use lacuna::nn::Classifier;
 use lacuna::nn::layers::Init;
 use lacuna::nn::params;
@@ -40,7 +40,7 @@ impl Net {
     /// One step of training on the same four images; the loss before it.
     fn step(&mut self, quant: Quant) -> f32 {
         self.state.pass = Pass { quant, norm: Norm::Batch };
-        let [c, h, w] = MODELS[0].input;
+        let InputShape::Image([c, h, w]) = MODELS[0].input else { panic!("it takes images") };
         let logits = self.net.forward(Tensor::from_data(images(4, c, h, w), &self.device), &self.state.pass);
         let log_probability = burn::tensor::activation::log_softmax(logits, 1);
         let loss = (log_probability * targets(&self.device)).sum().neg();
@@ -57,7 +57,7 @@ impl Net {
 
     /// Logits with fake quantisation on the ranges seen so far.
     fn logits(&self) -> Vec<f32> {
-        let [c, h, w] = MODELS[0].input;
+        let InputShape::Image([c, h, w]) = MODELS[0].input else { panic!("it takes images") };
         let x = Tensor::from_data(images(4, c, h, w), &self.device.clone().inner());
         host(self.net.valid().forward(x, &Pass { quant: Quant::Frozen, norm: Norm::Frozen }))
     }

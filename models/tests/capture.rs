@@ -3,11 +3,11 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use lacuna_ir::{DType, Graph, OpKind, ValueId, interp, passes, text, verify};
-use lacuna_models::resnet::{ResNet, ResNetSize};
+use lacuna_models::resnet::{BlockKind, ResNet, ResNetSize, Stem};
 use lacuna_nn::Classifier;
 use lacuna_nn::buffer::Buffer;
 use lacuna_nn::capture::capture;
-use lacuna_nn::layers::{BatchNorm, Conv2d, Init, Linear, conv_norm, global_average_pool};
+use lacuna_nn::layers::{Act, BatchNorm, Conv2d, Init, Linear, conv_norm, global_average_pool};
 use lacuna_nn::params::{ParamTable, Role, update_each};
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Norm, Pass, Quant, bias_on_grid};
 
@@ -17,8 +17,9 @@ const SIZES: [(ResNetSize, [usize; 2]); 2] = [
             name: "grey",
             in_channels: 1,
             classes: 10,
-            stem_stride: 2,
-            stages: [(8, 1), (16, 1), (16, 1)],
+            stem: Stem::Small { stride: 2 },
+            block: BlockKind::Basic,
+            stages: &[(8, 1), (16, 1), (16, 1)],
         },
         [28, 28],
     ),
@@ -27,8 +28,9 @@ const SIZES: [(ResNetSize, [usize; 2]); 2] = [
             name: "colour",
             in_channels: 3,
             classes: 7,
-            stem_stride: 1,
-            stages: [(4, 2), (8, 1), (12, 1)],
+            stem: Stem::Small { stride: 1 },
+            block: BlockKind::Basic,
+            stages: &[(4, 2), (8, 1), (12, 1)],
         },
         [12, 8],
     ),
@@ -66,7 +68,7 @@ fn pruned(size: &ResNetSize, device: &Device) -> ResNet {
             let noise = numbers(values.len(), row as u32);
             values.iter_mut().zip(noise).filter(|(_, x)| x.abs() < 1.15).for_each(|(v, _)| *v = 0.0);
         }
-        Role::Bias | Role::Buffer => {}
+        Role::Bias | Role::Embedding | Role::Buffer => {}
     })
 }
 
@@ -290,7 +292,7 @@ impl Tiny {
 
     fn forward(&self, x: Tensor<4>, pass: &Pass) -> Tensor<2> {
         let x = self.input.forward(x, pass);
-        let x = self.act.forward(conv_norm(&x, &self.conv, &self.bn, None, true, pass), pass);
+        let x = self.act.forward(conv_norm(&x, &self.conv, &self.bn, None, Act::Relu, pass), pass);
         let pooled = self.pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
         self.fc.forward(&Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale }, pass)
