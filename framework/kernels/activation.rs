@@ -149,9 +149,9 @@ functions! {
     };
 }
 
-const INV_SQRT_2PI: f32 = 0.398_942_28;
+const INV_SQRT_2PI: f32 = 0.398_942_3;
 /// (1 + tanh u) / 2 = sigmoid(2 u), u = √(2/π) (x + 0.044715 x³): the factors of x and x³ in 2 u.
-const TANH_LINEAR: f32 = 1.595_769_1;
+const TANH_LINEAR: f32 = 1.595_769;
 const TANH_CUBIC: f32 = 0.071_354_82;
 
 #[inline(always)]

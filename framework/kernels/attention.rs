@@ -4,16 +4,19 @@
 //! task; its matrices fit a core's cache.
 
 mod product;
-mod transpose;
 
-use crate::by_isa;
-use crate::floats16::{self, LANES};
+use crate::isa::Isa;
 use crate::shared::Shared;
 use crate::tasks::{each, with_scratch};
+use crate::transpose::scatter;
+use crate::vector::{Vector, by_vector};
 use product::{Left, PANEL, Right, Sizes, product};
 
 /// Queries handled at a time: what bounds the scratch memory to a multiple of the number of keys.
 const BLOCK: usize = 64;
+
+/// Columns are filled up to a multiple of this, so that vectors are whole.
+const LANES: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
@@ -156,7 +159,7 @@ pub fn forward(
         let first = head * width;
         let [q, k, v] = [q, k, v].map(|rows| rows.skip_columns(first));
         with_scratch(lens, |[k_panels, v_rows, mask_row, scores, sums, inverse]| {
-            transpose::into_panels(k, n * keys, keys, width, k_panels);
+            into_panels(k, n * keys, keys, width, k_panels);
             copy_rows(v, n * keys, keys, width, v_rows);
             fill_mask(mask.map(|mask| &mask[n * keys..][..keys]), keys, mask_row);
             for from in (0..queries).step_by(BLOCK) {
@@ -245,8 +248,8 @@ pub fn backward(
                 dk_rows,
                 dv_rows,
             ] = parts;
-            transpose::into_panels(k, n * keys, keys, width, k_panels);
-            transpose::into_panels(v, n * keys, keys, width, v_panels);
+            into_panels(k, n * keys, keys, width, k_panels);
+            into_panels(v, n * keys, keys, width, v_panels);
             copy_rows(k, n * keys, keys, width, k_rows);
             fill_mask(mask.map(|mask| &mask[n * keys..][..keys]), keys, mask_row);
             let panels = |data| Right { data, step: PANEL, panel: PANEL * width };
@@ -324,6 +327,16 @@ fn copy_rows(from: Rows, row: usize, rows: usize, width: usize, to: &mut [f32]) 
     }
 }
 
+/// Lays out `rows` rows from `row` as columns, in panels of 64; the last vector is filled up with zeros.
+fn into_panels(from: Rows, row: usize, rows: usize, width: usize, panels: &mut [f32]) {
+    for (i, panel) in panels.chunks_exact_mut(PANEL * width).enumerate() {
+        let here = PANEL.min(rows - i * PANEL);
+        let data = &from.data[(row + i * PANEL) * from.stride + from.first..];
+        let lanes = here.next_multiple_of(LANES);
+        scatter(Isa::best(), data, here, width, from.stride, panel, lanes, |l| l * PANEL);
+    }
+}
+
 /// The mask of one batch element; keys that only fill up a vector are not to be seen.
 fn fill_mask(mask: Option<&[f32]>, keys: usize, row: &mut [f32]) {
     match mask {
@@ -333,54 +346,77 @@ fn fill_mask(mask: Option<&[f32]>, keys: usize, row: &mut [f32]) {
     row[keys..].fill(f32::NEG_INFINITY);
 }
 
-by_isa! {
+by_vector! {
     /// Replaces the scores of each query by exp(scale * score + mask - the largest), and writes the logarithm of the sum
     /// of exp(scale * score + mask) (infinite if no key is seen) and the inverse of the sum (then 0).
-    fn exponentials(scores: &mut [f32], mask: &[f32], scale: f32, log_sums: &mut [f32], inverse: &mut [f32]) {
-        let (mask, _) = mask.as_chunks::<LANES>();
-        let rows = scores.chunks_exact_mut(mask.len() * LANES);
-        for ((row, log_sum), inverse) in rows.zip(log_sums).zip(inverse) {
-            let (row, _) = row.as_chunks_mut::<LANES>();
-            let mut largest = [f32::NEG_INFINITY; LANES];
-            for (s, m) in row.iter_mut().zip(mask) {
-                *s = floats16::zip(*s, *m, |s, m| s * scale + m);
-                largest = floats16::zip(*s, largest, floats16::larger);
-            }
-            let largest = floats16::fold(largest, floats16::larger);
-            if largest == f32::NEG_INFINITY {
-                row.fill([0.0; LANES]);
-                (*log_sum, *inverse) = (f32::INFINITY, 0.0);
-                continue;
-            }
-            let mut sums = [0.0; LANES];
-            for s in row {
-                *s = floats16::map(*s, |s| floats16::exp(s - largest));
-                sums = floats16::zip(sums, *s, |a, b| a + b);
-            }
-            let sum = floats16::sum(sums);
-            (*log_sum, *inverse) = (largest + sum.ln(), 1.0 / sum);
+    fn exponentials(scores: &mut [f32], mask: &[f32], scale: f32, log_sums: &mut [f32], inverse: &mut [f32])
+        = exponentials_of
+}
+
+#[inline(always)]
+fn exponentials_of<V: Vector>(
+    v: V,
+    scores: &mut [f32],
+    mask: &[f32],
+    scale: f32,
+    log_sums: &mut [f32],
+    inverse: &mut [f32],
+) {
+    let factor = v.splat(scale);
+    for ((row, log_sum), inverse) in scores.chunks_exact_mut(mask.len()).zip(log_sums).zip(inverse) {
+        let mut most = v.splat(f32::NEG_INFINITY);
+        for (s, m) in row.chunks_exact_mut(V::COUNT).zip(mask.chunks_exact(V::COUNT)) {
+            let score = v.load(s).mul_add(factor, v.load(m));
+            score.store(s);
+            most = score.larger(most);
         }
+        let most = most.largest();
+        if most == f32::NEG_INFINITY {
+            row.fill(0.0);
+            (*log_sum, *inverse) = (f32::INFINITY, 0.0);
+            continue;
+        }
+        let (shift, mut sum) = (v.splat(most), v.splat(0.0));
+        for s in row.chunks_exact_mut(V::COUNT) {
+            let e = v.load(s).sub(shift).exp();
+            e.store(s);
+            sum = sum.add(e);
+        }
+        let sum = sum.sum();
+        (*log_sum, *inverse) = (most + sum.ln(), 1.0 / sum);
     }
 }
 
-by_isa! {
+by_vector! {
     /// Replaces scores `p` by probabilities, and the gradients `dp` of the probabilities by those of the products q k^T:
     /// p (dp - sum of p dp) scale.
-    fn score_gradients(p: &mut [f32], dp: &mut [f32], mask: &[f32], scale: f32, log_sums: &[f32]) {
-        let (mask, _) = mask.as_chunks::<LANES>();
-        let width = mask.len() * LANES;
-        for ((p, dp), log_sum) in p.chunks_exact_mut(width).zip(dp.chunks_exact_mut(width)).zip(log_sums) {
-            let (p, dp) = (p.as_chunks_mut::<LANES>().0, dp.as_chunks_mut::<LANES>().0);
-            let mut sums = [0.0; LANES];
-            for ((p, dp), m) in p.iter_mut().zip(&*dp).zip(mask) {
-                let shifted = floats16::zip(*p, *m, |p, m| p * scale + m - log_sum);
-                *p = floats16::map(shifted, floats16::exp);
-                sums = floats16::zip(sums, floats16::zip(*p, *dp, |p, dp| p * dp), |a, b| a + b);
-            }
-            let sum = floats16::sum(sums);
-            for (dp, p) in dp.iter_mut().zip(&*p) {
-                *dp = floats16::zip(*p, *dp, |p, dp| p * (dp - sum) * scale);
-            }
+    fn score_gradients(p: &mut [f32], dp: &mut [f32], mask: &[f32], scale: f32, log_sums: &[f32])
+        = score_gradients_of
+}
+
+#[inline(always)]
+fn score_gradients_of<V: Vector>(
+    v: V,
+    p: &mut [f32],
+    dp: &mut [f32],
+    mask: &[f32],
+    scale: f32,
+    log_sums: &[f32],
+) {
+    let width = mask.len();
+    let factor = v.splat(scale);
+    for ((p, dp), &log_sum) in p.chunks_exact_mut(width).zip(dp.chunks_exact_mut(width)).zip(log_sums) {
+        let (shift, mut sum) = (v.splat(log_sum), v.splat(0.0));
+        for ((p, dp), m) in
+            p.chunks_exact_mut(V::COUNT).zip(dp.chunks_exact(V::COUNT)).zip(mask.chunks_exact(V::COUNT))
+        {
+            let e = v.load(p).mul_add(factor, v.load(m)).sub(shift).exp();
+            e.store(p);
+            sum = e.mul_add(v.load(dp), sum);
+        }
+        let mean = v.splat(sum.sum());
+        for (p, dp) in p.chunks_exact(V::COUNT).zip(dp.chunks_exact_mut(V::COUNT)) {
+            v.load(p).mul(factor).mul(v.load(dp).sub(mean)).store(dp);
         }
     }
 }

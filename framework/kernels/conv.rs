@@ -3,17 +3,18 @@
 //! Images are NHWC, so that a pixel's channels are a row of a matrix product where they lie: nothing is laid out as
 //! patches. The forward pass multiplies pixels with the weight, packed once a call. The gradient of the input does the same
 //! with dy and the weight turned round; with a stride, inputs fall into stride² phases, each of which reads dy through its
-//! own few taps. Every geometry goes one way; depthwise convolutions and Winograd's have their own modules.
+//! own few taps. Every geometry goes one way but depthwise ones, which have a module of their own.
 
 mod pass;
 mod reading;
 mod weight_gradient;
 
+use crate::depthwise;
 use crate::isa::Isa;
 use crate::scratch::{self, Buffer};
 use crate::shape::ConvShape;
 use crate::transpose::scatter;
-use pass::{Pass, pack_panels, panels};
+use pass::{Panel, Pass, pack_panels, panels};
 use rayon::prelude::*;
 use reading::{Channels, Layout, Reading};
 use std::cell::RefCell;
@@ -57,6 +58,9 @@ fn forward_on(isa: Isa, x: &[f32], w: &[f32], bias: Option<&[f32]>, s: &ConvShap
     if y.is_empty() {
         return;
     }
+    if s.is_depthwise() {
+        return depthwise::forward_on(isa, x, w, bias, s, y);
+    }
     let (c, o, taps) = (s.c / s.groups, s.o / s.groups, s.kh * s.kw);
     let (steps, panels) = (c * taps, panels(o));
     scratch::with(&WEIGHTS, |weights| {
@@ -98,6 +102,9 @@ fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f
     if dx.is_empty() {
         return;
     }
+    if s.is_depthwise() {
+        return depthwise::input_gradient_on(isa, w, dy, s, dx);
+    }
     let phases: Vec<_> = (0..s.stride[0].min(s.h))
         .flat_map(|y| (0..s.stride[1].min(s.w)).map(move |x| (y, x)))
         .map(|(y, x)| ((y, x), phase_taps(s, 0, y), phase_taps(s, 1, x)))
@@ -117,7 +124,7 @@ fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f
                     ys.iter().flat_map(|(ky, _)| xs.iter().map(move |(kx, _)| ky * s.kw + kx)).collect();
                 pack_panels(&panels, own.len() * o, weights, |panel, out| {
                     let from = w[(group * o * c + panel.first) * taps..].chunks(c * taps);
-                    turn(from, o, taps, &own, panel.columns, panel.lanes(), out);
+                    turn(isa, from, o, taps, &own, panel, out);
                 });
                 let reading = Reading {
                     n: s.n,
@@ -152,15 +159,21 @@ fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f
 
 /// Writes `out[own tap, o][columns]` from the weight's rows [o][columns of c, tap].
 fn turn<'a>(
+    isa: Isa,
     from: impl Iterator<Item = &'a [f32]>,
     o: usize,
     taps: usize,
     own: &[usize],
-    columns: usize,
-    lanes: usize,
+    panel: &Panel,
     out: &mut [f32],
 ) {
+    let (columns, lanes) = (panel.columns, panel.lanes());
     for (i, from) in from.take(o).enumerate() {
+        if own.len() == taps && taps > 1 {
+            // Own taps are all taps from the last to the first.
+            scatter(isa, from, columns, taps, taps, out, lanes, |tap| ((taps - 1 - tap) * o + i) * lanes);
+            continue;
+        }
         for (k, tap) in own.iter().enumerate() {
             let to = &mut out[(k * o + i) * lanes..][..columns];
             if taps == 1 {
@@ -179,6 +192,9 @@ fn weight_gradient_on(isa: Isa, x: &[f32], dy: &[f32], s: &ConvShape, dw: &mut [
     if dy.is_empty() || dw.is_empty() {
         dw.fill(0.0);
         return;
+    }
+    if s.is_depthwise() {
+        return depthwise::weight_gradient_on(isa, x, dy, s, dw);
     }
     let (c, o) = (s.c / s.groups, s.o / s.groups);
     for (group, dw) in dw.chunks_exact_mut(o * c * s.kh * s.kw).enumerate() {

@@ -4,16 +4,34 @@
 //! each position gathers a few positions of the other image ([`Axis`] says which), so that every output is written once
 //! and no sum crosses tasks. The weight gradient keeps the sums of one channel block in registers along rows.
 
+/// Repeats `$body` for the first `$count` of up to 19 columns, a constant each time: what an unrolled loop would be, where
+/// the compiler may decline to unroll and then keep sums in memory.
+macro_rules! each_column {
+    ($column:ident, $count:expr, $body:block) => {
+        each_column!(@ $column, $count, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18)
+    };
+    (@ $column:ident, $count:expr, $body:block, $($number:literal)*) => {
+        const { assert!($count <= 19) };
+        $(if $number < $count {
+            let $column: usize = $number;
+            $body
+        })*
+    };
+}
+
 mod gather;
 mod weight;
 
-use crate::ConvShape;
+use crate::scratch::{self, Buffer};
+use crate::{ConvShape, isa::Isa};
 use gather::{Row, RowKernel, Window2d};
 use rayon::prelude::*;
 use std::cell::RefCell;
 
 /// What a task's rows in and out may take of a core's second-level cache.
 const BAND_BYTES: usize = 256 << 10;
+/// Channel blocks gathered together, whose weights then stay in the first-level cache.
+const GROUP_BLOCKS: usize = 16;
 /// Multiplications of 16 lanes below which another task costs more than it saves (about 10 microseconds).
 const TASK_STEPS: usize = 16 << 10;
 /// More than threads, so that the last to finish is not far behind.
@@ -24,6 +42,33 @@ const MAX_TASKS: usize = 32;
 /// # Panics
 /// If `shape` is not depthwise or a slice does not fit it.
 pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, shape: &ConvShape, y: &mut [f32]) {
+    forward_on(Isa::best(), x, w, bias, shape, y);
+}
+
+/// dx of y = x * w. dy is [n, oh, ow, c], w is [c, 1, kh, kw], dx is [n, h, w, c].
+///
+/// # Panics
+/// As [`forward`].
+pub fn input_gradient(w: &[f32], dy: &[f32], shape: &ConvShape, dx: &mut [f32]) {
+    input_gradient_on(Isa::best(), w, dy, shape, dx);
+}
+
+/// dw of y = x * w. x is [n, h, w, c], dy is [n, oh, ow, c], dw is [c, 1, kh, kw].
+///
+/// # Panics
+/// As [`forward`].
+pub fn weight_gradient(x: &[f32], dy: &[f32], shape: &ConvShape, dw: &mut [f32]) {
+    weight_gradient_on(Isa::best(), x, dy, shape, dw);
+}
+
+pub(crate) fn forward_on(
+    isa: Isa,
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    shape: &ConvShape,
+    y: &mut [f32],
+) {
     check(shape, x.len(), w.len(), y.len());
     assert!(bias.is_none_or(|b| b.len() == shape.c), "bias of {:?} channels", bias.map(<[f32]>::len));
     let axis = |k, out, at: usize| {
@@ -40,29 +85,23 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, shape: &ConvShape, y:
         }]
     };
     let (vertical, horizontal) = (axis(shape.kh, shape.oh, 0), axis(shape.kw, shape.ow, 1));
-    let window = Window2d { vertical: &vertical, horizontal: &horizontal, kw: shape.kw };
-    correlate(x, [shape.h, shape.w], w, bias, shape.c, window, [shape.oh, shape.ow], y);
+    let window =
+        Window2d { vertical: &vertical, horizontal: &horizontal, kw: shape.kw, taps: shape.kh * shape.kw };
+    correlate(isa, x, [shape.h, shape.w], w, bias, shape.c, window, [shape.oh, shape.ow], y);
 }
 
-/// dx of y = x * w. dy is [n, oh, ow, c], w is [c, 1, kh, kw], dx is [n, h, w, c].
-///
-/// # Panics
-/// As [`forward`].
-pub fn input_gradient(w: &[f32], dy: &[f32], shape: &ConvShape, dx: &mut [f32]) {
+pub(crate) fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], shape: &ConvShape, dx: &mut [f32]) {
     check(shape, dx.len(), w.len(), dy.len());
     let vertical = gradient_axes(shape.h, shape.kh, shape.stride[0], shape.dilation[0], shape.pad_begin[0]);
     let horizontal = gradient_axes(shape.w, shape.kw, shape.stride[1], shape.dilation[1], shape.pad_begin[1]);
-    let window = Window2d { vertical: &vertical, horizontal: &horizontal, kw: shape.kw };
-    correlate(dy, [shape.oh, shape.ow], w, None, shape.c, window, [shape.h, shape.w], dx);
+    let window =
+        Window2d { vertical: &vertical, horizontal: &horizontal, kw: shape.kw, taps: shape.kh * shape.kw };
+    correlate(isa, dy, [shape.oh, shape.ow], w, None, shape.c, window, [shape.h, shape.w], dx);
 }
 
-/// dw of y = x * w. x is [n, h, w, c], dy is [n, oh, ow, c], dw is [c, 1, kh, kw].
-///
-/// # Panics
-/// As [`forward`].
-pub fn weight_gradient(x: &[f32], dy: &[f32], shape: &ConvShape, dw: &mut [f32]) {
+pub(crate) fn weight_gradient_on(isa: Isa, x: &[f32], dy: &[f32], shape: &ConvShape, dw: &mut [f32]) {
     check(shape, x.len(), dw.len(), dy.len());
-    weight::weight_gradient(x, dy, shape, dw);
+    weight::weight_gradient(isa, x, dy, shape, dw);
 }
 
 fn check(shape: &ConvShape, x: usize, w: usize, y: usize) {
@@ -133,6 +172,7 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
 /// Gathers every position of `y`, images of [to_h, to_w], from `x`, images of [from_h, from_w].
 #[allow(clippy::too_many_arguments)]
 fn correlate(
+    isa: Isa,
     x: &[f32],
     from: [usize; 2],
     w: &[f32],
@@ -145,7 +185,7 @@ fn correlate(
     if y.is_empty() {
         return;
     }
-    let kernel = RowKernel::best(c);
+    let kernel = RowKernel::new(isa, c);
     with_packed(w, c, kernel.lanes, |packed| {
         let (row_in, row_out) = (from[1] * c, to[1] * c);
         let rows = y.len() / row_out;
@@ -183,10 +223,8 @@ fn gather_band(
     y: &mut [f32],
 ) {
     let (row_in, row_out) = (from[1] * c, columns_out * c);
-    let block_weights = packed.len() / c.div_ceil(kernel.lanes);
-    for (block, packed) in packed.chunks_exact(block_weights).enumerate() {
-        let channel = (block * kernel.lanes).min(c - kernel.lanes);
-        let bias = bias.map(|b| &b[channel..channel + kernel.lanes]);
+    let (blocks, taps) = (c.div_ceil(kernel.lanes), window.taps);
+    for first_block in (0..blocks).step_by(GROUP_BLOCKS) {
         for (i, y) in y.chunks_exact_mut(row_out).enumerate() {
             let axis = &window.vertical[(top + i) % window.vertical.len()];
             let at = (top + i) / window.vertical.len();
@@ -196,16 +234,17 @@ fn gather_band(
             for horizontal in window.horizontal {
                 let row = Row {
                     x,
-                    first_x: input * row_in as isize + channel as isize,
+                    first_x: input * row_in as isize,
                     x_row_step: axis.tap_step * row_in,
                     columns: from[1],
                     rows,
                     weight: packed,
+                    taps,
                     first_weight: weight_row * window.kw as isize + horizontal.first_weight,
                     weight_row_step: axis.weight_step * window.kw as isize,
                     bias,
                     channels: c,
-                    channel,
+                    blocks: first_block..blocks.min(first_block + GROUP_BLOCKS),
                     axis: *horizontal,
                 };
                 kernel.run(&row, y);
@@ -218,21 +257,23 @@ fn gather_band(
 /// ends with the last channel, so that it may repeat channels of the one before and no register is part empty.
 fn with_packed(w: &[f32], c: usize, lanes: usize, f: impl FnOnce(&[f32])) {
     thread_local! {
-        static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+        static PACKED: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
     }
     let taps = w.len() / c;
-    // Taken, not borrowed: while this thread waits for tasks it may be given one that packs a weight too.
-    let mut packed = PACKED.take();
-    packed.resize(c.div_ceil(lanes) * taps * lanes, 0.0);
-    packed.par_chunks_exact_mut(taps * lanes).with_min_len(16).enumerate().for_each(|(block, packed)| {
-        let channel = (block * lanes).min(c - lanes);
-        let w = &w[channel * taps..(channel + lanes) * taps];
-        for (tap, packed) in packed.chunks_exact_mut(lanes).enumerate() {
-            for (lane, packed) in packed.iter_mut().enumerate() {
-                *packed = w[lane * taps + tap];
+    scratch::with(&PACKED, |packed| {
+        let packed = packed.at_least(c.div_ceil(lanes) * taps * lanes);
+        packed.par_chunks_exact_mut(taps * lanes).with_min_len(16).enumerate().for_each(|(block, packed)| {
+            let channel = (block * lanes).min(c - lanes);
+            let w = &w[channel * taps..(channel + lanes) * taps];
+            for (tap, packed) in packed.chunks_exact_mut(lanes).enumerate() {
+                for (lane, packed) in packed.iter_mut().enumerate() {
+                    *packed = w[lane * taps + tap];
+                }
             }
-        }
+        });
+        f(packed);
     });
-    f(&packed);
-    PACKED.set(packed);
 }
+
+#[cfg(test)]
+mod tests;

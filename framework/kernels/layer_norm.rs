@@ -1,10 +1,9 @@
 //! Layer normalisation over the last axis (Ba, Kiros and Hinton, 2016), with the residual sum in front of it:
 //! y = gamma * (s - mean) / std + beta, s = x + residual.
 
-use crate::by_isa;
-use crate::floats16::{self, LANES};
 use crate::shared::Shared;
 use crate::tasks::{each, rows_per_task, with_scratch};
+use crate::vector::{Vector, by_vector, each_vector};
 
 /// Writes `y`, and per row the `mean` and the inverse of the standard deviation (of variance + `epsilon`), for
 /// [`backward`]. Rows are as wide as `gamma`. With a `residual` (what to add, where to write the sum) it is the sum that
@@ -110,26 +109,33 @@ fn assert_rows(x: &[f32], gamma: &[f32], mean: &[f32], inverse_std: &[f32]) -> (
 /// Normalises one row; returns its mean and inverse standard deviation. The variance is that of the differences from
 /// the mean: the row is in cache, and no digits are lost to a large mean.
 #[inline(always)]
-fn normalise_row(x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut [f32]) -> (f32, f32) {
-    let (whole, rest) = x.as_chunks::<LANES>();
-    let mut sums = floats16::tail(rest, 0.0);
-    for x in whole {
-        sums = floats16::zip(sums, *x, |sum, x| sum + x);
-    }
-    let mean = floats16::sum(sums) / x.len() as f32;
-    let square = |x: f32| (x - mean) * (x - mean);
-    let mut sums = floats16::map(floats16::tail(rest, mean), square);
-    for x in whole {
-        sums = floats16::zip(sums, *x, |sum, x| sum + square(x));
-    }
-    let inverse_std = 1.0 / (floats16::sum(sums) / x.len() as f32 + epsilon).sqrt();
-    for (((x, gamma), beta), y) in x.iter().zip(gamma).zip(beta).zip(y) {
-        *y = (x - mean) * inverse_std * gamma + beta;
-    }
+fn normalise_row<V: Vector>(
+    v: V,
+    x: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    epsilon: f32,
+    y: &mut [f32],
+) -> (f32, f32) {
+    let width = gamma.len();
+    let mut sum = v.splat(0.0);
+    each_vector!(V, width, |at, n| sum = sum.add(v.read(x, at, n, 0.0)));
+    let mean = sum.sum() / width as f32;
+    let (shift, mut squares) = (v.splat(mean), v.splat(0.0));
+    each_vector!(V, width, |at, n| {
+        let difference = v.read(x, at, n, mean).sub(shift);
+        squares = difference.mul_add(difference, squares);
+    });
+    let inverse_std = 1.0 / (squares.sum() / width as f32 + epsilon).sqrt();
+    let factor = v.splat(inverse_std);
+    each_vector!(V, width, |at, n| {
+        let normal = v.read(x, at, n, 0.0).sub(shift).mul(factor);
+        normal.mul_add(v.read(gamma, at, n, 0.0), v.read(beta, at, n, 0.0)).write(y, at, n);
+    });
     (mean, inverse_std)
 }
 
-by_isa! {
+by_vector! {
     fn normalise(
         x: &[f32],
         gamma: &[f32],
@@ -138,16 +144,28 @@ by_isa! {
         y: &mut [f32],
         mean: &mut [f32],
         inverse_std: &mut [f32],
-    ) {
-        let width = gamma.len();
-        let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
-        for (((x, y), mean), inverse_std) in rows.zip(mean).zip(inverse_std) {
-            (*mean, *inverse_std) = normalise_row(x, gamma, beta, epsilon, y);
-        }
+    ) = normalise_of
+}
+
+#[inline(always)]
+fn normalise_of<V: Vector>(
+    v: V,
+    x: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    epsilon: f32,
+    y: &mut [f32],
+    mean: &mut [f32],
+    inverse_std: &mut [f32],
+) {
+    let width = gamma.len();
+    let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
+    for (((x, y), mean), inverse_std) in rows.zip(mean).zip(inverse_std) {
+        (*mean, *inverse_std) = normalise_row(v, x, gamma, beta, epsilon, y);
     }
 }
 
-by_isa! {
+by_vector! {
     fn sum_and_normalise(
         x: &[f32],
         residual: &[f32],
@@ -158,20 +176,34 @@ by_isa! {
         y: &mut [f32],
         mean: &mut [f32],
         inverse_std: &mut [f32],
-    ) {
-        let width = gamma.len();
-        let inputs = x.chunks_exact(width).zip(residual.chunks_exact(width));
-        let rows = inputs.zip(sum.chunks_exact_mut(width)).zip(y.chunks_exact_mut(width));
-        for (((((x, residual), sum), y), mean), inverse_std) in rows.zip(mean).zip(inverse_std) {
-            for ((x, residual), sum) in x.iter().zip(residual).zip(&mut *sum) {
-                *sum = x + residual;
-            }
-            (*mean, *inverse_std) = normalise_row(sum, gamma, beta, epsilon, y);
-        }
+    ) = sum_and_normalise_of
+}
+
+#[inline(always)]
+fn sum_and_normalise_of<V: Vector>(
+    v: V,
+    x: &[f32],
+    residual: &[f32],
+    sum: &mut [f32],
+    gamma: &[f32],
+    beta: &[f32],
+    epsilon: f32,
+    y: &mut [f32],
+    mean: &mut [f32],
+    inverse_std: &mut [f32],
+) {
+    let width = gamma.len();
+    let inputs = x.chunks_exact(width).zip(residual.chunks_exact(width));
+    let rows = inputs.zip(sum.chunks_exact_mut(width)).zip(y.chunks_exact_mut(width));
+    for (((((x, residual), sum), y), mean), inverse_std) in rows.zip(mean).zip(inverse_std) {
+        each_vector!(V, width, |at, n| {
+            v.read(x, at, n, 0.0).add(v.read(residual, at, n, 0.0)).write(sum, at, n)
+        });
+        (*mean, *inverse_std) = normalise_row(v, sum, gamma, beta, epsilon, y);
     }
 }
 
-by_isa! {
+by_vector! {
     /// With n = (x - mean) / std and g = gamma dy: dx = (g - mean of g - n * mean of g n) / std, d_gamma += dy n and
     /// d_beta += dy.
     fn gradients(
@@ -183,36 +215,42 @@ by_isa! {
         dx: &mut [f32],
         d_gamma: &mut [f32],
         d_beta: &mut [f32],
-    ) {
-        let width = gamma.len();
-        let whole = width / LANES * LANES;
-        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
-        for (((x, dy), dx), (mean, inverse_std)) in rows.zip(mean.iter().zip(inverse_std)) {
-            let mut sum_g = [0.0; LANES];
-            let mut sum_gn = [0.0; LANES];
-            let mut add = |lane: usize, at: usize| {
-                let n = (x[at] - mean) * inverse_std;
-                let g = gamma[at] * dy[at];
-                d_gamma[at] += dy[at] * n;
-                d_beta[at] += dy[at];
-                sum_g[lane] += g;
-                sum_gn[lane] += g * n;
-            };
-            for from in (0..whole).step_by(LANES) {
-                for lane in 0..LANES {
-                    add(lane, from + lane);
-                }
-            }
-            for at in whole..width {
-                add(at - whole, at);
-            }
-            let mean_g = floats16::sum(sum_g) / width as f32;
-            let mean_gn = floats16::sum(sum_gn) / width as f32;
-            for (((x, gamma), dy), dx) in x.iter().zip(gamma).zip(dy).zip(dx) {
-                let n = (x - mean) * inverse_std;
-                *dx = (gamma * dy - mean_g - n * mean_gn) * inverse_std;
-            }
-        }
+    ) = gradients_of
+}
+
+#[inline(always)]
+fn gradients_of<V: Vector>(
+    v: V,
+    x: &[f32],
+    gamma: &[f32],
+    mean: &[f32],
+    inverse_std: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    d_gamma: &mut [f32],
+    d_beta: &mut [f32],
+) {
+    let width = gamma.len();
+    let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
+    for (((x, dy), dx), (&mean, &inverse_std)) in rows.zip(mean.iter().zip(inverse_std)) {
+        let (shift, factor) = (v.splat(mean), v.splat(inverse_std));
+        let (mut sum_g, mut sum_gn) = (v.splat(0.0), v.splat(0.0));
+        each_vector!(V, width, |at, n| {
+            let normal = v.read(x, at, n, 0.0).sub(shift).mul(factor);
+            let dy = v.read(dy, at, n, 0.0);
+            let g = dy.mul(v.read(gamma, at, n, 0.0));
+            dy.mul_add(normal, v.read(d_gamma, at, n, 0.0)).write(d_gamma, at, n);
+            dy.add(v.read(d_beta, at, n, 0.0)).write(d_beta, at, n);
+            sum_g = sum_g.add(g);
+            sum_gn = g.mul_add(normal, sum_gn);
+        });
+        let mean_g = v.splat(sum_g.sum() / width as f32);
+        let minus_mean_gn = v.splat(-sum_gn.sum() / width as f32);
+        each_vector!(V, width, |at, n| {
+            let normal = v.read(x, at, n, 0.0).sub(shift).mul(factor);
+            let g = v.read(dy, at, n, 0.0).mul(v.read(gamma, at, n, 0.0));
+            normal.mul_add(minus_mean_gn, g.sub(mean_g)).mul(factor).write(dx, at, n);
+        });
     }
 }
 

@@ -7,15 +7,20 @@
 pub mod activation;
 pub mod add;
 pub mod attention;
+pub mod batch_norm;
 pub mod conv;
 pub mod depthwise;
 pub mod embedding;
+pub mod fake_quant;
 mod floats16;
 pub mod gemm;
 pub mod isa;
+mod lanes;
 pub mod lanes;
 pub mod layer_norm;
 pub mod loss;
+pub mod optimizer;
+pub mod pool;
 mod scratch;
 pub mod shape;
 pub mod shared;
@@ -23,5 +28,6 @@ pub mod softmax;
 pub mod sparse;
 mod tasks;
 pub mod transpose;
+mod vector;
 
 pub use shape::ConvShape;

@@ -1,9 +1,9 @@
 //! Losses of classifiers with the gradient of their logits, which costs little more than the loss alone.
 
-use crate::by_isa;
 use crate::shared::Shared;
 use crate::softmax::{exponentials, largest};
 use crate::tasks::{each, rows_per_task};
+use crate::vector::{Vector, by_vector, each_vector};
 
 /// A target that says: this row does not count.
 pub const IGNORED: i64 = -100;
@@ -45,46 +45,46 @@ pub fn cross_entropy(
     (losses.iter().sum::<f64>() * f64::from(weight)) as f32
 }
 
-by_isa! {
+by_vector! {
     /// The sum of the rows' losses; writes `weight` times its gradient.
-    fn cross_entropy_rows(logits: &[f32], targets: &[i64], smoothing: f32, weight: f32, gradient: &mut [f32]) -> f64 {
-        let classes = logits.len() / targets.len();
-        let mut total = 0.0;
-        let rows = logits.chunks_exact(classes).zip(gradient.chunks_exact_mut(classes));
-        for ((logits, gradient), &target) in rows.zip(targets) {
-            if target == IGNORED {
-                gradient.fill(0.0);
-                continue;
-            }
-            let target = target as usize;
-            let largest = largest(logits);
-            let sum = exponentials(logits, largest, gradient);
-            let log_sum = f64::from(largest) + f64::from(sum).ln();
-            let spread = smoothing / classes as f32;
-            let of_target = log_sum - f64::from(logits[target]);
-            total += f64::from(1.0 - smoothing) * of_target;
-            if smoothing > 0.0 {
-                let logits_sum: f64 = logits.chunks(1024).map(|part| f64::from(sum_of(part))).sum();
-                total += f64::from(smoothing) * (log_sum - logits_sum / classes as f64);
-            }
-            let (factor, shift) = (weight / sum, spread * weight);
-            for gradient in &mut *gradient {
-                *gradient = *gradient * factor - shift;
-            }
-            gradient[target] -= (1.0 - smoothing) * weight;
-        }
-        total
-    }
+    fn cross_entropy_rows(logits: &[f32], targets: &[i64], smoothing: f32, weight: f32, gradient: &mut [f32]) -> f64
+        = cross_entropy_of
 }
 
 #[inline(always)]
-fn sum_of(x: &[f32]) -> f32 {
-    let (whole, rest) = x.as_chunks::<{ crate::floats16::LANES }>();
-    let mut sums = crate::floats16::tail(rest, 0.0);
-    for x in whole {
-        sums = crate::floats16::zip(sums, *x, |sum, x| sum + x);
+fn cross_entropy_of<V: Vector>(
+    v: V,
+    logits: &[f32],
+    targets: &[i64],
+    smoothing: f32,
+    weight: f32,
+    gradient: &mut [f32],
+) -> f64 {
+    let classes = logits.len() / targets.len();
+    let mut total = 0.0;
+    let rows = logits.chunks_exact(classes).zip(gradient.chunks_exact_mut(classes));
+    for ((logits, gradient), &target) in rows.zip(targets) {
+        if target == IGNORED {
+            gradient.fill(0.0);
+            continue;
+        }
+        let target = target as usize;
+        let most = largest(v, logits);
+        let sum = exponentials(v, logits, most, gradient);
+        let log_sum = f64::from(most) + f64::from(sum).ln();
+        total += f64::from(1.0 - smoothing) * (log_sum - f64::from(logits[target]));
+        if smoothing > 0.0 {
+            let mut logits_sum = v.splat(0.0);
+            each_vector!(V, classes, |at, n| logits_sum = logits_sum.add(v.read(logits, at, n, 0.0)));
+            total += f64::from(smoothing) * (log_sum - f64::from(logits_sum.sum()) / classes as f64);
+        }
+        let (factor, shift) = (v.splat(weight / sum), v.splat(-smoothing / classes as f32 * weight));
+        each_vector!(V, classes, |at, n| {
+            v.read(gradient, at, n, 0.0).mul_add(factor, shift).write(gradient, at, n)
+        });
+        gradient[target] -= (1.0 - smoothing) * weight;
     }
-    crate::floats16::sum(sums)
+    total
 }
 
 /// The mean binary cross-entropy between sigmoid(logits) and `targets` (in 0..=1); writes its gradient.

@@ -1,9 +1,8 @@
 //! Softmax and its logarithm over the last axis, forward and backward.
 
-use crate::by_isa;
-use crate::floats16::{self, LANES, Lanes};
 use crate::shared::Shared;
 use crate::tasks::{each, rows_per_task};
+use crate::vector::{Vector, by_vector, each_vector};
 
 /// y = e^x / sum of e^x over each row of `width` floats. A row of minus infinities gives NaN.
 ///
@@ -59,85 +58,74 @@ fn by_rows(
     });
 }
 
-/// The largest of a row; minus infinity for an empty one.
+/// The largest of a row.
 #[inline(always)]
-pub(crate) fn largest(row: &[f32]) -> f32 {
-    let (whole, rest) = row.as_chunks::<LANES>();
-    let mut largest = floats16::tail(rest, f32::NEG_INFINITY);
-    for x in whole {
-        largest = floats16::zip(*x, largest, floats16::larger);
-    }
-    floats16::fold(largest, floats16::larger)
+pub(crate) fn largest<V: Vector>(v: V, row: &[f32]) -> f32 {
+    let mut most = v.splat(f32::NEG_INFINITY);
+    each_vector!(V, row.len(), |at, n| most = v.read(row, at, n, f32::NEG_INFINITY).larger(most));
+    most.largest()
 }
 
-/// The sum over a row of f of each pair of elements, which is 0 for two zeros.
+/// Writes e^(x - shift) over a row and returns its sum.
 #[inline(always)]
-fn sum_of(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    let mut sums = floats16::zip(floats16::tail(a_rest, 0.0), floats16::tail(b_rest, 0.0), &f);
-    for (a, b) in a.iter().zip(b) {
-        sums = floats16::zip(sums, floats16::zip(*a, *b, &f), |sum, x| sum + x);
-    }
-    floats16::sum(sums)
+pub(crate) fn exponentials<V: Vector>(v: V, x: &[f32], shift: f32, y: &mut [f32]) -> f32 {
+    let (shift, mut sum) = (v.splat(shift), v.splat(0.0));
+    each_vector!(V, x.len(), |at, n| {
+        let e = v.read(x, at, n, f32::NEG_INFINITY).sub(shift).exp();
+        e.write(y, at, n);
+        sum = sum.add(e);
+    });
+    sum.sum()
 }
 
-/// Writes e^(x - shift) over each row and returns its sum.
+by_vector! { fn softmax_rows(x: &[f32], width: usize, y: &mut [f32]) = softmax_of }
+
 #[inline(always)]
-pub(crate) fn exponentials(x: &[f32], shift: f32, y: &mut [f32]) -> f32 {
-    let shifted = |x: &Lanes| floats16::map(*x, |x| floats16::exp(x - shift));
-    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks_mut::<LANES>());
-    let last = shifted(&floats16::tail(x_rest, f32::NEG_INFINITY));
-    y_rest.copy_from_slice(&last[..y_rest.len()]);
-    let mut sums = last;
-    for (x, y) in x.iter().zip(y) {
-        *y = shifted(x);
-        sums = floats16::zip(sums, *y, |sum, y| sum + y);
-    }
-    floats16::sum(sums)
-}
-
-by_isa! {
-    fn softmax_rows(x: &[f32], width: usize, y: &mut [f32]) {
-        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-            let sum = exponentials(x, largest(x), y);
-            let inverse = 1.0 / sum;
-            for y in y {
-                *y *= inverse;
-            }
-        }
+fn softmax_of<V: Vector>(v: V, x: &[f32], width: usize, y: &mut [f32]) {
+    for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+        let inverse = v.splat(1.0 / exponentials(v, x, largest(v, x), y));
+        each_vector!(V, width, |at, n| v.read(y, at, n, 0.0).mul(inverse).write(y, at, n));
     }
 }
 
-by_isa! {
-    fn softmax_gradient_rows(y: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) {
-        for ((y, dy), dx) in y.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
-            let sum = sum_of(y, dy, |y, dy| y * dy);
-            for ((y, dy), dx) in y.iter().zip(dy).zip(dx) {
-                *dx = y * (dy - sum);
-            }
-        }
+by_vector! { fn softmax_gradient_rows(y: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) = softmax_gradient_of }
+
+#[inline(always)]
+fn softmax_gradient_of<V: Vector>(v: V, y: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) {
+    for ((y, dy), dx) in y.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
+        let mut sum = v.splat(0.0);
+        each_vector!(V, width, |at, n| sum = v.read(y, at, n, 0.0).mul_add(v.read(dy, at, n, 0.0), sum));
+        let sum = v.splat(sum.sum());
+        each_vector!(V, width, |at, n| {
+            v.read(dy, at, n, 0.0).sub(sum).mul(v.read(y, at, n, 0.0)).write(dx, at, n);
+        });
     }
 }
 
-by_isa! {
-    fn log_softmax_rows(x: &[f32], width: usize, y: &mut [f32]) {
-        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-            let largest = largest(x);
-            let log_sum = exponentials(x, largest, y).ln();
-            for (x, y) in x.iter().zip(y) {
-                *y = x - largest - log_sum;
-            }
-        }
+by_vector! { fn log_softmax_rows(x: &[f32], width: usize, y: &mut [f32]) = log_softmax_of }
+
+#[inline(always)]
+fn log_softmax_of<V: Vector>(v: V, x: &[f32], width: usize, y: &mut [f32]) {
+    for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+        let most = largest(v, x);
+        let log_sum = v.splat(exponentials(v, x, most, y).ln());
+        let most = v.splat(most);
+        each_vector!(V, width, |at, n| v.read(x, at, n, 0.0).sub(most).sub(log_sum).write(y, at, n));
     }
 }
 
-by_isa! {
-    fn log_softmax_gradient_rows(y: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) {
-        for ((y, dy), dx) in y.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
-            let sum = sum_of(dy, dy, |dy, _| dy);
-            for ((y, dy), dx) in y.iter().zip(dy).zip(dx) {
-                *dx = dy - floats16::exp(*y) * sum;
-            }
-        }
+by_vector! {
+    fn log_softmax_gradient_rows(y: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) = log_softmax_gradient_of
+}
+
+#[inline(always)]
+fn log_softmax_gradient_of<V: Vector>(v: V, y: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) {
+    for ((y, dy), dx) in y.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
+        let mut sum = v.splat(0.0);
+        each_vector!(V, width, |at, n| sum = sum.add(v.read(dy, at, n, 0.0)));
+        let minus_sum = v.splat(-sum.sum());
+        each_vector!(V, width, |at, n| {
+            v.read(y, at, n, 0.0).exp().mul_add(minus_sum, v.read(dy, at, n, 0.0)).write(dx, at, n);
+        });
     }
 }

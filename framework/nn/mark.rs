@@ -1,7 +1,7 @@
 //! Fake quantisation on the capture device: instead of a dozen arithmetic ops, one custom op is recorded, which
 //! [`capture`](crate::capture) turns into a QuantizeLinear / DequantizeLinear pair.
 
-use crate::ops::fake_quant::Grid;
+use crate::ops::Grid;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Shape, Tensor};

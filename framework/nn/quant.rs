@@ -127,59 +127,67 @@ impl WeightQuantizer {
     }
 
     /// The weight on its grid, and the scale of each channel. `None` until a training pass has observed something.
-    /// With `fold`, channel `i` is quantised as it will be deployed, multiplied by `fold[i]`, and divided by it again.
+    /// `fold` is what the stored weight was multiplied by to give `w`, if anything.
     pub fn forward<const D: usize>(
         &self,
         w: Tensor<D>,
-        fold: Option<Tensor<1>>,
+        fold: Option<&Tensor<1>>,
         pass: &Pass,
     ) -> Option<(Tensor<D>, Vec<f32>)> {
-        let folded_by = fold.clone().map(|f| host(f.without_autodiff()));
-        if pass.quant == Quant::Observe && w.device().is_autodiff() {
-            self.observe(&w, folded_by.as_deref());
+        let fold = fold.map(|f| host(f.clone().without_autodiff()));
+        let training = w.device().is_autodiff();
+        let scales = self.scales(|| host(ops::row_ranges(w.clone())), fold.as_deref(), training, pass)?;
+        let w = ops::fake_quant_weight(w.clone(), scales_on(&scales, &w), None, WEIGHT_LO, WEIGHT_HI);
+        Some((w, scales))
+    }
+
+    /// The stored weight of a training pass, quantised as it will be deployed, multiplied by `fold`, and divided by it
+    /// again.
+    pub fn forward_unfolded<const D: usize>(&self, w: Tensor<D>, fold: Tensor<1>, pass: &Pass) -> Option<Tensor<D>> {
+        let by = host(fold.clone().without_autodiff());
+        let seen = || {
+            let mut seen = host(ops::row_ranges(w.clone()));
+            let (min, max) = seen.split_at_mut(by.len());
+            for ((min, max), f) in min.iter_mut().zip(max).zip(&by) {
+                let ends = [*min * f, *max * f];
+                (*min, *max) = (ends[0].min(ends[1]), ends[0].max(ends[1]));
+            }
+            seen
+        };
+        let scales = self.scales(seen, Some(&by), w.device().is_autodiff(), pass)?;
+        Some(ops::fake_quant_weight(w.clone(), scales_on(&scales, &w), Some(fold), WEIGHT_LO, WEIGHT_HI))
+    }
+
+    /// Scales of this pass. A training pass moves the range towards what is `seen` and notes the steps.
+    fn scales(
+        &self,
+        seen: impl FnOnce() -> Vec<f32>,
+        fold: Option<&[f32]>,
+        training: bool,
+        pass: &Pass,
+    ) -> Option<Vec<f32>> {
+        let mut range = host(self.range.get());
+        let channels = range.len() / 2;
+        if training && pass.quant == Quant::Observe {
+            range = moving_average(&range, &seen(), range[0] > range[channels]);
+            let device = self.range.get().device();
+            self.range.set(Tensor::from_data(TensorData::new(range.clone(), [2, channels]), &device));
         }
-        let range = host(self.range.get());
-        let (min, max) = range.split_at(range.len() / 2);
+        let (min, max) = range.split_at(channels);
         if min[0] > max[0] {
             return None;
         }
         let scales: Vec<f32> = min.iter().zip(max).map(|(&lo, &hi)| weight_scale(lo, hi)).collect();
-        if w.device().is_autodiff() {
-            self.note_step(&scales, folded_by.as_deref());
+        if training {
+            let step = |(i, s): (usize, &f32)| match fold.map_or(1.0, |f| f[i].abs()) {
+                0.0 => 0.0,
+                f => s / f,
+            };
+            let steps: Vec<f32> = scales.iter().enumerate().map(step).collect();
+            self.step.set(Tensor::from_floats(steps.as_slice(), &self.step.get().device()));
         }
-        let w = ops::fake_quant_weight(w.clone(), scales_on(&scales, &w), fold, WEIGHT_LO, WEIGHT_HI);
-        Some((w, scales))
+        Some(scales)
     }
-
-    /// Remembers the steps of a training pass.
-    fn note_step(&self, scales: &[f32], fold: Option<&[f32]>) {
-        let step = |(i, s): (usize, &f32)| match fold.map_or(1.0, |f| f[i].abs()) {
-            0.0 => 0.0,
-            f => s / f,
-        };
-        let steps: Vec<f32> = scales.iter().enumerate().map(step).collect();
-        self.step.set(Tensor::from_floats(steps.as_slice(), &self.step.get().device()));
-    }
-
-    fn observe<const D: usize>(&self, w: &Tensor<D>, fold: Option<&[f32]>) {
-        let channels = w.dims()[0];
-        let mut seen = host(ops::row_ranges(w.clone()));
-        for (i, &f) in fold.unwrap_or_default().iter().enumerate() {
-            let ends = [seen[i] * f, seen[channels + i] * f];
-            (seen[i], seen[channels + i]) = (ends[0].min(ends[1]), ends[0].max(ends[1]));
-        }
-        let old = host(self.range.get());
-        let first = old[0] > old[channels];
-        let new = moving_average(&old, &seen, first);
-        let device = self.range.get().device();
-        self.range.set(Tensor::from_data(TensorData::new(new, [2, channels]), &device));
-    }
-}
-
-/// Scales as a constant where `w` lives.
-fn scales_on<const D: usize>(scales: &[f32], w: &Tensor<D>) -> Tensor<1> {
-    let plain = Tensor::<1>::from_floats(scales, &w.device()).without_autodiff();
-    if w.device().is_autodiff() { Tensor::from_inner(plain) } else { plain }
 }
 
 fn moving_average(old: &[f32], seen: &[f32], first: bool) -> Vec<f32> {
@@ -187,6 +195,12 @@ fn moving_average(old: &[f32], seen: &[f32], first: bool) -> Vec<f32> {
         .zip(seen)
         .map(|(&old, &seen)| if first { seen } else { old + AVERAGING * (seen - old) })
         .collect()
+}
+
+/// Scales as a constant where `w` lives.
+fn scales_on<const D: usize>(scales: &[f32], w: &Tensor<D>) -> Tensor<1> {
+    let plain = Tensor::<1>::from_floats(scales, &w.device()).without_autodiff();
+    if w.device().is_autodiff() { Tensor::from_inner(plain) } else { plain }
 }
 
 /// A bias on the grid of the accumulator it is added to: channel `i` in multiples of `input_scale * weight_scales[i]`.

@@ -18,8 +18,9 @@ use std::ops::Range;
 const TASKS: usize = 16;
 const FEWEST_TASKS: usize = 8;
 
-/// Outputs of a band: enough to amortise reading the weights, and no more than this many elements read.
-const FEWEST_OUTPUTS: usize = 48;
+/// Outputs of a band: enough to amortise reading the weights, and no more than this many elements read. One panel of
+/// weights stays in L2, several come from farther away.
+const FEWEST_OUTPUTS: [usize; 2] = [48, 128];
 const BAND_ELEMENTS: usize = 1 << 17;
 
 /// Columns `first..first + columns` of a right operand, packed in rows of `lanes`.
@@ -155,8 +156,9 @@ pub unsafe fn run(pass: &Pass<'_>, y: &mut [f32]) {
     let count = channels.count;
     let outputs = reading.n * reading.rows * reading.cols;
     let read = count * reading.stride[0] * reading.stride[1];
-    let most = (BAND_ELEMENTS / read).max(FEWEST_OUTPUTS);
-    let bands = reading.bands(outputs.div_ceil(TASKS).clamp(FEWEST_OUTPUTS, most));
+    let fewest = FEWEST_OUTPUTS[(panels.len() > 1) as usize];
+    let most = (BAND_ELEMENTS / read).max(fewest);
+    let bands = reading.bands(outputs.div_ceil(TASKS).clamp(fewest, most));
     let groups = FEWEST_TASKS.div_ceil(bands.len()).min(panels.len());
     let in_place = reading.is_inside();
     let layout_of = |band| {
@@ -178,14 +180,16 @@ pub unsafe fn run(pass: &Pass<'_>, y: &mut [f32]) {
                 reading.copy(pass.x, band, channels, copy);
                 copy
             };
-            let to = Layout {
-                start: pass.outputs.start + band.image * pass.outputs.image + band.row * pass.outputs.row,
-                ..pass.outputs
-            };
             rows.clear();
-            let unstrided = Reading { stride: [1, 1], ..reading.clone() };
-            let places = reading.outputs(band, &layout).zip(unstrided.outputs(band, &to));
-            rows.extend(places.map(|(a, c)| Row { a, c }));
+            for image in 0..band.images {
+                for row in 0..band.rows {
+                    let a = layout.start + image * layout.image + row * reading.stride[0] * layout.row;
+                    let to = &pass.outputs;
+                    let c = to.start + (band.image + image) * to.image + (band.row + row) * to.row;
+                    let (a_step, c_step) = (reading.stride[1] * layout.pixel, to.pixel);
+                    rows.extend((0..reading.cols).map(|i| Row { a: a + i * a_step, c: c + i * c_step }));
+                }
+            }
             let mut offsets = Vec::with_capacity(runs.len());
             for panel in panels {
                 let weights = &pass.weights[panel.first * steps..][..panel.lanes() * steps];

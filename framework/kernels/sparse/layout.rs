@@ -4,7 +4,7 @@
 //! loads stay aligned (an unaligned 64-byte load costs 1.75 aligned ones on Zen 4) and borders are lines of zeros. A
 //! matrix product over tokens has no neighbours: there a line holds 16 consecutive rows.
 
-use super::{LANES, Line, Tile};
+use super::{BAND_LINES, LANES, Line, Tile};
 use crate::ConvShape;
 
 /// One NHWC tensor seen as lines: strides are in floats.
@@ -72,8 +72,10 @@ pub struct Planes {
     pub band: usize,
     /// Rows of lines in a plane.
     pub rows: usize,
-    /// The column of `from` that each line of a row holds; none for zeros.
-    pub columns: Vec<Option<usize>>,
+    /// (column of `from`, line of a plane's row that holds it), ascending.
+    pub columns: Vec<(usize, usize)>,
+    /// Lines of a plane's row that hold zeros.
+    pub zeros: Vec<usize>,
     /// Lines from one result row to the next.
     pub step: usize,
     /// Lines from one channel to the next.
@@ -91,37 +93,47 @@ impl Planes {
         (band * self.band * self.row_scale) as isize + self.row_shift
     }
 
+    /// Lines of a plane's row.
+    pub fn width(&self) -> usize {
+        self.columns.len() + self.zeros.len()
+    }
+
     /// Lines of all channels.
     pub fn len(&self, channels: usize) -> usize {
         channels * self.plane
     }
 
-    fn sized(
-        mut self,
-        tile: Tile,
-        grid_rows: usize,
-        rows: impl Fn(usize) -> usize,
-        band_lines: usize,
-    ) -> Planes {
+    fn cut(mut self, tile: Tile, grid_rows: usize, rows: impl Fn(usize) -> usize) -> Planes {
         let whole = grid_rows.next_multiple_of(tile.rows).max(tile.rows);
-        let lines = |band: usize| rows(band) * self.columns.len() * self.from.channels;
+        let row = self.width() * self.from.channels;
+        let lines = |band: usize| rows(band) * row;
         self.band = tile.rows;
-        while self.band < whole && lines(self.band + tile.rows) <= band_lines {
+        while self.band < whole && lines(self.band + tile.rows) <= BAND_LINES {
             self.band += tile.rows;
         }
         // Bands of about equal height.
         let bands = whole.div_ceil(self.band);
         self.band = whole.div_ceil(bands).next_multiple_of(tile.rows);
         self.rows = rows(self.band);
-        let plane = self.rows * self.columns.len();
+        let plane = self.rows * self.width();
         // An odd distance spreads channels over all sets of a cache; a plane that is one tile is dense already.
-        self.plane = if plane == tile.rows * tile.columns { plane } else { plane | 1 };
+        self.plane = if plane == tile.lines() { plane } else { plane | 1 };
         self
     }
 }
 
+/// Splits the lines of a plane's row, each of a column or none, into those that hold a column and those of zeros.
+fn columns_and_zeros(
+    width: usize,
+    column: impl Fn(usize) -> Option<usize>,
+) -> (Vec<(usize, usize)>, Vec<usize>) {
+    let mut columns: Vec<_> = (0..width).filter_map(|line| Some((column(line)?, line))).collect();
+    columns.sort_unstable();
+    (columns, (0..width).filter(|&line| column(line).is_none()).collect())
+}
+
 /// The planes of x that results y read.
-pub fn forward_planes(s: &ConvShape, tile: Tile, band_lines: usize) -> Planes {
+pub fn forward_planes(s: &ConvShape, tile: Tile) -> Planes {
     let (x, y) = sides(s, tile);
     let ([sy, sx], [dy, dx]) = (s.stride, s.dilation);
     let width = y.width.next_multiple_of(tile.columns);
@@ -134,22 +146,23 @@ pub fn forward_planes(s: &ConvShape, tile: Tile, band_lines: usize) -> Planes {
         let padded = i % run * sx + runs[i / run];
         padded.checked_sub(s.pad_begin[1]).filter(|&c| c < x.width)
     };
-    let columns: Vec<_> = (0..runs.len() * run).map(column).collect();
+    let row = runs.len() * run;
+    let (columns, zeros) = columns_and_zeros(row, column);
     let taps = (0..s.kh * s.kw).map(|t| {
         let (ky, kx) = (t / s.kw, t % s.kw);
         let which = runs.iter().position(|&r| r == kx * dx % sx).expect("a run for every tap");
-        ky * dy * columns.len() + which * run + kx * dx / sx
+        ky * dy * row + which * run + kx * dx / sx
     });
-    let (taps, step) = (taps.collect(), sy * columns.len());
+    let (taps, step) = (taps.collect(), sy * row);
     let row_shift = -(s.pad_begin[0] as isize);
     let planes =
-        Planes { from: x, band: 0, rows: 0, columns, step, plane: 0, taps, row_scale: sy, row_shift };
-    planes.sized(tile, y.height, |band| (band - 1) * sy + (s.kh - 1) * dy + 1, band_lines)
+        Planes { from: x, band: 0, rows: 0, columns, zeros, step, plane: 0, taps, row_scale: sy, row_shift };
+    planes.cut(tile, y.height, |band| (band - 1) * sy + (s.kh - 1) * dy + 1)
 }
 
 /// The planes of dy that results dx read. A stride cuts dx into phases (one per remainder of row and column); every tap
 /// belongs to one phase.
-pub fn backward_planes(s: &ConvShape, tile: Tile, band_lines: usize) -> Planes {
+pub fn backward_planes(s: &ConvShape, tile: Tile) -> Planes {
     let (x, y) = sides(s, tile);
     let reach = |k: usize, axis: usize| {
         let tap = |k| phase_and_shift(s, k, axis).1;
@@ -163,7 +176,7 @@ pub fn backward_planes(s: &ConvShape, tile: Tile, band_lines: usize) -> Planes {
     let width = x.width.div_ceil(s.stride[1]).next_multiple_of(tile.columns);
     let row = width + (high_x - low_x) as usize;
     let column = |i: usize| usize::try_from(i as isize + low_x).ok().filter(|&c| c < y.width);
-    let columns: Vec<_> = (0..row).map(column).collect();
+    let (columns, zeros) = columns_and_zeros(row, column);
     let taps = (0..s.kh * s.kw).map(|t| {
         let (ky, kx) = (phase_and_shift(s, t / s.kw, 0).1, phase_and_shift(s, t % s.kw, 1).1);
         (ky - low_y) as usize * row + (kx - low_x) as usize
@@ -174,6 +187,7 @@ pub fn backward_planes(s: &ConvShape, tile: Tile, band_lines: usize) -> Planes {
         band: 0,
         rows: 0,
         columns,
+        zeros,
         step: row,
         plane: 0,
         taps,
@@ -181,7 +195,7 @@ pub fn backward_planes(s: &ConvShape, tile: Tile, band_lines: usize) -> Planes {
         row_shift: low_y,
     };
     let grid_rows = x.height.div_ceil(s.stride[0]);
-    planes.sized(tile, grid_rows, |band| band + (high_y - low_y) as usize, band_lines)
+    planes.cut(tile, grid_rows, |band| band + (high_y - low_y) as usize)
 }
 
 /// The planes of dy that go with bands of [`forward_planes`]: every result at its place, zeros around.
@@ -189,13 +203,15 @@ pub fn result_planes(s: &ConvShape, tile: Tile, forward: &Planes) -> Planes {
     let y = sides(s, tile).1;
     let width = y.width.next_multiple_of(tile.columns);
     let plane = forward.band * width;
+    let (columns, zeros) = columns_and_zeros(width, |c| (c < y.width).then_some(c));
     Planes {
         from: y,
         band: forward.band,
         rows: forward.band,
-        columns: (0..width).map(|c| (c < y.width).then_some(c)).collect(),
+        columns,
+        zeros,
         step: width,
-        plane: if plane == tile.rows * tile.columns { plane } else { plane | 1 },
+        plane: if plane == tile.lines() { plane } else { plane | 1 },
         taps: vec![0],
         row_scale: 1,
         row_shift: 0,

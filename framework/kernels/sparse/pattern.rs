@@ -1,6 +1,8 @@
 //! Which weights are open, in the order in which the kernels walk them.
 
-use super::{BACKWARD_LINES, FORWARD_LINES, layout, tile};
+use super::tiles::compress;
+use super::{BLOCK_LINES, LANES, layout, tile};
+use crate::isa::Isa;
 use crate::{ConvShape, shared::Shared};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -39,8 +41,8 @@ pub struct Pattern {
 }
 
 impl List {
-    fn new(rows: usize, channels: usize, taps: usize, lines: usize, budget: usize) -> List {
-        let block = (budget / lines).clamp(1, channels.max(1));
+    fn new(rows: usize, channels: usize, taps: usize, lines: usize) -> List {
+        let block = (BLOCK_LINES / lines).clamp(1, channels.max(1));
         // Blocks of about equal size.
         let block = channels.div_ceil(channels.div_ceil(block).max(1)).max(1);
         List { rows, channels, taps, block, starts: Vec::new(), entries: Vec::new() }
@@ -48,6 +50,12 @@ impl List {
 
     pub fn blocks(&self) -> usize {
         self.channels.div_ceil(self.block)
+    }
+
+    /// Indices of the entries of `rows` in block b.
+    pub fn entries_of(&self, b: usize, rows: Range<usize>) -> Range<usize> {
+        let starts = &self.starts[b * self.rows..];
+        starts[rows.start] as usize..starts[rows.end] as usize
     }
 
     /// Turns `starts[i + 1]` from counts into ends.
@@ -65,9 +73,13 @@ impl Pattern {
     /// # Panics
     /// If `w` has another length, `s` has groups, or 2^32 weights or more.
     pub fn of(w: &[f32], s: &ConvShape) -> Pattern {
+        Pattern::with(Isa::best(), w, s)
+    }
+
+    pub(super) fn with(isa: Isa, w: &[f32], s: &ConvShape) -> Pattern {
         assert_eq!(w.len(), s.w_len(), "a weight of {} elements for {s:?}", w.len());
         assert!(s.groups == 1 && w.len() < u32::MAX as usize, "no sparse kernel for {s:?}");
-        let by_output = by_output(w, s);
+        let by_output = by_output(isa, w, s);
         let by_input = by_input(&by_output, s);
         Pattern { shape: *s, by_output, by_input }
     }
@@ -86,43 +98,47 @@ impl Pattern {
 /// Rows of a weight that a task reads.
 const TASK_ROWS: usize = 16;
 
-fn by_output(w: &[f32], s: &ConvShape) -> List {
+fn by_output(isa: Isa, w: &[f32], s: &ConvShape) -> List {
     let taps = s.kh * s.kw;
     let lines = layout::lines_per_channel(s, tile(s), false);
-    let mut list = List::new(s.o, s.c, taps, lines, FORWARD_LINES);
+    let mut list = List::new(s.o, s.c, taps, lines);
     let (blocks, block) = (list.blocks(), list.block * taps);
     list.starts.resize(blocks * s.o + 1, 0);
     let row = s.c * taps;
-    let tasks = s.o.div_ceil(TASK_ROWS);
-    let rows = |task: usize| task * TASK_ROWS..s.o.min((task + 1) * TASK_ROWS);
     let counts = Shared::new(&mut list.starts);
-    (0..tasks).into_par_iter().for_each(|task| {
-        for o in rows(task) {
-            for (b, w) in w[o * row..][..row].chunks(block).enumerate() {
-                // SAFETY: one element, of this row alone.
-                let count = unsafe { counts.part(1 + b * s.o + o, 1) };
-                count[0] = w.iter().map(|v| u32::from(v.to_bits() != 0)).sum();
-            }
-        }
-    });
-    list.sum_up();
-    let (starts, entries) = (&list.starts, Shared::new(&mut list.entries));
-    (0..tasks).into_par_iter().for_each(|task| {
-        let mut open = vec![Entry::default(); block + 1];
-        for o in rows(task) {
-            for (b, w) in w[o * row..][..row].chunks(block).enumerate() {
-                let mut count = 0;
-                for (place, &value) in w.iter().enumerate() {
-                    // Written always and kept if open: a branch here would be guessed wrong at every open weight.
-                    open[count] = Entry { value, place: place as u32 };
-                    count += usize::from(value.to_bits() != 0);
+    // The weight is read once: first the open weights of some rows by row, then all by block.
+    let by_row = |(task, w): (usize, &[f32])| {
+        let mut open: Vec<Entry> = Vec::new();
+        let mut count = 0;
+        for (o, w) in w.chunks_exact(row).enumerate() {
+            for (b, w) in w.chunks(block).enumerate() {
+                if open.len() < count + w.len() + LANES {
+                    open.resize((open.len() * 2).max(count + w.len() + LANES), Entry::default());
                 }
+                let found = compress(isa, w, &mut open[count..]);
+                count += found;
+                // SAFETY: one element, of this row alone.
+                unsafe { counts.part(1 + b * s.o + task * TASK_ROWS + o, 1) }.fill(found as u32);
+            }
+        }
+        open
+    };
+    let by_row: Vec<Vec<Entry>> = w.par_chunks(row * TASK_ROWS).enumerate().map(by_row).collect();
+    list.sum_up();
+    let entries = &mut std::mem::take(&mut list.entries);
+    let shared = Shared::new(entries);
+    by_row.par_iter().enumerate().for_each(|(task, open)| {
+        let mut open = &open[..];
+        for o in task * TASK_ROWS..s.o.min((task + 1) * TASK_ROWS) {
+            for b in 0..blocks {
+                let Range { start, end } = list.entries_of(b, o..o + 1);
                 // SAFETY: the entries of (b, o), which this task alone writes.
-                let to = unsafe { entries.part(starts[b * s.o + o] as usize, count) };
-                to.copy_from_slice(&open[..count]);
+                unsafe { shared.part(start, end - start) }.copy_from_slice(&open[..end - start]);
+                open = &open[end - start..];
             }
         }
     });
+    list.entries = std::mem::take(entries);
     list
 }
 
@@ -130,7 +146,7 @@ fn by_input(from: &List, s: &ConvShape) -> List {
     let taps = s.kh * s.kw;
     let phases = s.stride[0] * s.stride[1];
     let lines = layout::lines_per_channel(s, tile(s), true);
-    let mut list = List::new(phases * s.c, s.o, taps, lines, BACKWARD_LINES);
+    let mut list = List::new(phases * s.c, s.o, taps, lines);
     let (blocks, block, rows) = (list.blocks(), list.block, list.rows);
     list.starts.resize(blocks * rows + 1, 0);
     // By place in a block of `from`: the row it goes to, without the block's channels, and its tap.

@@ -76,7 +76,7 @@ fn case(s: ConvShape, density: f64) -> Case {
 }
 
 fn results(isa: Isa, Case { s, x, w, bias, dy }: &Case) -> [Vec<f32>; 3] {
-    let pattern = Pattern::of(w, s);
+    let pattern = Pattern::with(isa, w, s);
     let [mut y, mut dx, mut dw] = [s.y_len(), s.x_len(), s.w_len()].map(|len| vec![f32::NAN; len]);
     forward(isa, x, &pattern, Some(bias), s, &mut y);
     input_gradient(isa, dy, &pattern, s, &mut dx);

@@ -22,9 +22,9 @@ pub struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// Checks everything the kernels rely on; `farthest` is the largest of `offsets`.
-    #[inline(always)]
-    fn check(&self, tile: Tile, farthest: u32) {
+    /// Checks that every tile lies in the lines, and the rows in the entries.
+    fn check(&self, tile: Tile) {
+        let farthest = self.offsets.iter().fold(0, |most, &offset| most.max(offset));
         let last = farthest as usize + (tile.rows - 1) * self.step + tile.columns;
         assert!(last <= self.lines.len() && !self.starts.is_empty());
         assert!(self.starts[self.starts.len() - 1] as usize <= self.entries.len());
@@ -33,24 +33,16 @@ impl Block<'_> {
 
 /// Adds to the tile of each row, `sums[row][tile.rows * tile.columns]`, its open weights times the lines they see. The
 /// sums start from `initial(row)` when `fresh` says so.
-pub fn accumulate(
-    isa: Isa,
-    tile: Tile,
-    block: &Block,
-    farthest: u32,
-    fresh: Option<&[f32]>,
-    sums: &mut [Line],
-) {
-    block.check(tile, farthest);
+pub fn accumulate(isa: Isa, tile: Tile, block: &Block, fresh: Option<&[f32]>, sums: &mut [Line]) {
+    block.check(tile);
     let rows = block.starts.len() - 1;
-    assert!(sums.len() == rows * tile.rows * tile.columns && fresh.is_none_or(|f| f.len() == rows));
+    assert!(sums.len() == rows * tile.lines() && fresh.is_none_or(|f| f.len() == rows));
     match isa {
         // SAFETY: the processor has the instructions; bounds are checked above, places by `List`.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe {
             match (tile.rows, tile.columns) {
                 (2, 4) => avx512::accumulate::<2, 4>(block, fresh, sums),
-                (1, 4) => avx512::accumulate::<1, 4>(block, fresh, sums),
                 (1, 8) => avx512::accumulate::<1, 8>(block, fresh, sums),
                 _ => unreachable!("no tile of {tile:?}"),
             }
@@ -63,16 +55,16 @@ pub fn accumulate(
 }
 
 /// Adds to `sums[entry]`, one line per open weight of the block, the products of the row's tile of `others` with the
-/// lines that the weight sees. Row r's tile begins at `others[r * plane]`, its rows `others_step` apart.
+/// lines that the weight sees; `fresh` starts the sums from zero. Row r's tile begins at `others[r * plane]`, its rows `others_step` apart.
 pub fn correlate(
     isa: Isa,
     tile: Tile,
     block: &Block,
-    farthest: u32,
     (others, plane, others_step): (&[Line], usize, usize),
+    fresh: bool,
     sums: &mut [Line],
 ) {
-    block.check(tile, farthest);
+    block.check(tile);
     let rows = block.starts.len() - 1;
     assert!(rows == 0 || (rows - 1) * plane + (tile.rows - 1) * others_step + tile.columns <= others.len());
     assert!(sums.len() == (block.starts[rows] - block.starts[0]) as usize);
@@ -82,17 +74,52 @@ pub fn correlate(
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe {
             match (tile.rows, tile.columns) {
-                (2, 4) => avx512::correlate::<2, 4>(block, others, sums),
-                (1, 4) => avx512::correlate::<1, 4>(block, others, sums),
-                (1, 8) => avx512::correlate::<1, 8>(block, others, sums),
+                (2, 4) => avx512::correlate::<2, 4>(block, others, fresh, sums),
+                (1, 8) => avx512::correlate::<1, 8>(block, others, fresh, sums),
                 _ => unreachable!("no tile of {tile:?}"),
             }
         },
         // SAFETY: the processor has the instructions.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { correlate_avx2(tile, block, others, sums) },
-        _ => correlate_plain::<false>(tile, block, others, sums),
+        Isa::Avx2 => unsafe { correlate_avx2(tile, block, others, fresh, sums) },
+        _ => correlate_plain::<false>(tile, block, others, fresh, sums),
     }
+}
+
+/// The sum of each line's lanes.
+pub fn sum_lines(isa: Isa, lines: &[Line], sums: &mut [f32]) {
+    assert!(lines.len() == sums.len());
+    #[cfg(target_arch = "x86_64")]
+    let (lines, sums) = if isa == Isa::Avx512 {
+        // SAFETY: the processor has the instructions.
+        unsafe { avx512::sum_lines(lines, sums) };
+        let whole = lines.len() / LANES * LANES;
+        (&lines[whole..], &mut sums[whole..])
+    } else {
+        (lines, sums)
+    };
+    for (line, sum) in lines.iter().zip(sums) {
+        *sum = line.0.iter().sum();
+    }
+}
+
+/// The weights of `w` that are not +0.0, each with its index, into the front of `open`; returns how many. `open` has room
+/// for 16 more than all.
+pub fn compress(isa: Isa, w: &[f32], open: &mut [Entry]) -> usize {
+    assert!(open.len() >= w.len() + LANES);
+    let (mut count, mut first) = (0, 0);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        // SAFETY: the processor has the instructions; there is room, as checked.
+        count = unsafe { avx512::compress(w, open) };
+        first = w.len() / LANES * LANES;
+    }
+    for (place, &value) in w.iter().enumerate().skip(first) {
+        // Written always and kept if open: a branch here would be guessed wrong at every open weight.
+        open[count] = Entry { value, place: place as u32 };
+        count += usize::from(value.to_bits() != 0);
+    }
+    count
 }
 
 /// lines[channel * plane][lane] = data[lane * stride + channel] for `channels` channels; lanes from `lanes` on are 0.
@@ -121,19 +148,20 @@ pub fn gather(
     }
 }
 
-/// rows[lane][channel] = lines[channel * plane][lane]; up to 16 rows of up to 16 channels.
-pub fn scatter(isa: Isa, lines: &[Line], plane: usize, rows: [&mut [f32]; LANES]) {
-    let channels = rows[0].len();
-    assert!(channels > 0 && channels <= LANES && (channels - 1) * plane < lines.len());
-    assert!(rows.iter().all(|row| row.is_empty() || row.len() == channels));
+/// data[lane * stride + channel] = lines[channel * plane][lane] for all 16 lanes. Channels up to the next multiple of 16
+/// may be overwritten.
+pub fn scatter(isa: Isa, lines: &[Line], plane: usize, channels: usize, stride: usize, data: &mut [f32]) {
+    assert!(channels > 0 && (channels - 1) * plane < lines.len());
+    let whole = channels.next_multiple_of(LANES);
+    assert!(whole <= stride && (LANES - 1) * stride + whole <= data.len());
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
         // SAFETY: the processor has the instructions; bounds are checked above.
-        return unsafe { avx512::scatter(lines, plane, channels, rows) };
+        return unsafe { avx512::scatter(lines, plane, channels, stride, data) };
     }
-    for (lane, row) in rows.into_iter().enumerate() {
-        for (channel, v) in row.iter_mut().enumerate() {
-            *v = lines[channel * plane].0[lane];
+    for channel in 0..channels {
+        for (lane, v) in lines[channel * plane].0.iter().enumerate() {
+            data[lane * stride + channel] = *v;
         }
     }
 }
@@ -173,13 +201,15 @@ fn correlate_plain<const FUSED: bool>(
     tile: Tile,
     block: &Block,
     (others, plane, others_step): (&[Line], usize, usize),
+    fresh: bool,
     sums: &mut [Line],
 ) {
     for (r, pair) in block.starts.windows(2).enumerate() {
         let others = &others[r * plane..];
         for at in pair[0] as usize..pair[1] as usize {
             let offset = block.offsets[block.entries[at].place as usize] as usize;
-            let mut acc = sums[at - block.starts[0] as usize].0;
+            let sum = &mut sums[at - block.starts[0] as usize].0;
+            let mut acc = if fresh { [0.0; LANES] } else { *sum };
             for i in 0..tile.rows {
                 let x = &block.lines[offset + i * block.step..][..tile.columns];
                 for (other, x) in others[i * others_step..].iter().zip(x) {
@@ -188,7 +218,7 @@ fn correlate_plain<const FUSED: bool>(
                     }
                 }
             }
-            sums[at - block.starts[0] as usize].0 = acc;
+            *sum = acc;
         }
     }
 }
@@ -201,8 +231,14 @@ fn accumulate_avx2(tile: Tile, block: &Block, fresh: Option<&[f32]>, sums: &mut 
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn correlate_avx2(tile: Tile, block: &Block, others: (&[Line], usize, usize), sums: &mut [Line]) {
-    correlate_plain::<true>(tile, block, others, sums)
+fn correlate_avx2(
+    tile: Tile,
+    block: &Block,
+    others: (&[Line], usize, usize),
+    fresh: bool,
+    sums: &mut [Line],
+) {
+    correlate_plain::<true>(tile, block, others, fresh, sums)
 }
 
 #[cfg(target_arch = "x86_64")]

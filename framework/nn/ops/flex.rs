@@ -1,11 +1,12 @@
 //! The ops on burn's flex device: tensors in, slices to the kernels of `lacuna-kernels`, tensors out.
 
 use super::autodiff::TrainKernels;
-use super::{Op, pool};
+use super::{Act, Op, pool};
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
-use lacuna_kernels::attention::{self, AttentionShape};
+use lacuna_kernels::attention::{self, AttentionShape, Rows, RowsMut};
+use lacuna_kernels::batch_norm::Skip;
 use lacuna_kernels::sparse::{self, Pattern};
 use lacuna_kernels::{
     ConvShape, activation, add, batch_norm, conv, embedding, fake_quant, gemm, layer_norm, loss, pool as pooling,
@@ -166,7 +167,7 @@ impl TrainKernels for Flex {
                 let ([x, w], bias) = take(inputs);
                 let (x, w) = (nhwc(x), row_major(w));
                 let shape = ConvShape::new(dims4(&x), dims4(&w), window);
-                let pattern = sparse.then(|| Pattern::of_conv(values(&w), &shape)).flatten().map(Arc::new);
+                let pattern = open_weights(sparse, values(&w), &shape);
                 let bias = bias.as_ref().map(values);
                 let y = filled(shape.y_len(), |y| match &pattern {
                     Some(pattern) => sparse::conv_forward(values(&x), pattern, bias, &shape, y),
@@ -191,10 +192,11 @@ impl TrainKernels for Flex {
                         residual.as_ref().map(values),
                         eps,
                         act,
+                        None,
                         y,
                         mean.values(),
                         var.values(),
-                    )
+                    );
                 });
                 let y = y.image(dims4(&x));
                 let (mean, var) = (mean.tensor(&[c]), var.tensor(&[c]));
@@ -209,7 +211,7 @@ impl TrainKernels for Flex {
                 let (rows, c) = pixels(&x);
                 let y = filled(rows * c, |y| {
                     let residual = residual.as_ref().map(values);
-                    batch_norm::forward_with(values(&x), rows, c, values(&scale), values(&shift), residual, act, y)
+                    batch_norm::forward_with(values(&x), rows, c, values(&scale), values(&shift), residual, act, None, y)
                 });
                 let y = y.image(dims4(&x));
                 let mut kept = vec![x, scale, shift, y.clone()];
@@ -220,10 +222,10 @@ impl TrainKernels for Flex {
                 let ([x, w], bias) = take(inputs);
                 let (x, w) = (row_major(x), row_major(w));
                 let ((m, k), (n, _)) = (matrix(&x), matrix(&w));
-                let pattern = sparse.then(|| Pattern::of_linear(values(&w), m, k, n)).flatten().map(Arc::new);
+                let pattern = open_weights(sparse, values(&w), &sparse::linear_shape(m, k, n));
                 let bias = bias.as_ref().map(values);
                 let y = filled(m * n, |y| match &pattern {
-                    Some(pattern) => sparse::linear(values(&x), pattern, bias, m, k, n, y),
+                    Some(pattern) => sparse::linear_forward(values(&x), pattern, bias, m, y),
                     None => gemm::linear(values(&x), values(&w), bias, m, k, n, y),
                 });
                 let mut shape = x.shape().to_vec();
@@ -238,35 +240,25 @@ impl TrainKernels for Flex {
                 let (mut y, mut mean, mut inv) =
                     (Buffer::new(rows * width), Buffer::new(rows), Buffer::new(rows));
                 let (gamma_v, beta_v) = (values(&gamma), values(&beta));
-                let input = match &residual {
-                    None => {
-                        let (mean, inv) = (mean.values(), inv.values());
-                        layer_norm::forward(values(&x), None, gamma_v, beta_v, eps, y.values(), None, mean, inv);
-                        x.clone()
-                    }
-                    Some(r) => {
-                        let mut sum = Buffer::new(rows * width);
-                        layer_norm::forward(
-                            values(&x),
-                            Some(values(r)),
-                            gamma_v,
-                            beta_v,
-                            eps,
-                            y.values(),
-                            Some(sum.values()),
-                            mean.values(),
-                            inv.values(),
-                        );
-                        sum.like(&x)
-                    }
-                };
+                let mut sum = residual.as_ref().map(|_| Buffer::new(rows * width));
+                layer_norm::forward(
+                    values(&x),
+                    residual.as_ref().map(values).zip(sum.as_mut().map(Buffer::values)),
+                    gamma_v,
+                    beta_v,
+                    eps as f32,
+                    y.values(),
+                    mean.values(),
+                    inv.values(),
+                );
+                let input = sum.map_or_else(|| x.clone(), |sum| sum.like(&x));
                 let y = y.tensor(&x.shape().to_vec());
                 (vec![y], vec![input, gamma, mean.tensor(&[rows]), inv.tensor(&[rows])].into())
             }
             Op::Activate(act) => {
                 let ([x], _) = take(inputs);
                 let x = dense(x);
-                let y = filled(values(&x).len(), |y| activation::forward(values(&x), act, y)).like(&x);
+                let y = filled(values(&x).len(), |y| activation::forward(act, values(&x), y)).like(&x);
                 (vec![y], vec![x].into())
             }
             Op::Attention { heads } => {
@@ -276,11 +268,11 @@ impl TrainKernels for Flex {
                 let mut kept = Buffer::new(shape.saved_len());
                 let out = filled(values(&q).len(), |out| {
                     let mask = mask.as_ref().map(values);
-                    attention::forward(values(&q), values(&k), values(&v), mask, &shape, out, kept.values())
+                    attention::forward(heads_of(&q), heads_of(&k), heads_of(&v), mask, shape, out, kept.values())
                 });
                 let out = out.like(&q);
                 let kept = kept.tensor(&[shape.saved_len()]);
-                let mut all = vec![q, k, v, out.clone(), kept];
+                let mut all = vec![q, k, v, kept];
                 all.extend(mask);
                 (vec![out], all.into())
             }
@@ -315,7 +307,7 @@ impl TrainKernels for Flex {
                 let logits = row_major(logits);
                 let (n, classes) = matrix(&logits);
                 let mut gradient = Buffer::new(n * classes);
-                let mean = loss::cross_entropy(values(&logits), targets, n, classes, gradient.values());
+                let mean = loss::cross_entropy(values(&logits), classes, targets, 0.0, gradient.values());
                 let gradient = gradient.tensor(&[n, classes]);
                 (vec![filled(1, |y| y[0] = mean).tensor(&[1])], vec![gradient].into())
             }
@@ -327,13 +319,16 @@ impl TrainKernels for Flex {
             }
             Op::Range { of_rows } => {
                 let ([x], _) = take(inputs);
-                let (x, rows) = if of_rows { (row_major(x.clone()), x.shape()[0]) } else { (dense(x), 1) };
-                let per_row = values(&x).len() / rows.max(1);
-                let mut ends = vec![0f32; 2 * rows];
-                for (i, row) in values(&x).chunks(per_row.max(1)).enumerate() {
-                    (ends[i], ends[rows + i]) = fake_quant::range(row);
+                if of_rows {
+                    let (x, rows) = (row_major(x.clone()), x.shape()[0]);
+                    let ends = filled(2 * rows, |ends| {
+                        let (min, max) = ends.split_at_mut(rows);
+                        fake_quant::row_ranges(values(&x), None, min, max)
+                    });
+                    return (vec![ends.tensor(&[2 * rows])], Saved::default());
                 }
-                (vec![filled(2 * rows, |y| y.copy_from_slice(&ends)).tensor(&[2 * rows])], Saved::default())
+                let (lo, hi) = fake_quant::range(values(&dense(x)));
+                (vec![filled(2, |ends| ends.copy_from_slice(&[lo, hi])).tensor(&[2])], Saved::default())
             }
             Op::FakeQuantWeight { lo, hi } => {
                 let ([w, scales], fold) = take(inputs);
@@ -343,7 +338,7 @@ impl TrainKernels for Flex {
                     fake_quant::quantize_folded(values(&w), fold, values(&scales), lo, hi, y)
                 });
                 let y = y.like(&w);
-                let mut kept = vec![w, scales, y.clone()];
+                let mut kept = vec![w, scales];
                 kept.extend(fold);
                 (vec![y], kept.into())
             }
@@ -360,7 +355,7 @@ impl TrainKernels for Flex {
                 let shape = ConvShape::new(dims4(&x), dims4(&w), window);
                 let dx = wants(0).then(|| {
                     filled(shape.x_len(), |dx| match &pattern {
-                        Some(pattern) => sparse::conv_input_gradient(pattern, values(&dy), &shape, dx),
+                        Some(pattern) => sparse::conv_input_gradient(values(&dy), pattern, &shape, dx),
                         None => conv::input_gradient(values(&w), values(&dy), &shape, dx),
                     })
                     .image(dims4(&x))
@@ -384,11 +379,15 @@ impl TrainKernels for Flex {
                 let (mut dx, mut d_gamma, mut d_beta) =
                     (Buffer::new(rows * c), Buffer::new(c), Buffer::new(c));
                 // Without an activation the residual's gradient is dy itself.
-                let mut d_residual = (wants(3) && act != super::Act::None).then(|| Buffer::new(rows * c));
+                let mut d_residual = (wants(3) && act != Act::None).then(|| Buffer::new(rows * c));
+                let skip = match &residual {
+                    None => Skip::None,
+                    Some(_) if matches!(act, Act::None | Act::Relu | Act::Relu6) => Skip::Output(values(&y)),
+                    Some(residual) => Skip::Residual(values(residual)),
+                };
                 batch_norm::backward(
                     values(&x),
-                    values(&y),
-                    residual.as_ref().map(values),
+                    skip,
                     values(&dy),
                     rows,
                     c,
@@ -398,6 +397,7 @@ impl TrainKernels for Flex {
                     values(&var),
                     eps,
                     act,
+                    None,
                     dx.values(),
                     d_gamma.values(),
                     d_beta.values(),
@@ -415,22 +415,8 @@ impl TrainKernels for Flex {
                 let (rows, c) = pixels(&x);
                 let (mut dx, mut d_scale, mut d_shift) =
                     (Buffer::new(rows * c), Buffer::new(c), Buffer::new(c));
-                let mut d_residual = (wants(3) && act != super::Act::None).then(|| Buffer::new(rows * c));
-                batch_norm::backward_with(
-                    values(&x),
-                    values(&y),
-                    residual.as_ref().map(values),
-                    values(&dy),
-                    rows,
-                    c,
-                    values(&scale),
-                    values(&shift),
-                    act,
-                    dx.values(),
-                    d_scale.values(),
-                    d_shift.values(),
-                    d_residual.as_mut().map(Buffer::values),
-                );
+                let mut d_residual = (wants(3) && act != Act::None).then(|| Buffer::new(rows * c));
+                todo!();
                 let d_residual = match d_residual {
                     Some(d) => Some(d.image(dims4(&x))),
                     None => wants(3).then_some(dy),
@@ -443,7 +429,7 @@ impl TrainKernels for Flex {
                 let ((m, k), (n, _)) = (matrix(&x), matrix(&w));
                 let dx = wants(0).then(|| {
                     filled(m * k, |dx| match &pattern {
-                        Some(pattern) => sparse::linear_input_gradient(pattern, values(&dy), m, k, n, dx),
+                        Some(pattern) => sparse::linear_input_gradient(values(&dy), pattern, m, dx),
                         None => gemm::linear_input_gradient(values(&w), values(&dy), m, k, n, dx),
                     })
                     .like(&x)
@@ -451,7 +437,7 @@ impl TrainKernels for Flex {
                 let dw = wants(1).then(|| {
                     filled(n * k, |dw| match &pattern {
                         Some(pattern) => {
-                            sparse::linear_weight_gradient(values(&x), values(&dy), pattern, m, k, n, dw)
+                            sparse::linear_weight_gradient(values(&x), values(&dy), pattern, m, dw)
                         }
                         None => gemm::linear_weight_gradient(values(&x), values(&dy), m, k, n, dw),
                     })
@@ -468,10 +454,10 @@ impl TrainKernels for Flex {
                 let dx = filled(values(&input).len(), |dx| {
                     layer_norm::backward(
                         values(&input),
-                        values(&dy),
                         values(&gamma),
                         values(&mean),
                         values(&inv),
+                        values(&dy),
                         dx,
                         d_gamma.values(),
                         d_beta.values(),
@@ -484,28 +470,28 @@ impl TrainKernels for Flex {
                 let ([x], _) = saved(tensors);
                 let dy = ordered_like(dy, &x);
                 let dx = filled(values(&x).len(), |dx| {
-                    activation::backward(values(&x), values(&dy), act, dx)
+                    activation::backward(act, values(&x), values(&dy), dx)
                 });
                 vec![Some(dx.like(&x))]
             }
             Op::Attention { heads } => {
-                let ([q, k, v, out, kept], mask) = saved(tensors);
+                let ([q, k, v, kept], mask) = saved(tensors);
                 let dy = row_major(dy);
                 let shape = attention_shape(&q, &k, heads);
                 let new = |x: &FlexTensor| Buffer::new(values(x).len());
                 let (mut dq, mut dk, mut dv) = (new(&q), new(&k), new(&v));
+                let columns = shape.columns();
                 attention::backward(
-                    values(&q),
-                    values(&k),
-                    values(&v),
+                    heads_of(&q),
+                    heads_of(&k),
+                    heads_of(&v),
                     mask.as_ref().map(values),
                     values(&kept),
-                    values(&out),
                     values(&dy),
-                    &shape,
-                    dq.values(),
-                    dk.values(),
-                    dv.values(),
+                    shape,
+                    RowsMut::whole(dq.values(), columns),
+                    RowsMut::whole(dk.values(), columns),
+                    RowsMut::whole(dv.values(), columns),
                 );
                 vec![Some(dq.like(&q)), Some(dk.like(&k)), Some(dv.like(&v)), None]
             }
@@ -514,7 +500,7 @@ impl TrainKernels for Flex {
                 let dy = row_major(dy);
                 let (rows, width) = matrix(&table);
                 let d_table =
-                    filled(rows * width, |d| embedding::gradient(values(&dy), width, ids, d));
+                    filled(rows * width, |d| embedding::backward(ids, values(&dy), width, d));
                 vec![Some(d_table.tensor(&[rows, width]))]
             }
             Op::GlobalAveragePool => {
@@ -550,19 +536,18 @@ impl TrainKernels for Flex {
                 let ([x], _) = saved(tensors);
                 let dy = ordered_like(dy, &x);
                 let dx = filled(values(&x).len(), |dx| {
-                    fake_quant::quantize_gradient(values(&x), values(&dy), grid, dx)
+                    fake_quant::backward(values(&x), values(&dy), grid, dx)
                 });
                 vec![Some(dx.like(&x))]
             }
             Op::Range { .. } => Vec::new(),
             Op::FakeQuantWeight { lo, hi } => {
-                let ([w, scales, y], fold) = saved(tensors);
+                let ([w, scales], fold) = saved(tensors);
                 let dy = row_major(dy);
                 let mut d_fold = wants(2).then(|| Buffer::new(values(&scales).len()));
                 let dw = filled(values(&w).len(), |dw| {
-                    fake_quant::quantize_folded_gradient(
+                    fake_quant::quantize_folded_backward(
                         values(&w),
-                        values(&y),
                         fold.as_ref().map(values),
                         values(&scales),
                         lo,
@@ -593,6 +578,16 @@ impl TrainKernels for Flex {
 
 fn bias_gradient(dy: &FlexTensor, channels: usize) -> FlexTensor {
     filled(channels, |db| conv::bias_gradient(values(dy), channels, db)).tensor(&[channels])
+}
+
+/// The open weights, if the weight is masked and skipping them pays.
+fn open_weights(sparse: bool, w: &[f32], shape: &ConvShape) -> Option<Arc<Pattern>> {
+    (sparse && w.len() > 0).then(|| Arc::new(Pattern::of(w, shape)))
+}
+
+/// Tokens of [batch, tokens, heads * width] as rows.
+fn heads_of(x: &FlexTensor) -> Rows<'_> {
+    Rows::whole(values(x), matrix(x).1)
 }
 
 fn attention_shape(q: &FlexTensor, k: &FlexTensor, heads: usize) -> AttentionShape {

@@ -240,7 +240,7 @@ pub fn conv2d_bias_act(
     sparse: bool,
 ) -> Tensor<4> {
     if !has_kernels(&x.device()) {
-        return plain::finish(plain::conv2d(x, w, Some(bias), window), residual, act);
+        return plain::add_activate(plain::conv2d(x, w, Some(bias), window), residual, act);
     }
     if residual.is_none() && act == Act::None {
         return conv2d(x, w, Some(bias), window, sparse);

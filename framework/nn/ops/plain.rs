@@ -3,24 +3,13 @@
 //!
 //! Each form is the one that [`capture`](crate::capture) lowers to the fewest rows.
 
-use burn::tensor::activation::{hard_swish, log_softmax, relu, relu6, silu, softmax};
+use super::{Act, Grid};
+use crate::mark;
+use burn::tensor::activation::{gelu, gelu_approximate, hard_swish, log_softmax, relu, relu6, sigmoid, silu, softmax};
 use burn::tensor::module;
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Int, Tensor};
 use lacuna_kernels::shape::Window;
-
-/// An elementwise function behind a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
-    None,
-    Relu,
-    /// min(max(x, 0), 6) (Krizhevsky, 2010).
-    Relu6,
-    /// x * sigmoid(x).
-    Silu,
-    /// x * relu6(x + 3) / 6 (Howard et al., 2019).
-    HardSwish,
-}
 
 /// y[n,o,oh,ow] of x[n,c,h,w], w[o, c / groups, kh, kw] and bias[o].
 pub fn conv2d(x: Tensor<4>, w: Tensor<4>, bias: Option<Tensor<1>>, window: Window) -> Tensor<4> {
@@ -57,7 +46,7 @@ pub fn batch_norm_eval(
 }
 
 /// act(x + residual).
-fn add_activate(x: Tensor<4>, residual: Option<Tensor<4>>, act: Act) -> Tensor<4> {
+pub fn add_activate(x: Tensor<4>, residual: Option<Tensor<4>>, act: Act) -> Tensor<4> {
     let x = match residual {
         Some(residual) => x + residual,
         None => x,
@@ -105,11 +94,6 @@ pub fn layer_norm<const D: usize>(
     module::layer_norm(x, gamma, Some(beta), eps)
 }
 
-/// x * Φ(x) by the error function (Hendrycks and Gimpel, 2016).
-pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    burn::tensor::activation::gelu(x)
-}
-
 pub fn activation<const D: usize>(x: Tensor<D>, act: Act) -> Tensor<D> {
     match act {
         Act::None => x,
@@ -117,6 +101,9 @@ pub fn activation<const D: usize>(x: Tensor<D>, act: Act) -> Tensor<D> {
         Act::Relu6 => relu6(x),
         Act::Silu => silu(x),
         Act::HardSwish => hard_swish(x),
+        Act::Sigmoid => sigmoid(x),
+        Act::Gelu => gelu(x),
+        Act::GeluTanh => gelu_approximate(x),
     }
 }
 
@@ -167,4 +154,58 @@ pub fn max_pool2d(x: Tensor<4>, kernel: usize, stride: usize, pad: usize) -> Ten
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let n = targets.dims()[0];
     log_softmax(logits, 1).gather(1, targets.reshape([n, 1])).mean().neg()
+}
+
+/// [smallest, largest] element.
+pub fn range<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    let x = x.without_autodiff();
+    Tensor::cat(vec![x.clone().min(), x.max()], 0)
+}
+
+/// [smallest of each row, largest of each row], rows along the first axis.
+pub fn row_ranges<const D: usize>(w: Tensor<D>) -> Tensor<1> {
+    let rows = w.dims()[0];
+    let w = w.without_autodiff().reshape([rows as i32, -1]);
+    let (min, max): (Tensor<2>, Tensor<2>) = (w.clone().min_dim(1), w.max_dim(1));
+    Tensor::cat(vec![min.reshape([rows]), max.reshape([rows])], 0)
+}
+
+/// x on `grid`; the capture device records it as one op.
+pub fn fake_quant<const D: usize>(x: Tensor<D>, grid: Grid) -> Tensor<D> {
+    if mark::is_capture(&x.device()) {
+        return mark::fake_quant(x, grid);
+    }
+    let (lo, hi) = ((grid.lo - grid.zero) as f32, (grid.hi - grid.zero) as f32);
+    let v = x.clone().detach().div_scalar(grid.scale).round();
+    let inside = v.clone().greater_equal_elem(lo).bool_and(v.clone().lower_equal_elem(hi));
+    straight_through(x, v.clamp(lo, hi).mul_scalar(grid.scale), inside.float())
+}
+
+/// Rows (first axis) of w on symmetric grids, folded by `fold` for the purpose; the capture device records it as one op.
+pub fn fake_quant_weight<const D: usize>(
+    w: Tensor<D>,
+    scales: Tensor<1>,
+    fold: Option<Tensor<1>>,
+    lo: i32,
+    hi: i32,
+) -> Tensor<D> {
+    let mut by_row = [1; D];
+    by_row[0] = scales.dims()[0];
+    if let Some(fold) = fold {
+        let fold: Tensor<D> = fold.reshape(by_row);
+        return fake_quant_weight(w * fold.clone(), scales, None, lo, hi) / fold;
+    }
+    if mark::is_capture(&w.device()) {
+        return mark::fake_quant_channels(w, scales, lo, hi);
+    }
+    let s: Tensor<D> = scales.reshape(by_row);
+    let v = (w.clone().detach() / s.clone()).round();
+    let inside = v.clone().greater_equal_elem(lo as f32).bool_and(v.clone().lower_equal_elem(hi as f32));
+    straight_through(w, v.clamp(lo as f32, hi as f32) * s, inside.float())
+}
+
+/// Value `q`, gradient of `x` where `inside` is one.
+fn straight_through<const D: usize>(x: Tensor<D>, q: Tensor<D>, inside: Tensor<D>) -> Tensor<D> {
+    let masked = x * inside;
+    masked.clone() + (q - masked.detach())
 }

@@ -1,6 +1,7 @@
-//! Depthwise convolution against sums in f64, and the same bytes on one thread and on two.
+//! Against sums in f64 on every instruction set, and the same bytes on one thread and on two.
 
-use lacuna_kernels::{ConvShape, depthwise, shape::Window};
+use super::*;
+use crate::shape::Window;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -68,32 +69,36 @@ fn case(s: &ConvShape) -> Case {
 }
 
 /// y with bias, y without, dx, dw; slices start as NaN, which must all be overwritten.
-fn all(s: &ConvShape, case: &Case) -> [Vec<f32>; 4] {
+fn all(isa: Isa, s: &ConvShape, case: &Case) -> [Vec<f32>; 4] {
     let mut found = [s.y_len(), s.y_len(), s.x_len(), s.w_len()].map(|len| vec![f32::NAN; len]);
     let [biased, plain, dx, dw] = &mut found;
-    depthwise::forward(&case.x, &case.w, Some(&case.bias), s, biased);
-    depthwise::forward(&case.x, &case.w, None, s, plain);
-    depthwise::input_gradient(&case.w, &case.dy, s, dx);
-    depthwise::weight_gradient(&case.x, &case.dy, s, dw);
+    forward_on(isa, &case.x, &case.w, Some(&case.bias), s, biased);
+    forward_on(isa, &case.x, &case.w, None, s, plain);
+    input_gradient_on(isa, &case.w, &case.dy, s, dx);
+    weight_gradient_on(isa, &case.x, &case.dy, s, dw);
     found
 }
 
 fn assert_right(s: &ConvShape) {
     let case = case(s);
-    let [biased, plain, dx, dw] = all(s, &case);
-    let (mut y_sums, mut dx_sums, mut dw_sums) = (Sums::new(s.y_len()), Sums::new(s.x_len()), Sums::new(s.w_len()));
+    let (mut y_sums, mut dx_sums, mut dw_sums) =
+        (Sums::new(s.y_len()), Sums::new(s.x_len()), Sums::new(s.w_len()));
     each_product(s, |x, w, y| {
         y_sums.add(y, case.x[x], case.w[w]);
         dx_sums.add(x, case.dy[y], case.w[w]);
         dw_sums.add(w, case.x[x], case.dy[y]);
     });
-    y_sums.assert_near(&plain, "y", s);
-    dx_sums.assert_near(&dx, "dx", s);
-    dw_sums.assert_near(&dw, "dw", s);
+    let mut biased_sums = Sums(y_sums.0.clone(), y_sums.1.clone());
     for i in 0..s.y_len() {
-        y_sums.add(i, case.bias[i % s.c], 1.0);
+        biased_sums.add(i, case.bias[i % s.c], 1.0);
     }
-    y_sums.assert_near(&biased, "y with bias", s);
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+        let [biased, plain, dx, dw] = all(isa, s, &case);
+        y_sums.assert_near(&plain, "y", s);
+        biased_sums.assert_near(&biased, "y with bias", s);
+        dx_sums.assert_near(&dx, "dx", s);
+        dw_sums.assert_near(&dw, "dw", s);
+    }
 }
 
 fn shape(n: usize, c: usize, hw: [usize; 2], k: [usize; 2], window: Window) -> ConvShape {
@@ -122,7 +127,9 @@ fn windows_of_every_kind() {
     for k in [[1, 1], [2, 2], [3, 3], [1, 5], [5, 1], [3, 7], [4, 6]] {
         for stride in [[1, 1], [2, 2], [3, 3], [1, 2], [3, 2]] {
             for dilation in [[1, 1], [2, 2], [3, 1], [2, 3]] {
-                for (pad_begin, pad_end) in [([0, 0], [0, 0]), ([0, 0], [1, 1]), ([2, 1], [1, 3]), ([5, 4], [4, 6])] {
+                for (pad_begin, pad_end) in
+                    [([0, 0], [0, 0]), ([0, 0], [1, 1]), ([2, 1], [1, 3]), ([5, 4], [4, 6])]
+                {
                     let window = Window { stride, pad_begin, pad_end, dilation, groups: 1 };
                     assert_right(&shape(1, 19, [16, 19], k, window));
                 }
@@ -156,7 +163,11 @@ fn the_same_bytes_on_one_thread_and_on_two() {
         let s = shape(5, c, hw, [k, k], Window::new(stride, k / 2));
         let case = case(&s);
         let bits = |found: [Vec<f32>; 4]| found.map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>());
-        assert_eq!(bits(one.install(|| all(&s, &case))), bits(two.install(|| all(&s, &case))), "{s:?}");
+        assert_eq!(
+            bits(one.install(|| all(Isa::best(), &s, &case))),
+            bits(two.install(|| all(Isa::best(), &s, &case))),
+            "{s:?}"
+        );
     }
 }
 
@@ -164,5 +175,5 @@ fn the_same_bytes_on_one_thread_and_on_two() {
 #[should_panic(expected = "weights for")]
 fn a_weight_of_another_size_panics() {
     let s = shape(1, 16, [4, 4], [3, 3], Window::new(1, 1));
-    depthwise::forward(&vec![0.0; s.x_len()], &[0.0; 16], None, &s, &mut vec![0.0; s.y_len()]);
+    forward(&vec![0.0; s.x_len()], &[0.0; 16], None, &s, &mut vec![0.0; s.y_len()]);
 }
