@@ -342,50 +342,38 @@ pub fn backward(
         }
     }
     let (scale, shift) = fold(gamma, beta, mean, var, eps);
-    let before = Before {
-        act,
-        inside: grid.map(|grid| grid.inside()),
-        scale: plan.spread(&scale),
-        shift: plan.spread(&shift),
-    };
+    let inside: Inside = grid.map(|grid| grid.inside());
+    let (a, b) = (plan.spread(&scale), plan.spread(&shift));
+
+    // dz, the gradient before the activation, is needed twice. It is kept where it is the residual's, or in dx where
+    // that costs less than to compute it again.
+    let nothing_between = act == Act::None && inside.is_none();
+    let costly = matches!(act, Act::Silu | Act::Sigmoid | Act::Gelu | Act::GeluTanh);
+    let keep = costly || !(nothing_between || matches!(skip, Skip::None));
     let with_residual = d_residual.is_some();
     let d_residual = Shared::new(d_residual.unwrap_or_default());
+    let dx = Shared::new(dx);
+    let kept = if with_residual { Some(d_residual) } else { keep.then_some(dx) };
 
-    // Without a residual, it is cheaper to compute the gradient before the activation where it is needed than to keep it
-    // for a block.
-    let plain = matches!(skip, Skip::None) && !with_residual;
-
-    // The gradient before the activation: summed, and kept where it is the residual's.
     let center = plan.spread(mean);
     let mut parts = vec![0f64; plan.tasks * 2 * plan.width];
     parts.par_chunks_mut(2 * plan.width).enumerate().for_each(|(task, part)| {
         let (sum, product) = part.split_at_mut(plan.width);
-        let mut room = before.room(&plan);
         for (start, len) in plan.blocks(task) {
-            let x = &x[start..][..len];
-            if plain {
-                let dy = &dy[start..][..len];
-                loops::add_gradient_products(
-                    act,
-                    x,
-                    dy,
-                    &before.scale,
-                    &before.shift,
-                    before.inside,
-                    &center,
-                    sum,
-                    product,
-                );
+            let (x, dy) = (&x[start..][..len], &dy[start..][..len]);
+            let Some(kept) = kept else {
+                loops::add_gradient_products(act, x, dy, &a, &b, inside, &center, sum, product);
                 continue;
-            }
-            let dz = if with_residual {
-                // SAFETY: blocks are disjoint, and d_residual has the length of x.
-                let dz = unsafe { d_residual.part(start, len) };
-                before.gradient_into(x, skip, dy, start, dz);
-                &*dz
-            } else {
-                before.gradient(x, skip, dy, start, &mut room)
             };
+            // SAFETY: blocks are disjoint, and dx and d_residual have the length of x.
+            let dz = unsafe { kept.part(start, len) };
+            match skip {
+                Skip::None => loops::gradient(act, x, &a, &b, inside, dy, dz),
+                Skip::Residual(r) => {
+                    loops::gradient_residual(act, x, &r[start..][..len], &a, &b, inside, dy, dz);
+                }
+                Skip::Output(y) => loops::gradient_of_output(act, &y[start..][..len], dy, dz),
+            }
             loops::add_products(x, dz, &center, sum, product);
         }
     });
@@ -401,88 +389,24 @@ pub fn backward(
         offset[i] = (-scale * sum / rows as f64 - by_x * mean[i] as f64) as f32;
     }
     let (slope, offset) = (plan.spread(&slope), plan.spread(&offset));
-    let dx = Shared::new(dx);
     (0..plan.tasks).into_par_iter().rev().for_each(|task| {
-        let mut room = before.room(&plan);
-        let mut dx_room = stream::room(len, plan.block);
+        let mut room = stream::room(len, plan.block);
         for (start, len) in plan.blocks(task) {
-            let x = &x[start..][..len];
+            let (x, dy) = (&x[start..][..len], &dy[start..][..len]);
             // SAFETY: blocks are disjoint.
             let dx = unsafe { dx.part(start, len) };
-            stream::write(&mut dx_room, dx, |dx| {
-                if plain {
-                    let dy = &dy[start..][..len];
-                    return loops::finish_gradient(
-                        act,
-                        x,
-                        dy,
-                        &before.scale,
-                        &before.shift,
-                        before.inside,
-                        &slope,
-                        &offset,
-                        dx,
-                    );
-                }
-                let dz = if with_residual {
-                    // SAFETY: blocks are disjoint, and d_residual has the length of x.
-                    unsafe { &*d_residual.part(start, len) }
-                } else {
-                    before.gradient(x, skip, dy, start, &mut room)
-                };
-                loops::finish(x, dz, &before.scale, &slope, &offset, dx);
-            });
+            if with_residual {
+                // SAFETY: blocks are disjoint, and d_residual has the length of x.
+                let dz = unsafe { &*d_residual.part(start, len) };
+                stream::write(&mut room, dx, |dx| loops::finish(x, dz, &a, &slope, &offset, dx));
+            } else if keep {
+                loops::finish_in_place(x, &a, &slope, &offset, dx);
+            } else {
+                stream::write(&mut room, dx, |dx| {
+                    loops::finish_gradient(act, x, dy, &a, &b, inside, &slope, &offset, dx);
+                });
+            }
         }
         stream::finish();
     });
-}
-
-/// What lies between the normalised value and y.
-struct Before {
-    act: Act,
-    /// Values of y that pass a gradient.
-    inside: Inside,
-    scale: Vec<f32>,
-    shift: Vec<f32>,
-}
-
-impl Before {
-    /// Whether dy is the gradient as it is.
-    fn is_nothing(&self) -> bool {
-        self.act == Act::None && self.inside.is_none()
-    }
-
-    /// Memory for the gradient of a block.
-    fn room(&self, plan: &Plan) -> Vec<f32> {
-        vec![0f32; if self.is_nothing() { 0 } else { plan.block }]
-    }
-
-    /// The gradient of the sum of normalised value and residual, of the block of x at `start`.
-    fn gradient<'a>(
-        &self,
-        x: &[f32],
-        skip: Skip,
-        dy: &'a [f32],
-        start: usize,
-        room: &'a mut [f32],
-    ) -> &'a [f32] {
-        if self.is_nothing() {
-            return &dy[start..][..x.len()];
-        }
-        let dz = &mut room[..x.len()];
-        self.gradient_into(x, skip, dy, start, dz);
-        dz
-    }
-
-    fn gradient_into(&self, x: &[f32], skip: Skip, dy: &[f32], start: usize, dz: &mut [f32]) {
-        let dy = &dy[start..][..x.len()];
-        let (act, scale, shift) = (self.act, &self.scale[..], &self.shift[..]);
-        match skip {
-            Skip::None => loops::gradient(act, x, scale, shift, self.inside, dy, dz),
-            Skip::Residual(r) => {
-                loops::gradient_residual(act, x, &r[start..][..x.len()], scale, shift, self.inside, dy, dz);
-            }
-            Skip::Output(y) => loops::gradient_of_output(act, &y[start..][..x.len()], dy, dz),
-        }
-    }
 }
