@@ -2,8 +2,8 @@
 //! in quantisation-aware training, the observer and the fake quantisation of the result.
 //!
 //! x is [rows][c], a row per pixel. All of it is bound by memory: training reads x twice and writes y once, and its
-//! gradient reads x and dy twice and writes dx once, whatever is fused. The gradient computes the value before the
-//! activation again from x, instead of reading what the forward pass could have kept.
+//! gradient reads x and dy twice and writes dx once. The gradient computes the value before the activation again from x,
+//! instead of reading what the forward pass could have kept.
 //!
 //! Work is done on groups of whole rows as wide as a multiple of 64 floats, so that columns stay in vector lanes for any
 //! number of channels, and in blocks that stay in the first cache between the steps. Sums are f32 in a block, f64 from
