@@ -2,8 +2,8 @@
 //! in quantisation-aware training, the observer and the fake quantisation of the result.
 //!
 //! x is [rows][c], a row per pixel. All of it is bound by memory: training reads x twice and writes y once, and its
-//! gradient reads x and dy twice and writes dx once, whatever is fused. The gradient computes the value before the
-//! activation again from x, instead of reading what the forward pass could have kept.
+//! gradient reads x and dy twice and writes dx once. The gradient computes the value before the activation again from x,
+//! instead of reading what the forward pass could have kept.
 //!
 //! Work is done on groups of whole rows as wide as a multiple of 64 floats, so that columns stay in vector lanes for any
 //! number of channels, and in blocks that stay in the first cache between the steps. Sums are f32 in a block, f64 from
@@ -342,50 +342,38 @@ pub fn backward(
         }
     }
     let (scale, shift) = fold(gamma, beta, mean, var, eps);
-    let before = Before {
-        act,
-        inside: grid.map(|grid| grid.inside()),
-        scale: plan.spread(&scale),
-        shift: plan.spread(&shift),
-    };
+    let inside: Inside = grid.map(|grid| grid.inside());
+    let (a, b) = (plan.spread(&scale), plan.spread(&shift));
+
+    // dz, the gradient before the activation, is needed twice. It is kept where it is the residual's, or in dx where
+    // that costs less than to compute it again.
+    let nothing_between = act == Act::None && inside.is_none();
+    let costly = matches!(act, Act::Silu | Act::Sigmoid | Act::Gelu | Act::GeluTanh);
+    let keep = costly || !(nothing_between || matches!(skip, Skip::None));
     let with_residual = d_residual.is_some();
     let d_residual = Shared::new(d_residual.unwrap_or_default());
+    let dx = Shared::new(dx);
+    let kept = if with_residual { Some(d_residual) } else { keep.then_some(dx) };
 
-    // Without a residual, it is cheaper to compute the gradient before the activation where it is needed than to keep it
-    // for a block.
-    let plain = matches!(skip, Skip::None) && !with_residual;
-
-    // The gradient before the activation: summed, and kept where it is the residual's.
     let center = plan.spread(mean);
     let mut parts = vec![0f64; plan.tasks * 2 * plan.width];
     parts.par_chunks_mut(2 * plan.width).enumerate().for_each(|(task, part)| {
         let (sum, product) = part.split_at_mut(plan.width);
-        let mut room = before.room(&plan);
         for (start, len) in plan.blocks(task) {
-            let x = &x[start..][..len];
-            if plain {
-                let dy = &dy[start..][..len];
-                loops::add_gradient_products(
-                    act,
-                    x,
-                    dy,
-                    &before.scale,
-                    &before.shift,
-                    before.inside,
-                    &center,
-                    sum,
-                    product,
-                );
+            let (x, dy) = (&x[start..][..len], &dy[start..][..len]);
+            let Some(kept) = kept else {
+                loops::add_gradient_products(act, x, dy, &a, &b, inside, &center, sum, product);
                 continue;
-            }
-            let dz = if with_residual {
-                // SAFETY: blocks are disjoint, and d_residual has the length of x.
-                let dz = unsafe { d_residual.part(start, len) };
-                before.gradient_into(x, skip, dy, start, dz);
-                &*dz
-            } else {
-                before.gradient(x, skip, dy, start, &mut room)
             };
+            // SAFETY: blocks are disjoint, and dx and d_residual have the length of x.
+            let dz = unsafe { kept.part(start, len) };
+            match skip {
+                Skip::None => loops::gradient(act, x, &a, &b, inside, dy, dz),
+                Skip::Residual(r) => {
+                    loops::gradient_residual(act, x, &r[start..][..len], &a, &b, inside, dy, dz);
+                }
+                Skip::Output(y) => loops::gradient_of_output(act, &y[start..][..len], dy, dz),
+            }
             loops::add_products(x, dz, &center, sum, product);
         }
     });
@@ -401,41 +389,28 @@ pub fn backward(
         offset[i] = (-scale * sum / rows as f64 - by_x * mean[i] as f64) as f32;
     }
     let (slope, offset) = (plan.spread(&slope), plan.spread(&offset));
-    let dx = Shared::new(dx);
     (0..plan.tasks).into_par_iter().rev().for_each(|task| {
-        let mut room = before.room(&plan);
-        let mut dx_room = stream::room(len, plan.block);
+        let mut room = stream::room(len, plan.block);
         for (start, len) in plan.blocks(task) {
-            let x = &x[start..][..len];
+            let (x, dy) = (&x[start..][..len], &dy[start..][..len]);
             // SAFETY: blocks are disjoint.
             let dx = unsafe { dx.part(start, len) };
-            stream::write(&mut dx_room, dx, |dx| {
-                if plain {
-                    let dy = &dy[start..][..len];
-                    return loops::finish_gradient(
-                        act,
-                        x,
-                        dy,
-                        &before.scale,
-                        &before.shift,
-                        before.inside,
-                        &slope,
-                        &offset,
-                        dx,
-                    );
-                }
-                let dz = if with_residual {
-                    // SAFETY: blocks are disjoint, and d_residual has the length of x.
-                    unsafe { &*d_residual.part(start, len) }
-                } else {
-                    before.gradient(x, skip, dy, start, &mut room)
-                };
-                loops::finish(x, dz, &before.scale, &slope, &offset, dx);
-            });
+            if with_residual {
+                // SAFETY: blocks are disjoint, and d_residual has the length of x.
+                let dz = unsafe { &*d_residual.part(start, len) };
+                stream::write(&mut room, dx, |dx| loops::finish(x, dz, &a, &slope, &offset, dx));
+            } else if keep {
+                loops::finish_in_place(x, &a, &slope, &offset, dx);
+            } else {
+                stream::write(&mut room, dx, |dx| {
+                    loops::finish_gradient(act, x, dy, &a, &b, inside, &slope, &offset, dx);
+                });
+            }
         }
         stream::finish();
     });
 }
+<<<<<<< HEAD
 
 /// Σ dz · x and Σ dz of each column of x and dz [rows][c]: the gradients of scale and shift of [`forward_with`], where dz is
 /// the gradient before the activation.
@@ -515,3 +490,5 @@ impl Before {
         }
     }
 }
+=======
+>>>>>>> norm

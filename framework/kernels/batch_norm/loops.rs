@@ -207,3 +207,15 @@ by_isa! {
         })
     }
 }
+
+by_isa! {
+    /// [`finish`] of the dz in dx.
+    pub(super) fn finish_in_place(x: &[f32], scale: &[f32], slope: &[f32], offset: &[f32], dx: &mut [f32]) {
+        let width = scale.len();
+        for (x, dx) in x.chunks(width).zip(dx.chunks_mut(width)) {
+            for ((((dx, &x), &scale), &slope), &offset) in dx.iter_mut().zip(x).zip(scale).zip(slope).zip(offset) {
+                *dx = *dx * scale + (x * slope + offset);
+            }
+        }
+    }
+}
