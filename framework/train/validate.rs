@@ -5,7 +5,6 @@
 //! it into the same class.
 
 use crate::error::{Error, Result};
-use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use lacuna_data::{Batch, BatchSpec, Batches, ImageSet, metrics};
 use lacuna_engine::{InputRef, Options, OutputMut, Session};
