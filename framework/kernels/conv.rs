@@ -3,9 +3,10 @@
 //! Images are NHWC, so that a pixel's channels are a row of a matrix product where they lie: nothing is laid out as
 //! patches. The forward pass multiplies pixels with the weight, packed once a call. The gradient of the input does the same
 //! with dy and the weight turned round; with a stride, inputs fall into stride² phases, each of which reads dy through its
-//! own few taps. Every geometry goes one way but depthwise ones, which have a module of their own.
+//! own few taps. Every geometry goes one way but two that have modules of their own: depthwise ones, and those where
+//! Winograd's algorithm pays.
 
-mod pass;
+pub(crate) mod pass;
 mod reading;
 mod weight_gradient;
 
@@ -14,6 +15,7 @@ use crate::isa::Isa;
 use crate::scratch::{self, Buffer};
 use crate::shape::ConvShape;
 use crate::transpose::scatter;
+use crate::winograd;
 use pass::{Pass, pack_panels, panels};
 use rayon::prelude::*;
 use reading::{Channels, Layout, Reading};
@@ -61,6 +63,9 @@ fn forward_on(isa: Isa, x: &[f32], w: &[f32], bias: Option<&[f32]>, s: &ConvShap
     if s.is_depthwise() {
         return depthwise::forward_on(isa, x, w, bias, s, y);
     }
+    if winograd::pays(s) {
+        return winograd::forward_on(isa, x, w, bias, s, y);
+    }
     let (c, o, taps) = (s.c / s.groups, s.o / s.groups, s.kh * s.kw);
     let (steps, panels) = (c * taps, panels(o));
     scratch::with(&WEIGHTS, |weights| {
@@ -104,6 +109,9 @@ fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f
     }
     if s.is_depthwise() {
         return depthwise::input_gradient_on(isa, w, dy, s, dx);
+    }
+    if winograd::pays(s) {
+        return winograd::input_gradient_on(isa, w, dy, s, dx);
     }
     let phases: Vec<_> = (0..s.stride[0].min(s.h))
         .flat_map(|y| (0..s.stride[1].min(s.w)).map(move |x| (y, x)))

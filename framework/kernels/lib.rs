@@ -13,5 +13,6 @@ mod scratch;
 pub mod shape;
 pub mod shared;
 pub mod transpose;
+pub mod winograd;
 
 pub use shape::ConvShape;
