@@ -252,6 +252,7 @@ fn convolve_block<S: Scheme>(
                     c: output[element * out_plane..].as_mut_ptr(),
                     columns: panel.columns,
                     first: First::Zero,
+                    last: None,
                 };
                 // SAFETY: planes hold `count` rows of all channels, weights `c` rows of all lanes of the panel.
                 unsafe { tile::run(isa, &product, &rows) };

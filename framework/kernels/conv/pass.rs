@@ -18,8 +18,9 @@ use std::ops::Range;
 const TASKS: usize = 16;
 const FEWEST_TASKS: usize = 8;
 
-/// Outputs of a band: enough to amortise reading the weights, and no more than this many elements read.
-const FEWEST_OUTPUTS: usize = 48;
+/// Outputs of a band: enough to amortise reading the weights, and no more than this many elements read. One panel of
+/// weights stays in L2, several come from farther away.
+const FEWEST_OUTPUTS: [usize; 2] = [48, 128];
 const BAND_ELEMENTS: usize = 1 << 17;
 
 /// Columns `first..first + columns` of a right operand, packed in rows of `lanes`.
@@ -72,8 +73,10 @@ pub struct Pass<'a> {
     pub x: &'a [f32],
     pub channels: Channels,
     pub panels: &'a [Panel],
-    /// [panel][tap, channel][lanes]
+    /// [panel][packed steps][lanes]; the pass takes those from `first_step` on, [tap][channel].
     pub weights: &'a [f32],
+    pub packed_steps: usize,
+    pub first_step: usize,
     pub bias: Option<&'a [f32]>,
     /// Where the outputs of the first image begin, and their distances.
     pub outputs: Layout,
@@ -113,16 +116,14 @@ thread_local! {
 }
 
 /// Stretches of x that an output reads without a gap: neighbouring taps where pixels lie back to back, otherwise one tap.
-fn runs(reading: &Reading, layout: &Layout, channels: usize) -> (Vec<usize>, usize) {
+fn runs(reading: &Reading, layout: &Layout, channels: usize) -> (Vec<u32>, usize) {
     let offsets: Vec<usize> = reading.tap_offsets(layout).collect();
     let per_row = reading.taps.iter().take_while(|tap| tap[0] == reading.taps[0][0]).count();
     let joined = layout.pixel == channels
         && offsets.chunks(per_row).all(|row| row.windows(2).all(|pair| pair[1] == pair[0] + channels));
-    if joined {
-        (offsets.into_iter().step_by(per_row).collect(), per_row * channels)
-    } else {
-        (offsets, channels)
-    }
+    let (step, run_len) = if joined { (per_row, per_row * channels) } else { (1, channels) };
+    let offset = |at: usize| u32::try_from(at).expect("taps within 2^32 elements of each other");
+    (offsets.into_iter().step_by(step).map(offset).collect(), run_len)
 }
 
 fn blocks(runs: usize, run_len: usize) -> Vec<Block> {
@@ -155,8 +156,9 @@ pub unsafe fn run(pass: &Pass<'_>, y: &mut [f32]) {
     let count = channels.count;
     let outputs = reading.n * reading.rows * reading.cols;
     let read = count * reading.stride[0] * reading.stride[1];
-    let most = (BAND_ELEMENTS / read).max(FEWEST_OUTPUTS);
-    let bands = reading.bands(outputs.div_ceil(TASKS).clamp(FEWEST_OUTPUTS, most));
+    let fewest = FEWEST_OUTPUTS[(panels.len() > 1) as usize];
+    let most = (BAND_ELEMENTS / read).max(fewest);
+    let bands = reading.bands(outputs.div_ceil(TASKS).clamp(fewest, most));
     let groups = FEWEST_TASKS.div_ceil(bands.len()).min(panels.len());
     let in_place = reading.is_inside();
     let layout_of = |band| {
@@ -178,20 +180,23 @@ pub unsafe fn run(pass: &Pass<'_>, y: &mut [f32]) {
                 reading.copy(pass.x, band, channels, copy);
                 copy
             };
-            let to = Layout {
-                start: pass.outputs.start + band.image * pass.outputs.image + band.row * pass.outputs.row,
-                ..pass.outputs
-            };
             rows.clear();
-            let unstrided = Reading { stride: [1, 1], ..reading.clone() };
-            let places = reading.outputs(band, &layout).zip(unstrided.outputs(band, &to));
-            rows.extend(places.map(|(a, c)| Row { a, c }));
+            for image in 0..band.images {
+                for row in 0..band.rows {
+                    let a = layout.start + image * layout.image + row * reading.stride[0] * layout.row;
+                    let to = &pass.outputs;
+                    let c = to.start + (band.image + image) * to.image + (band.row + row) * to.row;
+                    let (a_step, c_step) = (reading.stride[1] * layout.pixel, to.pixel);
+                    rows.extend((0..reading.cols).map(|i| Row { a: a + i * a_step, c: c + i * c_step }));
+                }
+            }
             let mut offsets = Vec::with_capacity(runs.len());
             for panel in panels {
-                let weights = &pass.weights[panel.first * steps..][..panel.lanes() * steps];
+                let first = panel.first * pass.packed_steps + pass.first_step * panel.lanes();
+                let weights = &pass.weights[first..][..panel.lanes() * steps];
                 for block in &blocks {
                     offsets.clear();
-                    offsets.extend(runs[block.runs.clone()].iter().map(|run| run + block.skip));
+                    offsets.extend(runs[block.runs.clone()].iter().map(|run| run + block.skip as u32));
                     let product = Product {
                         a: x.as_ptr(),
                         runs: &offsets,
@@ -206,6 +211,7 @@ pub unsafe fn run(pass: &Pass<'_>, y: &mut [f32]) {
                             Some(bias) => First::Bias(bias[panel.first..].as_ptr()),
                             None => First::Zero,
                         },
+                        last: None,
                     };
                     // SAFETY: the caller's promise; a copy is as long as its layout.
                     unsafe { tile::run(pass.isa, &product, rows) };

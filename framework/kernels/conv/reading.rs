@@ -77,17 +77,19 @@ impl Reading {
         inside(0, self.rows, self.h) && inside(1, self.cols, self.w)
     }
 
-    /// Cuts outputs into bands of about `outputs` each.
+    /// Cuts outputs into bands of about `outputs` each, their number a multiple of 4 if that can be: two or four threads
+    /// finish together.
     pub fn bands(&self, outputs: usize) -> Vec<Band> {
         let image = self.rows * self.cols;
         if outputs >= image {
-            let parts = self.n.div_ceil((outputs / image).max(1));
+            let parts = self.n.div_ceil((outputs / image).max(1)).next_multiple_of(4).min(self.n);
             let cut = |i: usize| i * self.n / parts;
             let band =
                 |i: usize| Band { image: cut(i), images: cut(i + 1) - cut(i), row: 0, rows: self.rows };
             return (0..parts).map(band).collect();
         }
         let parts = self.rows.div_ceil((outputs / self.cols).max(1));
+        let parts = if self.n.is_multiple_of(4) { parts } else { parts.next_multiple_of(4).min(self.rows) };
         let cut = |i: usize| i * self.rows / parts;
         let band = |image: usize, i: usize| Band { image, images: 1, row: cut(i), rows: cut(i + 1) - cut(i) };
         (0..self.n).flat_map(|image| (0..parts).map(move |i| band(image, i))).collect()
@@ -136,14 +138,16 @@ impl Reading {
             let end = (self.w as isize - left).clamp(begin, wide as isize);
             begin as usize..end as usize
         };
+        if self.is_inside() {
+            debug_assert_eq!(inside, 0..wide);
+        } else {
+            out.fill(0.0);
+        }
         for (i, row) in out.chunks_exact_mut(wide * count).enumerate() {
             let (image, y) = (band.image + i / high, top + (i % high) as isize);
             if y < 0 || y >= self.h as isize || inside.is_empty() {
-                row.fill(0.0);
                 continue;
             }
-            row[..inside.start * count].fill(0.0);
-            row[inside.end * count..].fill(0.0);
             let pixel = (image * self.h + y as usize) * self.w + (left + inside.start as isize) as usize;
             let from = &x[pixel * pitch..][..inside.len() * pitch];
             let to = &mut row[inside.start * count..inside.end * count];
@@ -157,22 +161,31 @@ impl Reading {
         }
     }
 
+    /// Copies what each output of a band reads into `out` [output][channels]; only for one tap.
+    pub fn gather(&self, x: &[f32], band: &Band, channels: &Channels, out: &mut [f32]) {
+        let [tap] = self.taps[..] else { panic!("{} taps", self.taps.len()) };
+        let Channels { first, count, pitch } = *channels;
+        let at = |place: usize, axis: usize| ((place * self.stride[axis]) as isize + tap[axis]) as usize;
+        let mut outputs = out.chunks_exact_mut(count);
+        for image in band.image..band.image + band.images {
+            for row in band.row..band.row + band.rows {
+                for (col, to) in outputs.by_ref().take(self.cols).enumerate() {
+                    let (y, x_at) = (at(row, 0), at(col, 1));
+                    if y < self.h && x_at < self.w {
+                        let pixel = (image * self.h + y) * self.w + x_at;
+                        to.copy_from_slice(&x[pixel * pitch + first..][..count]);
+                    } else {
+                        to.fill(0.0);
+                    }
+                }
+            }
+        }
+    }
+
     /// From the element at [`Layout::start`] to that of each tap.
     pub fn tap_offsets<'a>(&'a self, layout: &Layout) -> impl Iterator<Item = usize> + 'a {
         let (top, left) = (self.span(0)[0], self.span(1)[0]);
         let (row, pixel) = (layout.row, layout.pixel);
         self.taps.iter().map(move |tap| (tap[0] - top) as usize * row + (tap[1] - left) as usize * pixel)
-    }
-
-    /// From [`Layout::start`] to what each output of a band reads first, in order of the outputs.
-    pub fn outputs<'a>(&'a self, band: &Band, layout: &Layout) -> impl Iterator<Item = usize> + 'a {
-        let (band, layout) = (*band, *layout);
-        let [down, right] = [layout.row * self.stride[0], layout.pixel * self.stride[1]];
-        (0..band.images).flat_map(move |image| {
-            (0..band.rows).flat_map(move |row| {
-                let first = layout.start + image * layout.image + row * down;
-                (0..self.cols).map(move |col| first + col * right)
-            })
-        })
     }
 }

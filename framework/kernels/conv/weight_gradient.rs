@@ -15,12 +15,14 @@ use crate::transpose::scatter_to;
 use rayon::prelude::*;
 use std::cell::RefCell;
 
-/// Pixels of a band: 128 of 64 output channels are 32 KB.
-const BAND: usize = 128;
+/// Pixels of a band: 192 of 64 output channels are 48 KB, read once per few rows of sums.
+const BAND: usize = 192;
 
-/// Tasks to aim at where pixels must be cut into parts, and how many make that unnecessary.
-const TASKS: usize = 16;
-const ENOUGH_TASKS: usize = 8;
+/// Tasks to aim at. Where the weight has fewer blocks, pixels are cut into parts of two bands at least.
+const TASKS: usize = 8;
+
+/// Rows of a task from which dy is packed: fewer read it where it lies.
+const PACKED_FROM: usize = 64;
 
 /// Sums of a task: 384 KB, beside which its bands fit L2.
 const MOST_SUMS: usize = 96 << 10;
@@ -68,14 +70,14 @@ pub fn run(g: &WeightGradient<'_>, dw: &mut [f32]) {
     let taps = g.reading.taps.len();
     let (c, o) = (g.channels.count, g.outputs.count);
     assert_eq!(dw.len(), o * c * taps);
-    let most_c = if taps > 1 { 64 } else { 128 };
-    let most_o = (MOST_SUMS / (taps * c.min(most_c))).clamp(64, 128) / 64 * 64;
+    let most_c = if taps > 1 { 64 } else { 256 };
+    let most_o = (MOST_SUMS / (taps * c.min(most_c))).clamp(64, 256) / 64 * 64;
     let grid: Vec<Part> = cuts(c, most_c)
         .into_iter()
         .flat_map(|(c, cs)| cuts(o, most_o).into_iter().map(move |(o, os)| Part { c, cs, o, os }))
         .collect();
-    let bands = bands(&g.reading);
-    let parts = if grid.len() >= ENOUGH_TASKS { 1 } else { TASKS.div_ceil(grid.len()).min(bands.len()) };
+    let bands = g.reading.bands(BAND);
+    let parts = TASKS.div_ceil(grid.len()).min((bands.len() / 2).max(1));
     // A task's sums: dwᵀ[c, tap][o] with rows as long as its panels.
     let lanes = |part: &Part| part.os.next_multiple_of(16);
     let starts: Vec<usize> = grid
@@ -132,18 +134,6 @@ pub fn run(g: &WeightGradient<'_>, dw: &mut [f32]) {
     });
 }
 
-/// Bands of about [`BAND`] pixels. Plain readings are cut anywhere, as if every pixel were an image.
-fn bands(reading: &Reading) -> Vec<Band> {
-    if reading.is_plain() {
-        let pixels = reading.n * reading.rows * reading.cols;
-        let parts = pixels.div_ceil(BAND);
-        let cut = |i: usize| i * pixels / parts;
-        let band = |i: usize| Band { image: cut(i), images: cut(i + 1) - cut(i), row: 0, rows: 1 };
-        return (0..parts).map(band).collect();
-    }
-    reading.bands(BAND)
-}
-
 /// Sums of a task over some bands.
 fn add_bands(
     g: &WeightGradient<'_>,
@@ -155,69 +145,64 @@ fn add_bands(
 ) {
     let reading = &g.reading;
     let taps = reading.taps.len();
-    let plain = reading.is_plain();
     let channels = Channels { first: g.channels.first + part.c, count: part.cs, pitch: g.channels.pitch };
     let panels = panels(part.os);
-    // Padding lanes are added up with the rest.
-    sums.fill(0.0);
     let Scratch { x, dy, rows, .. } = scratch;
-    let layout = reading.copied(&bands[0], part.cs);
     rows.clear();
+    let layout = reading.copied(&bands[0], part.cs);
     for (tap, offset) in reading.tap_offsets(&layout).enumerate() {
         rows.extend((0..part.cs).map(|c| Row { a: offset + c, c: (c * taps + tap) * lanes }));
     }
     let mut runs = Vec::new();
-    for band in bands {
-        let (first, pixels) = if plain {
-            (band.image, band.images)
-        } else {
-            ((band.image * reading.rows + band.row) * reading.cols, band.images * band.rows * reading.cols)
-        };
+    for (i, band) in bands.iter().enumerate() {
+        let first = (band.image * reading.rows + band.row) * reading.cols;
+        let pixels = band.images * band.rows * reading.cols;
         runs.clear();
-        let (x, a_step, run_len) = if plain {
-            let x = x.at_least(pixels * part.cs);
-            copy_pixels(g.x, first, &channels, x);
+        let (x, a_step, run_len) = if reading.is_plain() && channels.pitch == part.cs {
             runs.push(0);
-            (x, part.cs, pixels)
+            (&g.x[reading.in_place(band, &channels).start..], channels.pitch, pixels)
+        } else if taps == 1 {
+            let x = x.at_least(pixels * part.cs);
+            reading.gather(g.x, band, &channels, x);
+            runs.push(0);
+            (&*x, part.cs, pixels)
         } else {
             let x = x.at_least(reading.copied_len(band, part.cs));
             reading.copy(g.x, band, &channels, x);
             let layout = reading.copied(band, part.cs);
             for image in 0..band.images {
-                let row = |row: usize| image * layout.image + row * reading.stride[0] * layout.row;
+                let row = |row: usize| (image * layout.image + row * reading.stride[0] * layout.row) as u32;
                 runs.extend((0..band.rows).map(row));
             }
-            (x, reading.stride[1] * part.cs, reading.cols)
+            (&*x, reading.stride[1] * part.cs, reading.cols)
         };
         for Panel { first: o, columns } in &panels {
+            let at = first * g.outputs.pitch + g.outputs.first + part.o + o;
             let width = columns.next_multiple_of(16);
-            let dy = dy.at_least(pixels * width);
-            let from = g.dy[first * g.outputs.pitch..].chunks(g.outputs.pitch);
-            let at = g.outputs.first + part.o + o;
-            for (to, from) in dy.chunks_exact_mut(width).zip(from) {
-                to[..*columns].copy_from_slice(&from[at..at + columns]);
-            }
+            let (b, b_step) = if g.outputs.pitch == width || rows.len() < PACKED_FROM {
+                (&g.dy[at..], g.outputs.pitch)
+            } else {
+                let dy = dy.at_least(pixels * width);
+                let from = g.dy[at..].chunks(g.outputs.pitch);
+                for (to, from) in dy.chunks_exact_mut(width).zip(from) {
+                    to[..*columns].copy_from_slice(&from[..*columns]);
+                }
+                (&*dy, width)
+            };
             let product = Product {
                 a: x.as_ptr(),
                 runs: &runs,
                 run_len,
                 a_step,
-                b: dy.as_ptr(),
-                b_step: width,
+                b: b.as_ptr(),
+                b_step,
                 c: sums[*o..].as_mut_ptr(),
                 columns: *columns,
-                first: First::Sum,
+                first: if i == 0 { First::Zero } else { First::Sum },
+                last: None,
             };
             // SAFETY: rows and runs stay inside the copies of the band, columns inside rows of `lanes` sums.
             unsafe { tile::run(g.isa, &product, rows) };
         }
-    }
-}
-
-/// Copies channels of the pixels from `first` on.
-fn copy_pixels(x: &[f32], first: usize, channels: &Channels, out: &mut [f32]) {
-    let from = x[first * channels.pitch..].chunks_exact(channels.pitch);
-    for (to, from) in out.chunks_exact_mut(channels.count).zip(from) {
-        to.copy_from_slice(&from[channels.first..channels.first + channels.count]);
     }
 }
