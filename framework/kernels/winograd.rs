@@ -5,9 +5,8 @@
 //! [tiles x C]·[C x O] per element of a transformed tile. Registers lie along channels. A task takes a block of tiles small
 //! enough for its transformed input to stay in the second-level cache.
 //!
-//! Tiles have 4x4 outputs (a quarter of the direct multiplications) or 2x2 (4/9), whichever is less work in all. Their
-//! rounding errors, measured against the largest Σ|products| of an image, stay below 4e-6 and 3e-7; a direct sum's below
-//! 3e-7.
+//! Tiles have 4x4 outputs (a quarter of the direct multiplications) or 2x2 (4/9), whichever is less work in all. Rounding
+//! errors, measured against the largest Σ|products| of an image, stay below 5e-6 and 1e-6.
 
 mod transform;
 
@@ -47,10 +46,10 @@ pub fn fits(s: &ConvShape) -> bool {
 
 /// Whether this is faster than the direct convolution by 1.15 or more.
 ///
-/// Measured with AVX-512 on Zen 4, one thread, images of 4x4 to 56x56: F(4x4) takes 1.7 to 2.6 times less time with 8 to 24
-/// channels and 2.2 to 3.2 times less with 32 to 256, F(2x2) 1.3 to 2.0 times less. What remains is the transform of the
-/// weight, which few tiles do not repay: with 512 channels break-even lies at about 8 images of 4x4 or one of 14x14. Fewer
-/// than 8 channels do not fill registers.
+/// Measured with AVX-512 on Zen 4, one thread, images of 4x4 to 56x56: F(4x4) is 1.6 to 2.6 times as fast as the direct
+/// convolution with 8 to 24 channels and 1.4 to 3.2 times with 32 to 256 (least with few tiles), F(2x2) 1.2 to 2.0 times.
+/// What eats the gain is the transform of the weight, which few tiles do not repay: with 512 channels both are as fast at
+/// about 8 images of 4x4. Fewer than 8 channels do not fill registers.
 pub fn pays(s: &ConvShape) -> bool {
     fits(s) && s.c.min(s.o) >= 8 && 1.15 * steps::<Two>(s).min(steps::<Four>(s)) <= s.flops() / 2.0
 }
