@@ -100,6 +100,9 @@ fn shapes() -> Vec<ConvShape> {
         conv(17, 1, 1, 40, 21, [1, 1], 1, 0),
         conv(200, 1, 1, 70, 40, [1, 1], 1, 0),
         conv(4, 9, 4, 130, 3, [3, 3], 1, 1),
+        // More channels than are copied at once.
+        conv(150, 1, 1, 300, 280, [1, 1], 1, 0),
+        conv(3, 3, 3, 300, 280, [1, 1], 2, 0),
         conv(1, 6, 6, 3, 2, [1, 1], 1, 1),
     ];
     let window = Window { dilation: [2, 3], pad_begin: [0, 3], pad_end: [3, 1], ..Window::new(1, 0) };
@@ -168,4 +171,16 @@ fn linear_layers_are_pointwise_convolutions() {
     for (got, (want, w)) in dw.iter().zip(want.dw.iter().zip(&case.w)) {
         close("dw", &[*got], &[if w.to_bits() == 0 { [0.0; 2] } else { *want }], &case.s);
     }
+}
+
+#[test]
+fn sparse_kernels_pay_for_few_open_weights_and_many_items() {
+    let conv = |n, groups, stride, k| {
+        ConvShape::new([n, 256, 8, 8], [256, 256 / groups, k, k], Window::new(stride, k / 2).grouped(groups))
+    };
+    assert!(pays(&conv(32, 1, 1, 3), 0.1) && pays(&linear_shape(4096, 256, 1024), 0.1));
+    assert!(!pays(&conv(32, 1, 1, 3), 0.9) && !pays(&linear_shape(4096, 256, 1024), 0.9));
+    // Fifteen of sixteen lanes would be empty.
+    assert!(!pays(&conv(1, 1, 1, 3), 0.1));
+    assert!(!pays(&conv(32, 2, 1, 3), 0.1));
 }
