@@ -146,11 +146,11 @@ impl RunArgs {
         };
         add("--optimizer", name);
         numbers.iter().for_each(|(flag, value)| add(flag, &value.to_string()));
-        if nesterov {
-            line += " --nesterov";
-        }
         if let Some(n) = t.max_images {
             add("--max-images", &n.to_string());
+        }
+        if nesterov {
+            line += " --nesterov";
         }
         if !t.augment {
             line += " --no-augment";

@@ -32,7 +32,8 @@ impl Training {
         let pixel = |i: usize| (i * 7919 % 1013) as f32 / 506.5 - 1.0;
         let x: Vec<f32> = (0..8 * c * h * w).map(pixel).collect();
         let x = Tensor::<4>::from_data(TensorData::new(x, [8, c, h, w]), &self.device);
-        self.net.forward(x, &self.state.pass).powi_scalar(2).mean().backward()
+        let y = self.net.forward(x, &self.state.pass);
+        (y.clone() * y).mean().backward()
     }
 
     fn step(mut self, optimizer: &Optimizer) -> Training {
