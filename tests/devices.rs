@@ -6,12 +6,11 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use lacuna::cli::training::{DEVICES, DeviceName, device};
-use lacuna::models::{MODELS, Network};
+use lacuna::models::{InputShape, MODELS, Network};
 use lacuna::nn::Classifier;
 use lacuna::nn::layers::Init;
 use lacuna::nn::params;
 use lacuna::nn::quant::{Norm, Pass, Quant, host};
-use lacuna::train::Optimizer;
 use lacuna::train::state::State;
 
 /// Images with something to tell apart, not noise alone.
@@ -41,12 +40,12 @@ impl Net {
     /// One step of training on the same four images; the loss before it.
     fn step(&mut self, quant: Quant) -> f32 {
         self.state.pass = Pass { quant, norm: Norm::Batch, ..Pass::default() };
-        let [c, h, w] = MODELS[0].input;
+        let InputShape::Image([c, h, w]) = MODELS[0].input else { panic!("it takes images") };
         let logits = self.net.forward(Tensor::from_data(images(4, c, h, w), &self.device), &self.state.pass);
         let log_probability = burn::tensor::activation::log_softmax(logits, 1);
         let loss = (log_probability * targets(&self.device)).sum().neg();
         let value = loss.clone().into_scalar();
-        self.net = self.state.step(self.net.clone(), loss.backward(), &Optimizer::SGD, 0.01);
+        self.net = self.state.sgd_step(self.net.clone(), &loss.backward(), 0.01, 0.9);
         value
     }
 
@@ -58,13 +57,9 @@ impl Net {
 
     /// Logits with fake quantisation on the ranges seen so far.
     fn logits(&self) -> Vec<f32> {
-        let [c, h, w] = MODELS[0].input;
+        let InputShape::Image([c, h, w]) = MODELS[0].input else { panic!("it takes images") };
         let x = Tensor::from_data(images(4, c, h, w), &self.device.clone().inner());
-        host(
-            self.net
-                .valid()
-                .forward(x, &Pass { quant: Quant::Frozen, norm: Norm::Frozen, ..Pass::default() }),
-        )
+        host(self.net.valid().forward(x, &Pass { quant: Quant::Frozen, norm: Norm::Frozen, ..Pass::default() }))
     }
 }
 
@@ -100,7 +95,9 @@ fn every_device_trains_alike() {
     let same = flex.tensors();
     other.net = params::update_each(other.net.clone(), |row, w| w.copy_from_slice(&same[row]));
     close("logits with fake quantisation", &flex.logits(), &other.logits(), 0.02);
-    other.state.moments = flex.state.moments.clone();
+    for row in 0..same.len() {
+        other.state.momentum[row] = flex.state.momentum[row].clone();
+    }
     let losses = [flex.step(Quant::Frozen), other.step(Quant::Frozen)];
     println!("a quantised step from the same bytes: losses {losses:?}");
     close("loss with fake quantisation", &losses[..1], &losses[1..], 0.005);

@@ -16,7 +16,7 @@ use lacuna_ir::{DType, Graph, Tensor as Plain, ValueId, interp, passes};
 use lacuna_models::resnet::{RESNET_SIZES, ResNet};
 use lacuna_nn::Classifier;
 use lacuna_nn::capture::capture;
-use lacuna_nn::layers::{BatchNorm, Conv2d, Init, conv_norm};
+use lacuna_nn::layers::{Act, BatchNorm, Conv2d, Init, conv_norm};
 use lacuna_nn::params::{self, ParamTable, Role};
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Norm, Pass, Quant, activation_grid, host};
 use lacuna_train::{Fit, TrainArgs, run_folder::RunFolder, trainer::Progress, weights};
@@ -207,7 +207,7 @@ struct Layer<'a> {
     norm: &'a BatchNorm,
     input: &'a ActivationQuantizer,
     residual: Option<&'a ActivationQuantizer>,
-    act: bool,
+    act: Act,
     output: &'a ActivationQuantizer,
 }
 
@@ -218,7 +218,7 @@ fn layers(m: &ResNet) -> Vec<Layer<'_>> {
         norm: &m.bn1,
         input: &m.input,
         residual: None,
-        act: true,
+        act: Act::Relu,
         output: &m.act1,
     }];
     let mut input = &m.act1;
@@ -234,15 +234,15 @@ fn layers(m: &ResNet) -> Vec<Layer<'_>> {
                 act,
                 output,
             };
-            all.push(layer("conv1", &b.conv1, &b.bn1, input, None, true, &b.act1));
+            all.push(layer("conv1", &b.conv1, &b.bn1, input, None, Act::Relu, &b.act1));
             let shortcut = match (&b.downsample, &b.downsample_quantizer) {
                 (Some((conv, norm)), Some(quantizer)) => {
-                    all.push(layer("downsample.0", conv, norm, input, None, false, quantizer));
+                    all.push(layer("downsample.0", conv, norm, input, None, Act::None, quantizer));
                     quantizer
                 }
                 _ => input,
             };
-            all.push(layer("conv2", &b.conv2, &b.bn2, &b.act1, Some(shortcut), true, &b.act2));
+            all.push(layer("conv2", &b.conv2, &b.bn2, &b.act1, Some(shortcut), Act::Relu, &b.act2));
             input = &b.act2;
         }
     }

@@ -4,7 +4,7 @@ use crate::error::{Failure, Result};
 use crate::training;
 use burn::tensor::Device;
 use lacuna_ir::{Attr, DType, Graph, OpKind, ValueId, passes};
-use lacuna_models::{ModelRow, Network};
+use lacuna_models::{InputShape, ModelRow, Network};
 use lacuna_nn::Classifier;
 use lacuna_nn::layers::Init;
 use lacuna_nn::quant::{Norm, Pass, Quant};
@@ -108,7 +108,10 @@ pub fn open_weights(path: &Path, model: Option<&str>) -> Result<Trained> {
 /// The network as a graph: captured, batch norm folded, with its metadata. The batch stays symbolic.
 pub fn graph_of(trained: &Trained) -> Result<Graph> {
     let Trained { row, net, pass, metadata, .. } = trained;
-    let [c, h, w] = row.input;
+    let InputShape::Image([c, h, w]) = row.input else {
+        let what = "cannot be a graph yet (only networks of images can)";
+        return Err(Failure::input(format!("model {}: takes {}, and {what}", row.name, row.input)));
+    };
     let mut graph =
         lacuna_nn::capture::capture(net, "input", [1, c, h, w], &["logits"], |m, x| m.forward(x, pass))?;
     passes::simplify(&mut graph)?;

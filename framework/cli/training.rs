@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use indicatif::ProgressBar;
 use lacuna_data::ImageSet;
 use lacuna_data::fashion_mnist::{self, Source};
-use lacuna_models::{MODELS, ModelRow, Network};
+use lacuna_models::{InputShape, MODELS, ModelRow, Network};
 use lacuna_nn::layers::Init;
 use lacuna_recipe::{Recipe, Schedule};
 use lacuna_train::run_folder::RunFolder;
@@ -65,11 +65,11 @@ pub fn open_data(dir: Option<&Path>) -> Result<(ImageSet, ImageSet, Source)> {
 
 /// That a model takes the images of a set and knows its classes.
 pub fn check_fit(row: &ModelRow, set: &ImageSet) -> Result<()> {
-    let ([c, h, w], classes) = (row.input, set.classes.len());
-    if [c, h, w] != [set.c, set.h, set.w] || row.classes != classes {
+    let classes = set.classes.len();
+    if row.input != InputShape::Image([set.c, set.h, set.w]) || row.classes != classes {
         return Err(Failure::usage(format!(
-            "model {}: takes {c}x{h}x{w} images of {} classes, the data has {}x{}x{} of {classes} (choose another model)",
-            row.name, row.classes, set.c, set.h, set.w
+            "model {}: takes {} of {} classes, the data has {}x{}x{} images of {classes} (choose another model)",
+            row.name, row.input, row.classes, set.c, set.h, set.w
         )));
     }
     Ok(())

@@ -12,6 +12,8 @@ pub enum Role {
     /// Weight of a convolution or a linear layer: what recipes call prunable.
     Weight,
     Bias,
+    /// Table of an embedding.
+    Embedding,
     /// Scale or shift of a normalisation.
     Norm,
     /// Not trained: running statistics, observed ranges.
@@ -82,6 +84,7 @@ impl ModuleVisitor for Collect {
         let role = match leaf {
             _ if BUFFERS.contains(&leaf) => Role::Buffer,
             _ if normalises => Role::Norm,
+            _ if self.structs.last().is_some_and(|s| s.ends_with("Embedding")) => Role::Embedding,
             "bias" => Role::Bias,
             _ => Role::Weight,
         };

@@ -1,13 +1,16 @@
-//! A captured ResNet computes what burn computes, in every state of training.
+//! A captured network computes what burn computes, in every state of training.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use lacuna_ir::{DType, Graph, OpKind, ValueId, interp, passes, text, verify};
-use lacuna_models::resnet::{ResNet, ResNetSize};
+use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, ValueId, interp, passes, text, verify};
+use lacuna_models::Network;
+use lacuna_models::efficientnet::{EfficientNet, EfficientNetSize};
+use lacuna_models::mobilenet::{MobileNet, MobileNetSize};
+use lacuna_models::resnet::{BlockKind, ResNet, ResNetSize, Stem};
 use lacuna_nn::Classifier;
 use lacuna_nn::buffer::Buffer;
 use lacuna_nn::capture::capture;
-use lacuna_nn::layers::{BatchNorm, Conv2d, Init, Linear, conv_norm, global_average_pool};
+use lacuna_nn::layers::{Act, BatchNorm, Conv2d, Init, Linear, conv_norm, global_average_pool};
 use lacuna_nn::params::{ParamTable, Role, update_each};
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Norm, Pass, Quant, bias_on_grid};
 
@@ -17,8 +20,9 @@ const SIZES: [(ResNetSize, [usize; 2]); 2] = [
             name: "grey",
             in_channels: 1,
             classes: 10,
-            stem_stride: 2,
-            stages: [(8, 1), (16, 1), (16, 1)],
+            stem: Stem::Small { stride: 2 },
+            block: BlockKind::Basic,
+            stages: &[(8, 1), (16, 1), (16, 1)],
         },
         [28, 28],
     ),
@@ -27,8 +31,9 @@ const SIZES: [(ResNetSize, [usize; 2]); 2] = [
             name: "colour",
             in_channels: 3,
             classes: 7,
-            stem_stride: 1,
-            stages: [(4, 2), (8, 1), (12, 1)],
+            stem: Stem::Small { stride: 1 },
+            block: BlockKind::Basic,
+            stages: &[(4, 2), (8, 1), (12, 1)],
         },
         [12, 8],
     ),
@@ -66,7 +71,7 @@ fn pruned(size: &ResNetSize, device: &Device) -> ResNet {
             let noise = numbers(values.len(), row as u32);
             values.iter_mut().zip(noise).filter(|(_, x)| x.abs() < 1.15).for_each(|(v, _)| *v = 0.0);
         }
-        Role::Bias | Role::Buffer => {}
+        Role::Bias | Role::Embedding | Role::Buffer => {}
     })
 }
 
@@ -176,6 +181,49 @@ fn quantised() {
         }
         let evaluated = captured(&net, size, *image, OBSERVE);
         assert_eq!(text::print_full(&g), text::print_full(&evaluated), "evaluation does not observe");
+    }
+}
+
+/// Bottlenecks and max pools, depthwise convolutions, uneven padding, ReLU6.
+#[test]
+fn every_family_of_images() {
+    let device = Device::flex().autodiff();
+    let init = &mut Init::new(&device, 5);
+    let deep = ResNetSize {
+        name: "deep",
+        in_channels: 3,
+        classes: 5,
+        stem: Stem::ImageNet,
+        block: BlockKind::Bottleneck,
+        stages: &[(4, 1), (4, 1), (8, 1), (8, 1)],
+    };
+    let mobile = MobileNetSize { name: "mobile", classes: 5, width_percent: 25 };
+    let efficient = EfficientNetSize { name: "efficient", classes: 5, image: 32, width: 0.3, depth: 0.5 };
+    let nets = [
+        ("ResNet", Network::ResNet(ResNet::new(&deep, init)), 0),
+        ("MobileNet", Network::MobileNet(MobileNet::new(&mobile, init)), 13),
+        ("EfficientNet", Network::EfficientNet(EfficientNet::new(&efficient, init)), 11),
+    ];
+    let image = |n: usize, seed: u32| -> Tensor<4> {
+        let shape = [n, 3, 33, 40];
+        Tensor::from_data(TensorData::new(numbers(shape.iter().product(), seed), shape), &Device::flex())
+    };
+    for (name, net, depthwise) in nets {
+        for pass in [PLAIN, PLAIN, OBSERVE, OBSERVE] {
+            net.forward(Tensor::from_inner(image(8, 3)), &pass);
+        }
+        let net = net.valid();
+        for (pass, bound) in [(PLAIN, 1e-4), (FROZEN, 0.05)] {
+            let g =
+                capture(&net, "image", [1, 3, 33, 40], &["logits"], |net, x| net.forward(x, &pass)).unwrap();
+            verify::verify(&g).unwrap();
+            assert_names(&g);
+            let grouped = |&&op: &&OpId| matches!(g.op_attr[op], Attr::Conv(conv) if conv.group > 1);
+            assert_eq!(g.order.iter().filter(grouped).count(), depthwise, "{name}");
+            let x = image(2, 9);
+            let d = difference(&run(&g, &x), &host(net.forward(x, &pass)));
+            assert!(d <= bound, "{name}, {pass:?}: {d}");
+        }
     }
 }
 
@@ -290,7 +338,7 @@ impl Tiny {
 
     fn forward(&self, x: Tensor<4>, pass: &Pass) -> Tensor<2> {
         let x = self.input.forward(x, pass);
-        let x = self.act.forward(conv_norm(&x, &self.conv, &self.bn, None, true, pass), pass);
+        let x = self.act.forward(conv_norm(&x, &self.conv, &self.bn, None, Act::Relu, pass), pass);
         let pooled = self.pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
         self.fc.forward(&Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale }, pass)

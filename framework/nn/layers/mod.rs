@@ -1,0 +1,13 @@
+//! Layers that can be masked and quantised. They hold parameters under the names and in the layouts of PyTorch
+//! (`weight`, `bias`, `running_mean`, `running_var`; Linear weights [out, in]), so that a published state dict fits
+//! without renaming. A convolution and the batch norm behind it are computed together ([`conv_norm`]), because
+//! quantisation has to see the folded weight.
+
+mod conv;
+mod dense;
+mod init;
+
+pub use crate::ops::{Act, activation, attention, global_average_pool, max_pool2d};
+pub use conv::{BatchNorm, Conv2d, Padding, conv_norm};
+pub use dense::{Embedding, LayerNorm, Linear};
+pub use init::Init;

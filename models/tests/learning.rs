@@ -1,0 +1,138 @@
+//! A small member of every family learns a batch by heart, plain and quantised.
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use lacuna_models::Network;
+use lacuna_models::bert::{Bert, BertSize};
+use lacuna_models::efficientnet::{EfficientNet, EfficientNetSize};
+use lacuna_models::mobilenet::{MobileNet, MobileNetSize};
+use lacuna_models::resnet::{BlockKind, ResNet, ResNetSize, Stem};
+use lacuna_nn::layers::Init;
+use lacuna_nn::quant::{Norm, Pass, Quant};
+use lacuna_nn::{Classifier, Input, Tokens, ops, params};
+
+const RESNET: ResNetSize = ResNetSize {
+    name: "bottlenecks",
+    in_channels: 3,
+    classes: 4,
+    stem: Stem::ImageNet,
+    block: BlockKind::Bottleneck,
+    stages: &[(8, 1), (8, 2), (16, 1), (16, 1)],
+};
+const MOBILENET: MobileNetSize = MobileNetSize { name: "quarter", classes: 4, width_percent: 25 };
+const EFFICIENTNET: EfficientNetSize =
+    EfficientNetSize { name: "narrow", classes: 4, image: 32, width: 0.3, depth: 0.5 };
+const BERT: BertSize = BertSize { name: "two layers", classes: 4, layers: 2, width: 32, heads: 4, inner: 64 };
+
+fn families(init: &mut Init) -> [(&'static str, Network); 4] {
+    [
+        ("ResNet", Network::ResNet(ResNet::new(&RESNET, init))),
+        ("MobileNet", Network::MobileNet(MobileNet::new(&MOBILENET, init))),
+        ("EfficientNet", Network::EfficientNet(EfficientNet::new(&EFFICIENTNET, init))),
+        ("BERT", Network::Bert(Bert::new(&BERT, init))),
+    ]
+}
+
+/// Reproducible values in -1..1.
+fn values(n: usize) -> Vec<f32> {
+    let mut state = 12_345u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+const BATCH: usize = 8;
+const TOKENS: usize = 6;
+
+/// Ids; sequence `i` has `3 + i % 4` tokens, and `filler` behind them.
+fn tokens(filler: i64, device: &Device) -> Tokens {
+    let place = |i: usize| (i / TOKENS, i % TOKENS);
+    let real = |i: usize| place(i).1 < 3 + place(i).0 % 4;
+    let id = |i: usize| if real(i) { (place(i).0 * 1709 + place(i).1 * 37 + 1000) as i64 } else { filler };
+    let ids: Vec<i64> = (0..BATCH * TOKENS).map(id).collect();
+    let mask: Vec<f32> = (0..BATCH * TOKENS).map(|i| if real(i) { 1.0 } else { 0.0 }).collect();
+    Tokens {
+        ids: Tensor::from_data(TensorData::new(ids, [BATCH, TOKENS]), device),
+        mask: Some(Tensor::from_data(TensorData::new(mask, [BATCH, TOKENS]), device)),
+    }
+}
+
+fn batch(net: &Network, device: &Device) -> Input {
+    match net {
+        Network::Bert(_) => tokens(0, device).into(),
+        _ => {
+            let x = TensorData::new(values(BATCH * 3 * 32 * 32), [BATCH, 3, 32, 32]);
+            Tensor::<4>::from_data(x, device).into()
+        }
+    }
+}
+
+/// Losses of steps of plain gradient descent on one batch.
+fn losses(mut net: Network, pass: &Pass, steps: usize, device: &Device) -> (Network, Vec<f32>) {
+    let targets: Vec<i64> = (0..BATCH as i64).map(|i| i % 4).collect();
+    let mut losses = Vec::new();
+    for _ in 0..steps {
+        let y = Tensor::<1, Int>::from_data(TensorData::new(targets.clone(), [BATCH]), device);
+        let loss = ops::cross_entropy(net.forward(batch(&net, device), pass), y);
+        losses.push(loss.clone().into_scalar());
+        let gradients = loss.backward();
+        net = params::update_with_gradients(net, &gradients, |_, w, d| {
+            w.iter_mut().zip(d).for_each(|(w, d)| *w -= 0.05 * d);
+        });
+    }
+    (net, losses)
+}
+
+#[test]
+fn losses_fall() {
+    let device = Device::flex().autodiff();
+    for (name, net) in families(&mut Init::new(&device, 3)) {
+        let (net, plain) = losses(net, &Pass::default(), 12, &device);
+        assert!(plain[11] < 0.9 * plain[0], "{name}: {plain:?}");
+        let observe = Pass { quant: Quant::Observe, norm: Norm::Batch };
+        let (net, quantised) = losses(net, &observe, 6, &device);
+        assert!(quantised[5] < plain[11], "{name}: {quantised:?} after {plain:?}");
+        let net = net.valid();
+        let logits = |quant| -> Vec<f32> {
+            let pass = Pass { quant, norm: Norm::Frozen };
+            net.forward(batch(&net, &Device::flex()), &pass).into_data().try_to_vec().unwrap()
+        };
+        let (plain, quantised) = (logits(Quant::Off), logits(Quant::Frozen));
+        let largest = plain.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let off = plain.iter().zip(&quantised).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(off > 0.0 && off < 0.3 * largest, "{name}: {quantised:?} quantised, {plain:?} before");
+    }
+}
+
+#[test]
+fn every_parameter_has_a_gradient() {
+    let device = Device::flex().autodiff();
+    for (name, net) in families(&mut Init::new(&device, 3)) {
+        let loss = net.forward(batch(&net, &device), &Pass::default()).powi_scalar(2).sum();
+        let table = params::ParamTable::of(&net);
+        let mut seen = vec![false; table.len()];
+        params::update_with_gradients(net, &loss.backward(), |row, _, d| {
+            seen[row] = d.iter().any(|&d| d != 0.0);
+        });
+        for row in (0..table.len()).filter(|&row| table.role[row] != params::Role::Buffer) {
+            // What a key's bias adds to the scores of a query is the same for every key, and softmax takes no notice.
+            assert!(seen[row] || table.name[row].ends_with("key.bias"), "{name}: '{}'", table.name[row]);
+        }
+    }
+}
+
+#[test]
+fn what_fills_a_sequence_up_does_not_matter() {
+    let device = Device::flex();
+    let net = Bert::new(&BERT, &mut Init::new(&device, 3));
+    let logits =
+        |x: Tokens| -> Vec<f32> { net.forward(x, &Pass::default()).into_data().try_to_vec().unwrap() };
+    let filled = logits(tokens(0, &device));
+    assert_eq!(filled, logits(tokens(777, &device)));
+    let alone = Tokens { ids: tokens(0, &device).ids.slice([0..1, 0..3]), mask: None };
+    for (a, b) in logits(alone).iter().zip(&filled) {
+        assert!((a - b).abs() < 1e-5, "{a} alone, {b} filled up");
+    }
+}

@@ -1,0 +1,136 @@
+//! What the table says of a model is what is built; names are the published ones.
+
+use burn::tensor::{Device, Int, Tensor};
+use lacuna_models::bert::BERT_SIZES;
+use lacuna_models::efficientnet::EFFICIENTNET_SIZES;
+use lacuna_models::mobilenet::MOBILENET_SIZES;
+use lacuna_models::resnet::RESNET_SIZES;
+use lacuna_models::{InputShape, MODELS, Network, find};
+use lacuna_nn::layers::Init;
+use lacuna_nn::params::ParamTable;
+use lacuna_nn::quant::Pass;
+use lacuna_nn::{Classifier, Input, Tokens};
+
+fn built(name: &str) -> Network {
+    (find(name).unwrap_or_else(|| panic!("no model is named {name}")).build)(&mut Init::new(
+        &Device::flex(),
+        0,
+    ))
+}
+
+#[test]
+fn rows_say_what_they_build() {
+    for row in MODELS {
+        let net = built(row.name);
+        assert_eq!(ParamTable::of(&net).trained_elements(), row.parameters, "{}", row.name);
+        let x: Input = match row.input {
+            // Images and sequences of any size do; large ones would take seconds.
+            InputShape::Image([c, h, _]) => {
+                Tensor::<4>::zeros([2, c, h.min(33), h.min(40)], &Device::flex()).into()
+            }
+            InputShape::Tokens { .. } => {
+                let ids = Tensor::<2, Int>::from_ints([[101, 7592, 102], [101, 30521, 102]], &Device::flex());
+                Tokens { ids, mask: None }.into()
+            }
+        };
+        assert_eq!(net.forward(x, &Pass::default()).dims(), [2, row.classes], "{}", row.name);
+    }
+}
+
+#[test]
+fn every_size_of_a_family_is_a_row_and_names_are_unique() {
+    let sizes: Vec<&str> = [
+        RESNET_SIZES.iter().map(|s| s.name).collect::<Vec<_>>(),
+        MOBILENET_SIZES.iter().map(|s| s.name).collect(),
+        EFFICIENTNET_SIZES.iter().map(|s| s.name).collect(),
+        BERT_SIZES.iter().map(|s| s.name).collect(),
+    ]
+    .concat();
+    let rows: Vec<&str> = MODELS.iter().map(|row| row.name).collect();
+    assert_eq!(rows, sizes);
+    let mut names = rows.clone();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), rows.len());
+}
+
+/// Tensors of published state dicts, without the counters of batch norms (`num_batches_tracked`).
+const PUBLISHED: [(&str, usize, &[&str]); 5] = [
+    (
+        "resnet18",
+        102,
+        &[
+            "conv1.weight",
+            "bn1.running_mean",
+            "layer1.0.conv2.weight",
+            "layer2.0.downsample.1.bias",
+            "fc.bias",
+        ],
+    ),
+    (
+        "resnet50",
+        267,
+        &["layer1.0.downsample.0.weight", "layer3.5.conv3.weight", "layer4.2.bn3.running_var", "fc.weight"],
+    ),
+    (
+        "mobilenet_v1",
+        137,
+        &[
+            "input.conv.weight",
+            "sections.0.0.depth.conv.weight",
+            "sections.4.1.point.bn.weight",
+            "classifier.fc.bias",
+        ],
+    ),
+    (
+        "efficientnet_lite0",
+        247,
+        &[
+            "_conv_stem.weight",
+            "_bn0.running_var",
+            "_blocks.0._depthwise_conv.weight",
+            "_blocks.0._project_conv.weight",
+            "_blocks.1._expand_conv.weight",
+            "_blocks.15._bn2.bias",
+            "_conv_head.weight",
+            "_bn1.weight",
+            "_fc.weight",
+        ],
+    ),
+    (
+        "minilm_l6",
+        105,
+        &[
+            "embeddings.word_embeddings.weight",
+            "embeddings.position_embeddings.weight",
+            "embeddings.token_type_embeddings.weight",
+            "embeddings.LayerNorm.bias",
+            "encoder.layer.0.attention.self.query.weight",
+            "encoder.layer.0.attention.output.dense.bias",
+            "encoder.layer.5.attention.output.LayerNorm.weight",
+            "encoder.layer.5.intermediate.dense.weight",
+            "encoder.layer.5.output.LayerNorm.weight",
+            "pooler.dense.weight",
+            "classifier.weight",
+        ],
+    ),
+];
+
+#[test]
+fn names_are_the_published_ones() {
+    for (model, tensors, names) in PUBLISHED {
+        let table = ParamTable::of(&built(model));
+        let of_quantisers = |name: &&String| name.ends_with(".range") || name.ends_with(".step");
+        assert_eq!(table.name.iter().filter(|name| !of_quantisers(name)).count(), tensors, "{model}");
+        for name in names {
+            assert!(table.row(name).is_some(), "{model} has no '{name}'");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "takes images")]
+fn a_network_of_images_takes_no_tokens() {
+    let ids = Tensor::<2, Int>::zeros([1, 2], &Device::flex());
+    built("resnet20").forward(Tokens { ids, mask: None }, &Pass::default());
+}
