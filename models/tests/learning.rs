@@ -91,12 +91,12 @@ fn losses_fall() {
     for (name, net) in families(&mut Init::new(&device, 3)) {
         let (net, plain) = losses(net, &Pass::default(), 12, &device);
         assert!(plain[11] < 0.9 * plain[0], "{name}: {plain:?}");
-        let observe = Pass { quant: Quant::Observe, norm: Norm::Batch };
+        let observe = Pass { quant: Quant::Observe, ..Pass::default() };
         let (net, quantised) = losses(net, &observe, 6, &device);
         assert!(quantised[5] < plain[11], "{name}: {quantised:?} after {plain:?}");
         let net = net.valid();
         let logits = |quant| -> Vec<f32> {
-            let pass = Pass { quant, norm: Norm::Frozen };
+            let pass = Pass { quant, norm: Norm::Frozen, ..Pass::default() };
             net.forward(batch(&net, &Device::flex()), &pass).into_data().try_to_vec().unwrap()
         };
         let (plain, quantised) = (logits(Quant::Off), logits(Quant::Frozen));
