@@ -39,7 +39,7 @@ impl Net {
 
     /// One step of training on the same four images; the loss before it.
     fn step(&mut self, quant: Quant) -> f32 {
-        self.state.pass = Pass { quant, norm: Norm::Batch };
+        self.state.pass = Pass { quant, norm: Norm::Batch, ..Pass::default() };
         let InputShape::Image([c, h, w]) = MODELS[0].input else { panic!("it takes images") };
         let logits = self.net.forward(Tensor::from_data(images(4, c, h, w), &self.device), &self.state.pass);
         let log_probability = burn::tensor::activation::log_softmax(logits, 1);
@@ -59,7 +59,7 @@ impl Net {
     fn logits(&self) -> Vec<f32> {
         let InputShape::Image([c, h, w]) = MODELS[0].input else { panic!("it takes images") };
         let x = Tensor::from_data(images(4, c, h, w), &self.device.clone().inner());
-        host(self.net.valid().forward(x, &Pass { quant: Quant::Frozen, norm: Norm::Frozen }))
+        host(self.net.valid().forward(x, &Pass { quant: Quant::Frozen, norm: Norm::Frozen, ..Pass::default() }))
     }
 }
 

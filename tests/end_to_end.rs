@@ -79,7 +79,7 @@ fn trained() -> &'static Trained {
             weights::load(fresh(), &file).unwrap_or_else(|e| panic!("{e}")).0.valid()
         };
         let (module, pruned) = (read("last"), read("pruned"));
-        let pass = Pass { quant: Quant::Frozen, norm: Norm::Frozen };
+        let pass = Pass { quant: Quant::Frozen, norm: Norm::Frozen, ..Pass::default() };
         let graph =
             capture(&module, "input", [1, 1, 28, 28], &["logits"], |m, x| m.forward(x, &pass)).unwrap();
         Trained { module: Mutex::new(module), pruned: Mutex::new(pruned), pass, test, graph }

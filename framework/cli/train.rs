@@ -113,7 +113,7 @@ fn new_job(options: Train) -> Result<Job> {
         train: TrainArgs {
             batch: options.batch as usize,
             seed: options.seed,
-            momentum: options.momentum,
+            optimizer: lacuna_train::optimizer::Optimizer::Sgd { momentum: options.momentum, nesterov: false },
             lr: options.lr,
             weight_decay: options.weight_decay,
             max_images: options.max_images.map(|n| n as usize),

@@ -138,7 +138,6 @@ impl RunArgs {
         add("--batch", &t.batch.to_string());
         add("--seed", &t.seed.to_string());
         add("--lr", &t.lr.to_string());
-        add("--momentum", &t.momentum.to_string());
         add("--weight-decay", &t.weight_decay.to_string());
         if let Some(n) = t.max_images {
             add("--max-images", &n.to_string());

@@ -313,8 +313,9 @@ fn shuffle(order: &mut [u32], rng: &mut ChaCha8Rng) {
     }
 }
 
-/// [`Batches`] made by a thread that stays a few batches ahead. The batches are the same; give them
-/// back with [`Prefetch::recycle`] and no memory is allocated after the first few.
+/// [`Batches`] of one epoch after the other, made by a thread that stays a few batches ahead: also while the trainer
+/// validates and saves between epochs. The batches are the same; give them back with [`Prefetch::recycle`] and no memory
+/// is allocated after the first few.
 pub struct Prefetch {
     ready: Option<Receiver<Batch>>,
     used: Sender<Batch>,
@@ -322,33 +323,48 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// Starts at batch `first` of the epoch, 0 for its beginning.
-    pub fn new(set: Arc<ImageSet>, spec: BatchSpec, first: usize) -> Result<Self> {
+    /// `count` batches from batch `first` of epoch `spec.epoch` on (0 for its beginning), going on into the epochs after.
+    pub fn new(set: Arc<ImageSet>, spec: BatchSpec, first: u64, count: u64) -> Result<Self> {
         spec.check(&set)?;
         let (send, ready) = sync_channel(READY_MAX);
         let (used, back) = channel();
         let worker = thread::Builder::new()
             .name("prefetch".into())
-            .spawn(move || produce(&set, spec, first, &send, &back))
+            .spawn(move || produce(&set, spec, first, count, &send, &back))
             .map_err(|e| Error::argument("prefetch", format!("no thread could be started: {e}")))?;
         Ok(Prefetch { ready: Some(ready), used, worker: Some(worker) })
     }
 
     /// Gives a batch's memory back for reuse.
     pub fn recycle(&self, batch: Batch) {
-        // At the end of the epoch the worker is gone, and the batch is simply dropped.
+        // After the last batch the worker is gone, and the batch is simply dropped.
         let _ = self.used.send(batch);
     }
 }
 
-fn produce(set: &ImageSet, spec: BatchSpec, first: usize, send: &SyncSender<Batch>, back: &Receiver<Batch>) {
-    let Ok(mut batches) = Batches::new(set, spec) else { return };
-    batches.next = first;
-    loop {
-        let mut batch = back.try_recv().unwrap_or_default();
-        if !batches.fill(&mut batch) || send.send(batch).is_err() {
-            return;
+fn produce(
+    set: &ImageSet,
+    mut spec: BatchSpec,
+    first: u64,
+    mut count: u64,
+    send: &SyncSender<Batch>,
+    back: &Receiver<Batch>,
+) {
+    let mut next = usize::try_from(first).unwrap_or(usize::MAX);
+    while count > 0 {
+        let Ok(mut batches) = Batches::new(set, spec) else { return };
+        batches.next = next;
+        while count > 0 {
+            let mut batch = back.try_recv().unwrap_or_default();
+            if !batches.fill(&mut batch) {
+                break;
+            }
+            if send.send(batch).is_err() {
+                return;
+            }
+            count -= 1;
         }
+        (spec.epoch, next) = (spec.epoch + 1, 0);
     }
 }
 
@@ -359,7 +375,7 @@ impl Iterator for Prefetch {
         if let Some(batch) = self.ready.as_ref().and_then(|ready| ready.recv().ok()) {
             return Some(batch);
         }
-        // The epoch is over, or the worker panicked: that must not look like a short epoch.
+        // The last batch was taken, or the worker panicked: that must not look like a short training.
         if let Some(worker) = self.worker.take() {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
@@ -452,18 +468,18 @@ mod tests {
         assert_eq!(Batches::new(&set, spec).unwrap().skip(99).count(), 0);
 
         let set = Arc::new(set);
-        for first in [0, 4, 15, 99] {
-            let mut prefetch = Prefetch::new(set.clone(), spec, first).unwrap();
-            let mut seen = first;
-            while let Some(batch) = prefetch.next() {
-                assert_eq!(batch, all[seen]);
-                seen += 1;
+        let later = BatchSpec { epoch: 4, ..spec };
+        let both: Vec<_> = all.iter().cloned().chain(Batches::new(&set, later).unwrap()).collect();
+        for (first, count) in [(0, 15), (4, 11), (4, 20), (15, 3), (0, 30), (3, 0)] {
+            let mut prefetch = Prefetch::new(set.clone(), spec, first as u64, count as u64).unwrap();
+            for want in &both[first..first + count] {
+                let batch = prefetch.next().unwrap();
+                assert_eq!(batch, *want);
                 prefetch.recycle(batch);
             }
-            assert_eq!(seen, all.len().max(first));
             assert!(prefetch.next().is_none());
         }
-        drop(Prefetch::new(set, spec, 0).unwrap()); // while the worker waits: must not hang
+        drop(Prefetch::new(set, spec, 0, 15).unwrap()); // while the worker waits: must not hang
     }
 
     #[test]

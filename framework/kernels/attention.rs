@@ -10,10 +10,11 @@ use crate::shared::Shared;
 use crate::tasks::{each, with_scratch};
 use crate::transpose::scatter;
 use crate::vector::{Vector, by_vector};
-use product::{Left, PANEL, Right, Sizes, product};
+use product::{Left, PANEL, Right, Sizes, Target, product};
+use std::marker::PhantomData;
 
 /// Queries handled at a time: what bounds the scratch memory to a multiple of the number of keys.
-const BLOCK: usize = 64;
+const BLOCK: usize = 128;
 
 /// Columns are filled up to a multiple of this, so that vectors are whole.
 const LANES: usize = 16;
@@ -61,12 +62,17 @@ impl<'a> Rows<'a> {
         Rows { data, stride: columns, first: 0 }
     }
 
-    fn at(&self, row: usize, columns: usize) -> &'a [f32] {
-        &self.data[row * self.stride + self.first..][..columns]
+    /// From `row` and `column` on.
+    fn part(self, row: usize, column: usize) -> Self {
+        Rows { data: &self.data[row * self.stride..], first: self.first + column, ..self }
     }
 
-    fn skip_columns(self, columns: usize) -> Self {
-        Rows { first: self.first + columns, ..self }
+    fn left(self) -> Left<'a> {
+        Left { data: &self.data[self.first..], row: self.stride, step: 1 }
+    }
+
+    fn right(self) -> Right<'a> {
+        Right { data: &self.data[self.first..], step: self.stride, panel: PANEL }
     }
 
     fn assert_holds(&self, rows: usize, columns: usize) {
@@ -80,14 +86,19 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Some columns of a matrix in row order, to be written.
+/// Some columns of a matrix in row order, to be written by several tasks.
 pub struct RowsMut<'a> {
-    data: Shared<'a, f32>,
+    first: *mut f32,
     rows: usize,
     stride: usize,
-    first: usize,
     columns: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
 }
+
+// SAFETY: tasks write disjoint parts, by the contract of `at`.
+unsafe impl Send for RowsMut<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for RowsMut<'_> {}
 
 impl<'a> RowsMut<'a> {
     /// All columns of a matrix.
@@ -114,18 +125,26 @@ impl<'a> RowsMut<'a> {
             );
         }
         let rows = data.len() / stride;
-        let data = Shared::new(data);
-        firsts.map(|first| RowsMut { data, rows, stride, first, columns })
+        let at = data.as_mut_ptr();
+        firsts.map(|first| RowsMut {
+            first: at.wrapping_add(first),
+            rows,
+            stride,
+            columns,
+            lifetime: PhantomData,
+        })
     }
 
+    /// Where to write `rows` rows from `row` and `columns` columns from `column`.
+    ///
     /// # Safety
-    /// No other task holds an overlapping part.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn at(&self, row: usize, first: usize, columns: usize) -> &mut [f32] {
-        assert!(first + columns <= self.columns);
-        // SAFETY: columns of this matrix, disjoint from those of the others of `split` and, by the caller's promise,
-        // from those of other tasks.
-        unsafe { self.data.part(row * self.stride + self.first + first, columns) }
+    /// Meanwhile no other task writes any of them.
+    unsafe fn at(&self, row: usize, rows: usize, column: usize, columns: usize) -> Target {
+        assert!(row + rows <= self.rows && column + columns <= self.columns);
+        // SAFETY: inside the matrix (asserted), and nobody else's by the caller's promise.
+        unsafe {
+            Target::new(self.first.wrapping_add(row * self.stride + column), self.stride, rows, columns)
+        }
     }
 }
 
@@ -151,38 +170,26 @@ pub fn forward(
     assert_eq!(out.len(), batch * queries * shape.columns());
     assert_eq!(saved.len(), shape.saved_len());
     let (out, saved) = (RowsMut::whole(out, shape.columns()), Shared::new(saved));
-    let sizes = Padded::of(shape);
-    let lens =
-        [sizes.key_panels, keys * sizes.width, sizes.keys, BLOCK * sizes.keys, BLOCK * sizes.width, BLOCK];
+    let padded = Padded::of(shape);
     each(batch * heads, |task| {
-        let (n, head) = (task / heads, task % heads);
-        let first = head * width;
-        let [q, k, v] = [q, k, v].map(|rows| rows.skip_columns(first));
-        with_scratch(lens, |[k_panels, v_rows, mask_row, scores, sums, inverse]| {
-            into_panels(k, n * keys, keys, width, k_panels);
-            copy_rows(v, n * keys, keys, width, v_rows);
+        let (n, first) = (task / heads, task % heads * width);
+        let [k, v] = [k, v].map(|x| x.part(n * keys, first));
+        let lens = [padded.panels, padded.keys, padded.scores];
+        with_scratch(lens, |[k_panels, mask_row, scores]| {
+            into_panels(k, keys, width, k_panels);
             fill_mask(mask.map(|mask| &mask[n * keys..][..keys]), keys, mask_row);
             for from in (0..queries).step_by(BLOCK) {
                 let rows = BLOCK.min(queries - from);
-                let row = n * queries + from;
-                let q_block = Left { data: &q.data[row * q.stride + q.first..], row: q.stride, step: 1 };
-                let k_panels = Right { data: k_panels, step: PANEL, panel: PANEL * width };
-                let to_scores = Sizes { rows, columns: sizes.keys, depth: width };
-                product(to_scores, q_block, k_panels, scores, sizes.keys, false);
+                let q = q.part(n * queries + from, first);
+                let to_scores = Sizes { rows, columns: padded.keys, depth: width };
+                product(to_scores, q.left(), panels(k_panels, width), Target::of(scores, padded.keys), false);
                 // SAFETY: this task's queries.
                 let saved = unsafe { saved.part(task * queries + from, rows) };
-                exponentials(scores, mask_row, shape.scale(), saved, inverse);
-                let scores = Left { data: scores, row: sizes.keys, step: 1 };
-                let v_rows = Right { data: v_rows, step: sizes.width, panel: PANEL };
-                let to_out = Sizes { rows, columns: sizes.width, depth: keys };
-                product(to_out, scores, v_rows, sums, sizes.width, false);
-                for i in 0..rows {
-                    // SAFETY: this head's columns of one of this batch element's rows.
-                    let out = unsafe { out.at(row + i, first, width) };
-                    for (out, sum) in out.iter_mut().zip(&sums[i * sizes.width..]) {
-                        *out = sum * inverse[i];
-                    }
-                }
+                probabilities(scores, mask_row, shape.scale(), saved);
+                // SAFETY: this head's columns of some of this batch element's rows.
+                let out = unsafe { out.at(n * queries + from, rows, first, width) };
+                let p = Left { data: scores, row: padded.keys, step: 1 };
+                product(Sizes { rows, columns: width, depth: keys }, p, v.right(), out, false);
             }
         });
     });
@@ -213,101 +220,66 @@ pub fn backward(
     for (gradient, rows) in [(&dq, queries), (&dk, keys), (&dv, keys)] {
         assert!(gradient.columns == shape.columns() && gradient.rows >= batch * rows, "a gradient's size");
     }
-    let sizes = Padded::of(shape);
-    let (block, whole) = (BLOCK * sizes.width, keys * sizes.width);
-    let scores = BLOCK * sizes.keys;
-    let lens = [
-        sizes.key_panels,
-        sizes.key_panels,
-        whole,
-        sizes.keys,
-        block,
-        block,
-        scores,
-        scores,
-        block,
-        whole,
-        whole,
-    ];
+    let padded = Padded::of(shape);
+    let dout = Rows::whole(dout, shape.columns());
     each(batch * heads, |task| {
-        let (n, head) = (task / heads, task % heads);
-        let first = head * width;
-        let [q, k, v, dout] =
-            [q, k, v, Rows::whole(dout, shape.columns())].map(|rows| rows.skip_columns(first));
-        with_scratch(lens, |parts| {
-            let [
-                k_panels,
-                v_panels,
-                k_rows,
-                mask_row,
-                q_block,
-                dout_block,
-                p,
-                ds,
-                dq_block,
-                dk_rows,
-                dv_rows,
-            ] = parts;
-            into_panels(k, n * keys, keys, width, k_panels);
-            into_panels(v, n * keys, keys, width, v_panels);
-            copy_rows(k, n * keys, keys, width, k_rows);
+        let (n, first) = (task / heads, task % heads * width);
+        let [k, v] = [k, v].map(|x| x.part(n * keys, first));
+        let lens = [padded.panels, padded.panels, padded.keys, padded.scores, padded.scores];
+        with_scratch(lens, |[k_panels, v_panels, mask_row, p, ds]| {
+            into_panels(k, keys, width, k_panels);
+            into_panels(v, keys, width, v_panels);
             fill_mask(mask.map(|mask| &mask[n * keys..][..keys]), keys, mask_row);
-            let panels = |data| Right { data, step: PANEL, panel: PANEL * width };
-            let (k_panels, v_panels) = (panels(k_panels), panels(v_panels));
             for from in (0..queries).step_by(BLOCK) {
                 let rows = BLOCK.min(queries - from);
                 let row = n * queries + from;
-                copy_rows(q, row, rows, width, q_block);
-                copy_rows(dout, row, rows, width, dout_block);
-                let in_rows = |data| Left { data, row: sizes.width, step: 1 };
-                let over_rows = |data| Right { data, step: sizes.width, panel: PANEL };
+                let [q, dout] = [q, dout].map(|x| x.part(row, first));
+                let to_scores = Sizes { rows, columns: padded.keys, depth: width };
+                product(to_scores, q.left(), panels(k_panels, width), Target::of(p, padded.keys), false);
+                product(to_scores, dout.left(), panels(v_panels, width), Target::of(ds, padded.keys), false);
+                score_gradients(p, ds, mask_row, shape.scale(), &saved[task * queries + from..][..rows]);
 
-                let to_scores = Sizes { rows, columns: sizes.keys, depth: width };
-                product(to_scores, in_rows(q_block), k_panels, p, sizes.keys, false);
-                product(to_scores, in_rows(dout_block), v_panels, ds, sizes.keys, false);
-                let saved = &saved[task * queries + from..][..rows];
-                score_gradients(p, ds, mask_row, shape.scale(), saved);
-
-                let transposed = |data| Left { data, row: 1, step: sizes.keys };
-                let to_keys = Sizes { rows: keys, columns: sizes.width, depth: rows };
-                product(to_keys, transposed(p), over_rows(dout_block), dv_rows, sizes.width, from > 0);
-                product(to_keys, transposed(ds), over_rows(q_block), dk_rows, sizes.width, from > 0);
-                let ds = Left { data: ds, row: sizes.keys, step: 1 };
-                let to_queries = Sizes { rows, columns: sizes.width, depth: keys };
-                product(to_queries, ds, over_rows(k_rows), dq_block, sizes.width, false);
-                for i in 0..rows {
-                    // SAFETY: this head's columns of one of this batch element's rows.
-                    let dq = unsafe { dq.at(row + i, first, width) };
-                    dq.copy_from_slice(&dq_block[i * sizes.width..][..width]);
-                }
-            }
-            for (to, from) in [(&dk, dk_rows), (&dv, dv_rows)] {
-                for i in 0..keys {
-                    // SAFETY: as above.
-                    let to = unsafe { to.at(n * keys + i, first, width) };
-                    to.copy_from_slice(&from[i * sizes.width..][..width]);
-                }
+                // SAFETY: this head's columns of this batch element's rows.
+                let (dq, dk, dv) = unsafe {
+                    (
+                        dq.at(row, rows, first, width),
+                        dk.at(n * keys, keys, first, width),
+                        dv.at(n * keys, keys, first, width),
+                    )
+                };
+                let transposed = |data| Left { data, row: 1, step: padded.keys };
+                let to_keys = Sizes { rows: keys, columns: width, depth: rows };
+                product(to_keys, transposed(p), dout.right(), dv, from > 0);
+                product(to_keys, transposed(ds), q.right(), dk, from > 0);
+                let ds = Left { data: ds, row: padded.keys, step: 1 };
+                product(Sizes { rows, columns: width, depth: keys }, ds, k.right(), dq, false);
             }
         });
     });
 }
 
-/// A head's sizes with columns filled up to whole vectors.
+/// Sizes of a task's scratch memory; scores have columns filled up to whole vectors.
 struct Padded {
-    width: usize,
     keys: usize,
     /// Floats of a matrix with a column per key, in panels.
-    key_panels: usize,
+    panels: usize,
+    /// Floats of the scores of a block.
+    scores: usize,
 }
 
 impl Padded {
     fn of(shape: AttentionShape) -> Padded {
+        let keys = shape.keys.next_multiple_of(LANES);
         Padded {
-            width: shape.width.next_multiple_of(LANES),
-            keys: shape.keys.next_multiple_of(LANES),
-            key_panels: shape.keys.next_multiple_of(PANEL) * shape.width,
+            keys,
+            panels: shape.keys.next_multiple_of(PANEL) * shape.width,
+            scores: BLOCK.min(shape.queries) * keys,
         }
     }
+}
+
+fn panels(data: &[f32], width: usize) -> Right<'_> {
+    Right { data, step: PANEL, panel: PANEL * width }
 }
 
 fn assert_fits(q: Rows, k: Rows, v: Rows, mask: Option<&[f32]>, shape: AttentionShape) {
@@ -319,19 +291,11 @@ fn assert_fits(q: Rows, k: Rows, v: Rows, mask: Option<&[f32]>, shape: Attention
     assert!(mask.is_none_or(|mask| mask.len() == batch * keys), "a mask of batch * keys numbers");
 }
 
-/// Copies `rows` rows from `row`, each filled up with zeros to whole vectors.
-fn copy_rows(from: Rows, row: usize, rows: usize, width: usize, to: &mut [f32]) {
-    for (i, to) in to.chunks_exact_mut(width.next_multiple_of(LANES)).take(rows).enumerate() {
-        to[..width].copy_from_slice(from.at(row + i, width));
-        to[width..].fill(0.0);
-    }
-}
-
-/// Lays out `rows` rows from `row` as columns, in panels of 64; the last vector is filled up with zeros.
-fn into_panels(from: Rows, row: usize, rows: usize, width: usize, panels: &mut [f32]) {
+/// Lays out rows as columns, in panels of 64; the last vector is filled up with zeros.
+fn into_panels(from: Rows, rows: usize, width: usize, panels: &mut [f32]) {
     for (i, panel) in panels.chunks_exact_mut(PANEL * width).enumerate() {
         let here = PANEL.min(rows - i * PANEL);
-        let data = &from.data[(row + i * PANEL) * from.stride + from.first..];
+        let data = &from.data[i * PANEL * from.stride + from.first..];
         let lanes = here.next_multiple_of(LANES);
         scatter(Isa::best(), data, here, width, from.stride, panel, lanes, |l| l * PANEL);
     }
@@ -347,23 +311,15 @@ fn fill_mask(mask: Option<&[f32]>, keys: usize, row: &mut [f32]) {
 }
 
 by_vector! {
-    /// Replaces the scores of each query by exp(scale * score + mask - the largest), and writes the logarithm of the sum
-    /// of exp(scale * score + mask) (infinite if no key is seen) and the inverse of the sum (then 0).
-    fn exponentials(scores: &mut [f32], mask: &[f32], scale: f32, log_sums: &mut [f32], inverse: &mut [f32])
-        = exponentials_of
+    /// Replaces the scores of each query by their softmax, exp(scale * score + mask) over its sum, and writes the
+    /// logarithm of that sum. If no key is seen these are 0 and infinity.
+    fn probabilities(scores: &mut [f32], mask: &[f32], scale: f32, log_sums: &mut [f32]) = probabilities_of
 }
 
 #[inline(always)]
-fn exponentials_of<V: Vector>(
-    v: V,
-    scores: &mut [f32],
-    mask: &[f32],
-    scale: f32,
-    log_sums: &mut [f32],
-    inverse: &mut [f32],
-) {
+fn probabilities_of<V: Vector>(v: V, scores: &mut [f32], mask: &[f32], scale: f32, log_sums: &mut [f32]) {
     let factor = v.splat(scale);
-    for ((row, log_sum), inverse) in scores.chunks_exact_mut(mask.len()).zip(log_sums).zip(inverse) {
+    for (row, log_sum) in scores.chunks_exact_mut(mask.len()).zip(log_sums) {
         let mut most = v.splat(f32::NEG_INFINITY);
         for (s, m) in row.chunks_exact_mut(V::COUNT).zip(mask.chunks_exact(V::COUNT)) {
             let score = v.load(s).mul_add(factor, v.load(m));
@@ -373,7 +329,7 @@ fn exponentials_of<V: Vector>(
         let most = most.largest();
         if most == f32::NEG_INFINITY {
             row.fill(0.0);
-            (*log_sum, *inverse) = (f32::INFINITY, 0.0);
+            *log_sum = f32::INFINITY;
             continue;
         }
         let (shift, mut sum) = (v.splat(most), v.splat(0.0));
@@ -383,7 +339,11 @@ fn exponentials_of<V: Vector>(
             sum = sum.add(e);
         }
         let sum = sum.sum();
-        (*log_sum, *inverse) = (most + sum.ln(), 1.0 / sum);
+        let inverse = v.splat(1.0 / sum);
+        for s in row.chunks_exact_mut(V::COUNT) {
+            v.load(s).mul(inverse).store(s);
+        }
+        *log_sum = most + sum.ln();
     }
 }
 

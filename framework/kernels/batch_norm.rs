@@ -303,36 +303,83 @@ pub fn backward(
     d_residual: Option<&mut [f32]>,
 ) {
     let plan = Plan::new(rows, c);
-    let len = plan.len();
-    assert!([x.len(), dy.len(), dx.len()] == [len; 3], "x, dy and dx are not [{rows}][{c}]");
     assert!([gamma.len(), beta.len(), mean.len(), var.len()] == [c; 4], "parameters are not [{c}]");
     assert!(d_gamma.len() == c && d_beta.len() == c, "gradients of parameters are not [{c}]");
+    let (scale, shift) = folded(gamma, beta, mean, var, eps);
+    let before = Before::new(&plan, act, grid, &scale, &shift);
+    differentiate(x, skip, dy, &plan, &before, mean, dx, d_residual, |i, sum, product| {
+        // dx = scale · (dz - Σ dz / rows - (x - mean) · d_gamma / rows / sqrt(var + eps)), as a sum of three terms.
+        let inverse = 1.0 / (var[i] as f64 + eps).sqrt();
+        (d_gamma[i], d_beta[i]) = ((product * inverse) as f32, sum as f32);
+        let scale = scale[i] as f64;
+        let by_x = -scale * product * inverse * inverse / rows as f64;
+        (by_x as f32, (-scale * sum / rows as f64 - by_x * mean[i] as f64) as f32)
+    });
+}
+
+/// Gradients of [`forward_with`], named as those of [`backward`]: of scale and shift in `d_scale` and `d_shift` \[c\].
+///
+/// # Panics
+/// As [`backward`].
+pub fn backward_with(
+    x: &[f32],
+    skip: Skip,
+    dy: &[f32],
+    rows: usize,
+    c: usize,
+    scale: &[f32],
+    shift: &[f32],
+    act: Act,
+    grid: Option<Grid>,
+    dx: &mut [f32],
+    d_scale: &mut [f32],
+    d_shift: &mut [f32],
+    d_residual: Option<&mut [f32]>,
+) {
+    let plan = Plan::new(rows, c);
+    assert!([scale.len(), shift.len(), d_scale.len(), d_shift.len()] == [c; 4], "parameters are not [{c}]");
+    let before = Before::new(&plan, act, grid, scale, shift);
+    let zeros = vec![0f32; c];
+    differentiate(x, skip, dy, &plan, &before, &zeros, dx, d_residual, |i, sum, product| {
+        (d_scale[i], d_shift[i]) = (product as f32, sum as f32);
+        (0.0, 0.0)
+    });
+}
+
+/// dx = scale · dz + slope · x + offset, where dz is the gradient before the activation and `terms` gives slope and
+/// offset of a column for its number, Σ dz and Σ dz · (x - center).
+fn differentiate(
+    x: &[f32],
+    skip: Skip,
+    dy: &[f32],
+    plan: &Plan,
+    before: &Before,
+    center: &[f32],
+    dx: &mut [f32],
+    d_residual: Option<&mut [f32]>,
+    mut terms: impl FnMut(usize, f64, f64) -> (f32, f32),
+) {
+    let (len, rows, c) = (plan.len(), plan.rows, plan.c);
+    assert!([x.len(), dy.len(), dx.len()] == [len; 3], "x, dy and dx are not [{rows}][{c}]");
     assert!(d_residual.as_ref().is_none_or(|d| d.len() == len), "d_residual is not [{rows}][{c}]");
     match skip {
         Skip::None => {}
         Skip::Residual(r) => assert_eq!(r.len(), len, "the residual has another shape than x"),
         Skip::Output(y) => {
             assert_eq!(y.len(), len, "y has another shape than x");
-            let told = matches!(act, Act::None | Act::Relu | Act::Relu6) && grid.is_none();
+            let told = matches!(before.act, Act::None | Act::Relu | Act::Relu6) && before.inside.is_none();
             assert!(told, "the gradient needs the residual itself, not the output");
         }
     }
-    let (scale, shift) = folded(gamma, beta, mean, var, eps);
-    let before = Before {
-        act,
-        inside: grid.map(|grid| grid.inside()),
-        scale: plan.spread(&scale),
-        shift: plan.spread(&shift),
-    };
     let with_residual = d_residual.is_some();
     let d_residual = Shared::new(d_residual.unwrap_or_default());
 
     // The gradient before the activation: summed, and kept where it is the residual's.
-    let center = plan.spread(mean);
+    let center = plan.spread(center);
     let mut parts = vec![0f64; plan.tasks * 2 * plan.width];
     parts.par_chunks_mut(2 * plan.width).enumerate().for_each(|(task, part)| {
         let (sum, product) = part.split_at_mut(plan.width);
-        let mut room = before.room(&plan);
+        let mut room = before.room(plan);
         for (start, len) in plan.blocks(task) {
             let x = &x[start..][..len];
             let dz = if with_residual {
@@ -347,21 +394,16 @@ pub fn backward(
         }
     });
 
-    // dx = scale · (dz - Σ dz / rows - (x - mean) · d_gamma / rows / sqrt(var + eps)), as a sum of three terms.
-    let (mut slope, mut offset) = (vec![0f32; c], vec![0f32; c]);
-    for i in 0..c {
-        let inverse = 1.0 / (var[i] as f64 + eps).sqrt();
-        let [sum, product] = plan.join(&parts, i);
-        (d_gamma[i], d_beta[i]) = ((product * inverse) as f32, sum as f32);
-        let scale = scale[i] as f64;
-        let by_x = -scale * product * inverse * inverse / rows as f64;
-        slope[i] = by_x as f32;
-        offset[i] = (-scale * sum / rows as f64 - by_x * mean[i] as f64) as f32;
-    }
+    let (slope, offset): (Vec<f32>, Vec<f32>) = (0..c)
+        .map(|i| {
+            let [sum, product] = plan.join(&parts, i);
+            terms(i, sum, product)
+        })
+        .unzip();
     let (slope, offset) = (plan.spread(&slope), plan.spread(&offset));
     let dx = Shared::new(dx);
     (0..plan.tasks).into_par_iter().rev().for_each(|task| {
-        let mut room = before.room(&plan);
+        let mut room = before.room(plan);
         for (start, len) in plan.blocks(task) {
             let x = &x[start..][..len];
             let dz = if with_residual {
@@ -387,6 +429,11 @@ struct Before {
 }
 
 impl Before {
+    fn new(plan: &Plan, act: Act, grid: Option<Grid>, scale: &[f32], shift: &[f32]) -> Before {
+        let inside = grid.map(|grid| grid.inside());
+        Before { act, inside, scale: plan.spread(scale), shift: plan.spread(shift) }
+    }
+
     /// Whether dy is the gradient as it is.
     fn is_nothing(&self) -> bool {
         self.act == Act::None && self.inside.is_none()

@@ -140,21 +140,37 @@ mod avx512 {
         lanes: usize,
         to: impl Fn(usize) -> usize,
     ) {
-        for j in (0..cols).step_by(16) {
-            let width = 16.min(cols - j);
-            let mask = (0xffffu32 >> (16 - width)) as __mmask16;
-            for i in (0..lanes).step_by(16) {
-                let mut block = [_mm512_setzero_ps(); 16];
-                for (l, row) in block.iter_mut().enumerate().take(rows.saturating_sub(i)) {
-                    // SAFETY: row i + l < rows; the mask leaves out columns beyond the last.
-                    *row = unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr().add((i + l) * pitch + j)) };
-                }
-                let block = transposed(block);
-                let used = 16.min(lanes - i);
-                let mask = (0xffffu32 >> (16 - used)) as __mmask16;
-                for (k, row) in block.into_iter().enumerate().take(width) {
-                    // SAFETY: the mask leaves out what is beyond `lanes`.
-                    unsafe { _mm512_mask_storeu_ps(out.add(to(j + k) + i), mask, row) };
+        let (down, right) = (lanes.div_ceil(16), cols.div_ceil(16));
+        for block in 0..down * right {
+            // Along the longer side, which is contiguous in memory on one of both ends.
+            let (i, j) =
+                if down > right { (block % down, block / down) } else { (block / right, block % right) };
+            let (i, j) = (i * 16, j * 16);
+            // SAFETY: as the caller promises; masks leave out what is beyond `cols` and `lanes`.
+            unsafe {
+                if i + 16 <= rows && j + 16 <= cols {
+                    let mut r = [_mm512_setzero_ps(); 16];
+                    for l in 0..16 {
+                        r[l] = _mm512_loadu_ps(x.as_ptr().add((i + l) * pitch + j));
+                    }
+                    let r = transposed(r);
+                    for k in 0..16 {
+                        _mm512_storeu_ps(out.add(to(j + k) + i), r[k]);
+                    }
+                } else {
+                    let first = |count: usize| (0xffffu32 >> (16 - count.min(16))) as __mmask16;
+                    let (width, used) = (first(cols - j), first(lanes - i));
+                    let mut r = [_mm512_setzero_ps(); 16];
+                    for l in 0..16 {
+                        let mask = if i + l < rows { width } else { 0 };
+                        r[l] = _mm512_maskz_loadu_ps(mask, x.as_ptr().wrapping_add((i + l) * pitch + j));
+                    }
+                    let r = transposed(r);
+                    for k in 0..16 {
+                        if j + k < cols {
+                            _mm512_mask_storeu_ps(out.add(to(j + k) + i), used, r[k]);
+                        }
+                    }
                 }
             }
         }
@@ -164,14 +180,16 @@ mod avx512 {
     #[target_feature(enable = "avx512f")]
     fn transposed(r: [__m512; 16]) -> [__m512; 16] {
         let mut t = r;
-        for i in (0..16).step_by(2) {
+        for h in 0..8 {
+            let i = 2 * h;
             t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
             t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
         }
         // u[4 i + k]: columns k, 4 + k, 8 + k, 12 + k of rows 4 i.., one in each quarter.
         let mut u = t;
         let d = |v| _mm512_castps_pd(v);
-        for i in (0..16).step_by(4) {
+        for q in 0..4 {
+            let i = 4 * q;
             u[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(t[i]), d(t[i + 2])));
             u[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(d(t[i]), d(t[i + 2])));
             u[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(t[i + 1]), d(t[i + 3])));

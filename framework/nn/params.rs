@@ -4,7 +4,7 @@
 //! name of its struct.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Gradients, Tensor, TensorData};
 
 /// What a tensor is for, told from the struct that holds it and its field name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,31 +134,70 @@ pub fn update_each<M: Module>(module: M, f: impl FnMut(usize, &mut Vec<f32>)) ->
     module.map(&mut Update { row: 0, f })
 }
 
-/// Rewrites every tensor that has a gradient: `f(row, values, gradient)`.
+/// A tensor that a step changes, and the gradient it changes by. Both have [`ParamTable::elements`] elements.
+pub struct Updated<'a> {
+    pub row: usize,
+    pub values: &'a mut [f32],
+    pub gradient: &'a [f32],
+}
+
+/// Rewrites the tensors that have a gradient, all at once: `f` is given them in table order and changes the values in
+/// place. Values and gradients are moved out of the module and back, not copied, where nobody else holds them.
 pub fn update_with_gradients<M: Module>(
     module: M,
-    gradients: &burn::tensor::Gradients,
-    f: impl FnMut(usize, &mut Vec<f32>, &[f32]),
+    gradients: Gradients,
+    f: impl FnOnce(&mut [Updated<'_>]),
 ) -> M {
-    struct Update<'a, F> {
-        row: usize,
-        gradients: &'a burn::tensor::Gradients,
-        f: F,
+    let mut take = Take { row: 0, gradients, taken: Vec::new() };
+    let module = module.map(&mut take);
+    let mut updates: Vec<Updated<'_>> = Vec::with_capacity(take.taken.len());
+    updates.extend(take.taken.iter_mut().map(|t| Updated {
+        row: t.row,
+        values: t.values.as_mut_slice().expect("parameters are f32"),
+        gradient: t.gradient.as_slice().expect("gradients are f32"),
+    }));
+    f(&mut updates);
+    drop(updates);
+    module.map(&mut PutBack { row: 0, taken: take.taken.into_iter().peekable() })
+}
+
+struct Taken {
+    row: usize,
+    values: TensorData,
+    gradient: TensorData,
+}
+
+/// Moves values and gradients out of a module; one element stays behind, to say on which device the tensor was.
+struct Take {
+    row: usize,
+    gradients: Gradients,
+    taken: Vec<Taken>,
+}
+
+impl ModuleMapper for Take {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let row = self.row;
+        self.row += 1;
+        let Some(gradient) = param.val().grad_remove(&mut self.gradients) else { return param };
+        param.map(|t| {
+            let device = t.device();
+            let (values, gradient) = (t.without_autodiff().into_data(), gradient.into_data());
+            self.taken.push(Taken { row, values, gradient });
+            Tensor::zeros([1; D], &device)
+        })
     }
-    impl<F: FnMut(usize, &mut Vec<f32>, &[f32])> ModuleMapper for Update<'_, F> {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let (row, f, gradients) = (self.row, &mut self.f, self.gradients);
-            self.row += 1;
-            let Some(gradient) = param.val().grad(gradients) else { return param };
-            param.map(|t| {
-                let (device, dims) = (t.device(), t.dims());
-                let gradient = gradient.into_data();
-                let mut values: Vec<f32> =
-                    t.without_autodiff().into_data().try_into_vec().expect("parameters are f32");
-                f(row, &mut values, gradient.as_slice().expect("gradients are f32"));
-                Tensor::from_data(TensorData::new(values, dims), &device).require_grad()
-            })
-        }
+}
+
+struct PutBack {
+    row: usize,
+    taken: std::iter::Peekable<std::vec::IntoIter<Taken>>,
+}
+
+impl ModuleMapper for PutBack {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let row = self.row;
+        self.row += 1;
+        let Some(taken) = self.taken.next_if(|t| t.row == row) else { return param };
+        param.map(|t| Tensor::from_data(taken.values, &t.device()).require_grad())
     }
-    module.map(&mut Update { row: 0, gradients, f })
 }

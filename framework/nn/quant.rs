@@ -42,6 +42,9 @@ pub enum Norm {
 pub struct Pass {
     pub quant: Quant,
     pub norm: Norm,
+    /// Some weights are masked: in prunable weights the bits of +0.0 mean "masked", and open weights that are zero
+    /// are -0.0, so that kernels may find the pattern of zeros in the weights.
+    pub sparse: bool,
 }
 
 /// The unsigned 8-bit grid of an observed range.
@@ -50,6 +53,32 @@ pub fn activation_grid(min: f32, max: f32) -> Grid {
     let scale = ((max - min) / 255.0).max(SCALE_MIN);
     let zero = (-(min / scale).round_ties_even()).clamp(0.0, 255.0) as i32;
     Grid { scale, zero, lo: 0, hi: 255 }
+}
+
+/// What an observer knows: the range [min, max] of what it has seen (min > max until it saw something).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Observed {
+    pub range: [f32; 2],
+    /// Whether it still learns.
+    pub moves: bool,
+}
+
+impl Observed {
+    /// After values between `lo` and `hi`.
+    pub fn after(self, lo: f32, hi: f32) -> Observed {
+        if !self.moves {
+            return self;
+        }
+        let [old_lo, old_hi] = self.range;
+        let blend = |old: f32, seen: f32| if old_lo > old_hi { seen } else { old + AVERAGING * (seen - old) };
+        Observed { range: [blend(old_lo, lo), blend(old_hi, hi)], ..self }
+    }
+
+    /// The grid of the range; `None` before anything was seen.
+    pub fn grid(self) -> Option<Grid> {
+        let [lo, hi] = self.range;
+        (lo <= hi).then(|| activation_grid(lo, hi))
+    }
 }
 
 /// The symmetric signed 8-bit scale of a channel's range.

@@ -17,6 +17,8 @@ pub enum Error {
     Recipe(String),
     #[error("weights: {0}")]
     Weights(String),
+    #[error("engine: {0}")]
+    Engine(#[source] lacuna_engine::Error),
     #[error("resume: {0}")]
     Resume(String),
     #[error("step {step}: the loss is {loss}; lower the learning rate")]

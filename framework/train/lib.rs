@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Recipe ─ compile ─► Schedule ─┐
-//! ImageSet ─ Prefetch ─ batches ├─► fit: events, forward, loss, backward, sgd_step ─► RunFolder
+//! ImageSet ─ Prefetch ─ batches ├─► fit: events, forward, loss, backward, step ─► RunFolder
 //! module + State (columns) ─────┘
 //! ```
 
@@ -12,10 +12,14 @@ pub mod checkpoint;
 pub mod error;
 pub mod logs;
 pub mod masks;
+pub mod optimizer;
 pub mod run_folder;
 pub mod state;
 pub mod trainer;
+pub mod validate;
 pub mod weights;
 
 pub use error::{Error, Result};
-pub use trainer::{Fit, Outcome, TrainArgs, evaluate, fit};
+pub use optimizer::Optimizer;
+pub use trainer::{Fit, Outcome, TrainArgs, fit};
+pub use validate::{evaluate, validate};

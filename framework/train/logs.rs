@@ -113,6 +113,11 @@ impl Logs {
             line += &format!(",{}:{}", Value::from(*name), Value::from(*value));
         }
         self.jsonl.append((line + "}\n").as_bytes())?;
+        self.timings(step, values)
+    }
+
+    /// Values at a step that differ from run to run, as times do: for the event file alone.
+    pub fn timings(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
         let value =
             |&(tag, v): &(&str, f64)| SummaryValue { tag: tag.to_owned(), simple_value: Some(v as f32) };
         let summary = Summary { value: values.iter().map(value).collect() };

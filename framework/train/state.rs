@@ -1,9 +1,14 @@
 //! Everything that training changes besides the weights, as columns over the rows of a [`ParamTable`], and what the
 //! events of a recipe do to it. Modifiers are functions over these columns, not objects.
+//!
+//! While any mask exists ([`Pass::sparse`]), the sign of a zero says whose it is: a masked weight is +0.0, an open one
+//! that happens to be zero is -0.0. Kernels can then tell from a weight alone which of its elements stay zero.
+//! Checkpoints keep the signs; files of weights know only +0.0.
 
 use crate::checkpoint::NamedTensor;
 use crate::error::{Error, Result};
 use crate::masks::{self, Mask};
+use crate::optimizer::{self, Moments, Optimizer, Rows};
 use burn::module::Module;
 use burn::tensor::Gradients;
 use lacuna_nn::params::{self, ParamTable, Role};
@@ -14,15 +19,17 @@ use lacuna_recipe::{Action, LayerQuant, MaskStructure, ParamRow, QuantArgs, Sche
 /// has moved a little.
 const ROUNDS_TO_ZERO: f32 = 0.51;
 
-/// Row `i` of `mask`, `momentum` and `trainable` belongs to row `i` of `params`.
+/// Row `i` of `mask`, `moments` and `trainable` belongs to row `i` of `params`.
 pub struct State {
     pub params: ParamTable,
+    /// Change it with [`State::set_masks`], which keeps weights and `pass` in step with it.
     pub mask: Vec<Option<Mask>>,
-    /// SGD's velocity; empty until the first step with a gradient.
-    pub momentum: Vec<Vec<f32>>,
+    pub moments: Moments,
     pub trainable: Vec<bool>,
     pub weight_decay: f64,
     pub pass: Pass,
+    /// A mask with nothing masked, as long as the longest prunable row; empty while there are no masks.
+    all_open: Mask,
 }
 
 impl State {
@@ -31,11 +38,12 @@ impl State {
         let rows = params.len();
         State {
             mask: vec![None; rows],
-            momentum: vec![Vec::new(); rows],
+            moments: Moments::new(rows),
             trainable: params.role.iter().map(|&role| role != Role::Buffer).collect(),
             params,
             weight_decay,
             pass: Pass::default(),
+            all_open: Vec::new(),
         }
     }
 
@@ -59,18 +67,17 @@ impl State {
             }
             Action::FixMasks { params } => {
                 let rows = rows(params);
+                let mut masks = Vec::with_capacity(rows.len());
                 params::for_each(&module, |row, w| {
                     if rows.contains(&row) {
-                        self.mask[row] = Some(w.iter().map(|&v| (v != 0.0) as u8).collect());
+                        masks.push((row, Some(w.iter().map(|&v| (v != 0.0) as u8).collect())));
                     }
                 });
-                Ok((module, false))
+                Ok((self.set_masks(module, masks), false))
             }
             Action::ReleaseMasks { params } => {
-                for row in rows(params) {
-                    self.mask[row] = None;
-                }
-                Ok((module, false))
+                let released = rows(params).into_iter().map(|row| (row, None));
+                Ok((self.set_masks(module, released), false))
             }
             Action::SetLearningRate(_) => Ok((module, false)),
             Action::SetWeightDecay(decay) => {
@@ -120,44 +127,72 @@ impl State {
         });
         let views: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
         let masks = masks::by_magnitude(&views, sparsity, structure, scope).map_err(Error::Recipe)?;
-        for (&row, mask) in rows.iter().zip(masks) {
-            self.mask[row] = Some(mask);
+        let masks = rows.iter().copied().zip(masks.into_iter().map(Some));
+        Ok(self.set_masks(module, masks))
+    }
+
+    /// Replaces the masks of some rows; masked weights and their moments become exactly zero.
+    pub fn set_masks<M: Module>(
+        &mut self,
+        module: M,
+        masks: impl IntoIterator<Item = (usize, Option<Mask>)>,
+    ) -> M {
+        for (row, mask) in masks {
+            for moment in [&mut self.moments.first[row], &mut self.moments.second[row]] {
+                moment.iter_mut().zip(mask.iter().flatten()).filter(|(_, m)| **m == 0).for_each(|(v, _)| *v = 0.0);
+            }
+            self.mask[row] = mask;
         }
-        Ok(self.enforce_masks(module))
+        self.pass.sparse = self.mask.iter().any(Option::is_some);
+        let longest = (0..self.params.len()).filter(|&row| self.is_prunable(row)).map(|row| self.params.elements(row));
+        self.all_open = vec![1; longest.max().filter(|_| self.pass.sparse).unwrap_or(0)];
+        self.sign_zeros(module)
     }
 
-    /// Sets every masked weight to exactly zero.
-    fn enforce_masks<M: Module>(&self, module: M) -> M {
+    fn is_prunable(&self, row: usize) -> bool {
+        self.params.role[row] == Role::Weight
+    }
+
+    /// What kernels take for the mask of a row: prunable rows without a mask are all open while others have one.
+    fn effective_mask(&self, row: usize) -> Option<&[u8]> {
+        match &self.mask[row] {
+            Some(mask) => Some(mask),
+            None if self.pass.sparse && self.is_prunable(row) => {
+                Some(&self.all_open[..self.params.elements(row)])
+            }
+            None => None,
+        }
+    }
+
+    /// Sets every masked weight to +0.0, and where that has a meaning open zeros to -0.0.
+    fn sign_zeros<M: Module>(&self, module: M) -> M {
+        if !self.pass.sparse {
+            return module;
+        }
         params::update_each(module, |row, w| {
-            if let Some(mask) = &self.mask[row] {
-                hold(mask, w);
+            for (w, &open) in w.iter_mut().zip(self.effective_mask(row).unwrap_or_default()) {
+                if open == 0 {
+                    *w = 0.0;
+                } else if *w == 0.0 {
+                    *w = -0.0;
+                }
             }
         })
     }
 
-    /// One step of SGD with momentum (PyTorch's form: `v = m·v + g + decay·w`, `w -= lr·v`; decay on weights of
-    /// convolutions and linear layers only). Masked weights are exactly 0.0 before and after.
-    pub fn sgd_step<M: Module>(&mut self, module: M, gradients: &Gradients, lr: f64, momentum: f64) -> M {
-        let (lr, momentum) = (lr as f32, momentum as f32);
-        let State { params, mask, momentum: velocity, trainable, weight_decay, .. } = self;
-        params::update_with_gradients(module, gradients, |row, w, g| {
-            if !trainable[row] {
-                return;
-            }
-            let decay = if params.role[row] == Role::Weight { *weight_decay as f32 } else { 0.0 };
-            let v = &mut velocity[row];
-            if v.is_empty() {
-                v.resize(w.len(), 0.0);
-            }
-            for ((w, v), g) in w.iter_mut().zip(v.iter_mut()).zip(g) {
-                *v = momentum * *v + (g + decay * *w);
-                *w -= lr * *v;
-            }
-            if let Some(mask) = &mask[row] {
-                hold(mask, v);
-                hold(mask, w);
-            }
-        })
+    /// One step of the optimiser; see [`optimizer::step`]. Masked weights are exactly +0.0 before and after.
+    pub fn step<M: Module>(&mut self, module: M, gradients: Gradients, optimizer: &Optimizer, lr: f64) -> M {
+        let mut moments = std::mem::take(&mut self.moments);
+        let rows = Rows {
+            role: &self.params.role,
+            trainable: &self.trainable,
+            mask: (0..self.params.len()).map(|row| self.effective_mask(row)).collect(),
+        };
+        let module = params::update_with_gradients(module, gradients, |updates| {
+            optimizer::step(optimizer, updates, &mut moments, &rows, lr, self.weight_decay)
+        });
+        self.moments = moments;
+        module
     }
 
     /// Moves every weight that its mask leaves open but its grid would round to zero to the nearest other step, so
@@ -187,8 +222,12 @@ impl State {
 
     // ---- saving --------------------------------------------------------------------------------
 
-    pub fn momentum_tensors(&self) -> Vec<NamedTensor> {
-        self.columns(|row| Some(self.momentum[row].clone()).filter(|v| !v.is_empty()))
+    pub fn first_moment_tensors(&self) -> Vec<NamedTensor> {
+        self.columns(|row| Some(self.moments.first[row].clone()).filter(|v| !v.is_empty()))
+    }
+
+    pub fn second_moment_tensors(&self) -> Vec<NamedTensor> {
+        self.columns(|row| Some(self.moments.second[row].clone()).filter(|v| !v.is_empty()))
     }
 
     pub fn mask_tensors(&self) -> Vec<NamedTensor> {
@@ -205,16 +244,34 @@ impl State {
         .collect()
     }
 
-    pub fn restore(&mut self, momentum: &[NamedTensor], masks: &[NamedTensor]) -> Result<()> {
-        for t in momentum {
-            let row = self.find(t)?;
-            self.momentum[row] = t.data.clone();
+    /// Takes over what a checkpoint kept of moments and masks; `module` has its weights already.
+    ///
+    /// Errors: tensors or step counts of another model.
+    pub fn restore<M: Module>(
+        &mut self,
+        module: M,
+        first: &[NamedTensor],
+        second: &[NamedTensor],
+        steps: Vec<u64>,
+        masks: &[NamedTensor],
+    ) -> Result<M> {
+        if steps.len() != self.params.len() {
+            return Err(Error::Weights("the checkpoint is of a model with other parameters".into()));
         }
+        self.moments.steps = steps;
+        for t in first {
+            let row = self.find(t)?;
+            self.moments.first[row] = t.data.clone();
+        }
+        for t in second {
+            let row = self.find(t)?;
+            self.moments.second[row] = t.data.clone();
+        }
+        let mut found = Vec::with_capacity(masks.len());
         for t in masks {
-            let row = self.find(t)?;
-            self.mask[row] = Some(t.data.iter().map(|&v| (v != 0.0) as u8).collect());
+            found.push((self.find(t)?, Some(t.data.iter().map(|&v| (v != 0.0) as u8).collect())));
         }
-        Ok(())
+        Ok(self.set_masks(module, found))
     }
 
     fn find(&self, t: &NamedTensor) -> Result<usize> {
@@ -224,15 +281,6 @@ impl State {
                 t.name, t.dims
             ))
         })
-    }
-}
-
-/// Zero where the mask is closed; positive zero, so that files hold no sign bits of dead weights.
-fn hold(mask: &[u8], values: &mut [f32]) {
-    for (v, &m) in values.iter_mut().zip(mask) {
-        if m == 0 {
-            *v = 0.0;
-        }
     }
 }
 

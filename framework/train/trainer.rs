@@ -1,17 +1,19 @@
 //! The training loop. One function, [`fit`], runs a compiled schedule over a data set; everything it needs to go on
-//! after a kill is in its checkpoints: weights, velocities, masks, the state of the recipe and the offsets of the logs.
+//! after a kill is in its checkpoints: weights, moments, masks, the state of the recipe and the offsets of the logs.
 //! Batches are a pure function of seed, epoch and position, so nothing of the data has to be saved.
 
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::logs::{LogOffsets, Logs};
+use crate::optimizer::Optimizer;
 use crate::run_folder::RunFolder;
 use crate::state::{State, check_supported, quantizable_layers, recipe_rows};
+use crate::validate::{Evaluation, Evaluator, evaluate, validate};
 use crate::weights::{self, Metadata};
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use lacuna_data::{Augment, Batch, BatchSpec, Batches, ImageSet, Prefetch, metrics};
+use lacuna_data::{Augment, Batch, BatchSpec, ImageSet, Prefetch};
 use lacuna_nn::Classifier;
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
@@ -19,13 +21,18 @@ use lacuna_recipe::{Action, Recipe, Schedule};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Share of the training's time spent waiting for batches above which the user is told.
+const WAIT_SHARE_MAX: f64 = 0.05;
 
 /// What a training is told besides its model, data and recipe.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct TrainArgs {
     pub batch: usize,
     pub seed: u64,
-    pub momentum: f64,
+    #[serde(flatten)]
+    pub optimizer: Optimizer,
     /// Used until the recipe sets one.
     pub lr: f64,
     pub weight_decay: f64,
@@ -42,9 +49,9 @@ impl Default for TrainArgs {
         TrainArgs {
             batch: 64,
             seed: 0,
-            momentum: 0.9,
-            lr: 0.1,
-            weight_decay: 0.0,
+            optimizer: Optimizer::SGD,
+            lr: Optimizer::SGD.default_lr(),
+            weight_decay: Optimizer::SGD.default_weight_decay(),
             max_images: None,
             augment: true,
             checkpoint_steps: 500,
@@ -102,6 +109,9 @@ pub struct EpochRow {
     pub loss: f64,
     pub lr: f64,
     pub accuracy: f64,
+    /// What computed the accuracy, and why that.
+    pub evaluator: Evaluator,
+    pub evaluator_reason: String,
     /// Share of exact zeros among the prunable weights.
     pub sparsity: f64,
     pub quant: Quant,
@@ -126,6 +136,8 @@ struct SavedState {
     norm_frozen: bool,
     weight_decay: f64,
     trainable: Vec<bool>,
+    /// Of the optimiser, for each row.
+    steps: Vec<u64>,
     loss_sum: f64,
     loss_count: u64,
     best: Option<f64>,
@@ -167,39 +179,87 @@ pub fn fit<M: Classifier>(module: M, mut fit: Fit<'_>) -> Result<Outcome<M>> {
     let mut run = begin(module, &mut fit)?;
     (fit.report)(Progress::Schedule { schedule: &schedule, first_step: run.step });
 
-    while run.step < schedule.steps {
-        let (epoch, at) = (run.step / steps_per_epoch, run.step % steps_per_epoch);
-        let mut batches = Prefetch::new(fit.train.clone(), fit.args.batches(epoch), at as usize)?;
-        while let Some(batch) = batches.next() {
+    let (epoch, at) = (run.step / steps_per_epoch, run.step % steps_per_epoch);
+    let left = schedule.steps.saturating_sub(run.step);
+    let mut batches = Prefetch::new(fit.train.clone(), fit.args.batches(epoch), at, left)?;
+    let mut pace = Pace::default();
+    loop {
+        let asked = Instant::now();
+        let Some(mut batch) = batches.next() else { break };
+        let waited = asked.elapsed();
+        let epoch = run.step / steps_per_epoch;
+        run = run.apply_events(&schedule, &fit)?;
+        let lr = schedule.learning_rate(run.step).unwrap_or(fit.args.lr);
+        let loss;
+        (run, loss) = run.train_on(&mut batch, lr, &device, &fit.args.optimizer)?;
+        batches.recycle(batch);
+        pace.add(waited, asked.elapsed());
+        run.logs.timings(run.step, &pace.of_last_step())?;
+        (fit.report)(Progress::Step { step: run.step, steps: schedule.steps, loss, lr });
+        let last = run.step == schedule.steps;
+        if last {
             run = run.apply_events(&schedule, &fit)?;
-            let lr = schedule.learning_rate(run.step).unwrap_or(fit.args.lr);
-            let loss;
-            (run, loss) = run.train_on(&batch, lr, &device, &fit.args)?;
-            batches.recycle(batch);
-            (fit.report)(Progress::Step { step: run.step, steps: schedule.steps, loss, lr });
-            let last = run.step == schedule.steps;
-            if last {
-                run = run.apply_events(&schedule, &fit)?;
-            }
-            let epoch_ends = last || run.step.is_multiple_of(steps_per_epoch);
-            if epoch_ends {
-                run.module = run.state.keep_open_weights_off_zero(run.module);
-                run.end_epoch(epoch + 1, lr, &mut fit)?;
-            }
-            if epoch_ends
-                || (fit.args.checkpoint_steps > 0 && run.step.is_multiple_of(fit.args.checkpoint_steps))
-            {
-                run.save_checkpoint(&fit)?;
-            }
+        }
+        let epoch_ends = last || run.step.is_multiple_of(steps_per_epoch);
+        if epoch_ends {
+            run.module = run.state.keep_open_weights_off_zero(run.module);
+            run.end_epoch(epoch + 1, lr, &mut fit)?;
+        }
+        if epoch_ends
+            || (fit.args.checkpoint_steps > 0 && run.step.is_multiple_of(fit.args.checkpoint_steps))
+        {
+            run.save_checkpoint(&fit)?;
         }
     }
+    if let Some(warning) = pace.warning() {
+        (fit.report)(Progress::Warning(warning));
+    }
     run.logs.flush()?;
-    let module = run.module.valid();
+    let module = weights::plain_zeros(run.module.valid());
     let accuracy = match run.accuracy {
         Some(accuracy) => accuracy,
         None => evaluate(&module, fit.test, &run.state.pass)?,
     };
     Ok(Outcome { module, pass: run.state.pass, accuracy, best_accuracy: run.best.unwrap_or(accuracy) })
+}
+
+/// How long steps take and wait for their batches, in this process. The first step is left out: nothing can be ready
+/// for it.
+#[derive(Default)]
+struct Pace {
+    /// Waiting and all of the last step.
+    last: [Duration; 2],
+    /// The same of all steps but the first.
+    sum: [Duration; 2],
+    steps: u64,
+}
+
+impl Pace {
+    fn add(&mut self, waited: Duration, all: Duration) {
+        self.last = [waited, all];
+        if self.steps > 0 {
+            self.sum = [self.sum[0] + waited, self.sum[1] + all];
+        }
+        self.steps += 1;
+    }
+
+    fn of_last_step(&self) -> [(&'static str, f64); 2] {
+        let [waited, all] = self.last.map(|d| d.as_secs_f64() * 1e3);
+        [("train/data_wait_ms", waited), ("train/step_ms", all)]
+    }
+
+    fn warning(&self) -> Option<String> {
+        let [waited, all] = self.sum.map(|d| d.as_secs_f64());
+        let share = waited / all;
+        (share > WAIT_SHARE_MAX).then(|| {
+            let each = waited / (self.steps - 1) as f64 * 1e3;
+            format!(
+                "the loader is the bottleneck: {:.0} % of the training waited for batches, {each:.1} ms a step \
+                 (train less augmentation, or give the loader a core of its own with fewer --threads)",
+                share * 100.0
+            )
+        })
+    }
 }
 
 /// A training under way.
@@ -248,16 +308,16 @@ fn begin<M: Classifier>(module: M, fit: &mut Fit<'_>) -> Result<Run<M>> {
     }
     let damaged = |what: &str| Error::Resume(format!("{}: {what}; start a new run", saved.path.display()));
     let module = weights::put(module, saved.file("model")?).map_err(Error::Weights)?;
-    state.restore(saved.file("optimizer")?, saved.file("masks")?)?;
     if s.trainable.len() != state.trainable.len() {
         return Err(damaged("it is of a model with other parameters"));
     }
     state.trainable = s.trainable;
     state.weight_decay = s.weight_decay;
-    state.pass = Pass {
-        quant: quant_from_name(&s.quant).ok_or_else(|| damaged("it names an unknown quantisation phase"))?,
-        norm: if s.norm_frozen { Norm::Frozen } else { Norm::Batch },
-    };
+    state.pass.quant =
+        quant_from_name(&s.quant).ok_or_else(|| damaged("it names an unknown quantisation phase"))?;
+    state.pass.norm = if s.norm_frozen { Norm::Frozen } else { Norm::Batch };
+    let (first, second) = (saved.file("first_moment")?, saved.file("second_moment")?);
+    let module = state.restore(module, first, second, s.steps, saved.file("masks")?)?;
     let logs = Logs::resume(&fit.folder.path, &s.logs)?;
     let SavedState { step, loss_sum, loss_count, best, .. } = s;
     Ok(Run { module, state, step, loss_sum, loss_count, accuracy: None, best, logs })
@@ -280,14 +340,23 @@ impl<M: Classifier> Run<M> {
         Ok(self)
     }
 
-    /// Forward, loss, backward, update.
-    fn train_on(mut self, batch: &Batch, lr: f64, device: &Device, args: &TrainArgs) -> Result<(Self, f32)> {
-        let loss = loss_of(&self.module, batch, &self.state.pass, device);
+    /// Forward, loss, backward, update. The memory of the images is lent to the tensors of the step and given back.
+    fn train_on(
+        mut self,
+        batch: &mut Batch,
+        lr: f64,
+        device: &Device,
+        optimizer: &Optimizer,
+    ) -> Result<(Self, f32)> {
+        let images = TensorData::new(std::mem::take(&mut batch.x), batch.dims);
+        let x = Tensor::<4>::from_data(images, device);
+        let loss = loss_of(self.module.forward(x.clone(), &self.state.pass), &batch.y, device);
         let value: f32 = loss.clone().into_scalar();
         if !value.is_finite() {
             return Err(Error::Diverged { step: self.step, loss: value });
         }
-        self.module = self.state.sgd_step(self.module, &loss.backward(), lr, args.momentum);
+        self.module = self.state.step(self.module, loss.backward(), optimizer, lr);
+        batch.x = x.without_autodiff().into_data().try_into_vec().unwrap_or_default();
         self.loss_sum += value as f64;
         self.loss_count += 1;
         self.step += 1;
@@ -298,12 +367,14 @@ impl<M: Classifier> Run<M> {
     /// Evaluates, logs, and keeps the weights.
     fn end_epoch(&mut self, epoch: u64, lr: f64, fit: &mut Fit<'_>) -> Result<()> {
         let module = self.module.valid();
-        let accuracy = evaluate(&module, fit.test, &self.state.pass)?;
+        let Evaluation { accuracy, evaluator, why } = validate(&module, fit.test, &self.state.pass)?;
         let row = EpochRow {
             epoch,
             loss: self.loss_sum / self.loss_count.max(1) as f64,
             lr,
             accuracy,
+            evaluator,
+            evaluator_reason: why,
             sparsity: sparsity_of(&self.module, &self.state),
             quant: self.state.pass.quant,
         };
@@ -335,14 +406,17 @@ impl<M: Classifier> Run<M> {
             norm_frozen: self.state.pass.norm == Norm::Frozen,
             weight_decay: self.state.weight_decay,
             trainable: self.state.trainable.clone(),
+            steps: self.state.moments.steps.clone(),
             loss_sum: self.loss_sum,
             loss_count: self.loss_count,
             best: self.best,
             logs: self.logs.sync()?,
         };
         let model = weights::tensors(&self.module, &self.state.params);
-        let (momentum, masks) = (self.state.momentum_tensors(), self.state.mask_tensors());
-        let files: [(&str, &[_]); 3] = [("model", &model), ("optimizer", &momentum), ("masks", &masks)];
+        let (first, second) = (self.state.first_moment_tensors(), self.state.second_moment_tensors());
+        let masks = self.state.mask_tensors();
+        let files: [(&str, &[_]); 4] =
+            [("model", &model), ("first_moment", &first), ("second_moment", &second), ("masks", &masks)];
         let json = serde_json::to_value(&saved).map_err(|e| Error::Resume(e.to_string()))?;
         checkpoint::save(&fit.folder.path, saved.step, &files, &json)?;
         Ok(())
@@ -368,27 +442,10 @@ fn sparsity_of<M: Module>(module: &M, state: &State) -> f64 {
     zeros as f64 / all.max(1) as f64
 }
 
-/// Mean cross-entropy.
-fn loss_of<M: Classifier>(module: &M, batch: &Batch, pass: &Pass, device: &Device) -> Tensor<1> {
-    let x = Tensor::<4>::from_data(TensorData::new(batch.x.clone(), batch.dims), device);
-    let y = Tensor::<2, Int>::from_data(TensorData::new(batch.y.clone(), [batch.dims[0], 1]), device);
-    let log_probability = log_softmax(module.forward(x, pass), 1).gather(1, y);
-    log_probability.mean().neg()
-}
-
-/// Top-1 accuracy (0..1) of a module on a device without autodiff.
-pub fn evaluate<M: Classifier>(module: &M, set: &ImageSet, pass: &Pass) -> Result<f64> {
-    let device = module.devices().first().cloned().unwrap_or_default();
-    let (mut correct, mut seen) = (0usize, 0usize);
-    for batch in Batches::new(set, BatchSpec::eval(250))? {
-        let n = batch.y.len();
-        let x = Tensor::<4>::from_data(TensorData::new(batch.x, batch.dims), &device);
-        let logits: Vec<f32> =
-            module.forward(x, pass).into_data().try_to_vec().map_err(|e| Error::Weights(format!("{e:?}")))?;
-        correct += metrics::top_k_correct(&logits, logits.len() / n, &batch.y, 1)?;
-        seen += n;
-    }
-    Ok(correct as f64 / seen.max(1) as f64)
+/// Mean cross-entropy of logits [n, classes].
+fn loss_of(logits: Tensor<2>, labels: &[i64], device: &Device) -> Tensor<1> {
+    let y = Tensor::<2, Int>::from_data(TensorData::new(labels.to_vec(), [labels.len(), 1]), device);
+    log_softmax(logits, 1).gather(1, y).mean().neg()
 }
 
 /// Reads the recipe of a path, with overrides `key=value`.

@@ -24,10 +24,21 @@ pub fn tensors<M: Module>(module: &M, table: &ParamTable) -> Vec<NamedTensor> {
     out
 }
 
-/// Writes the weights of a module, atomically.
+/// Writes the weights of a module, atomically, every zero as +0.0.
 pub fn save<M: Module>(module: &M, path: &Path, metadata: &Metadata) -> Result<()> {
     let table = ParamTable::of(module);
-    Ok(write_safetensors(path, &tensors(module, &table), metadata)?)
+    let mut tensors = tensors(module, &table);
+    tensors.iter_mut().for_each(|t| clear_zeros(&mut t.data));
+    Ok(write_safetensors(path, &tensors, metadata)?)
+}
+
+/// The module with every zero as +0.0: its signs mean something to training only (see [`crate::state`]).
+pub fn plain_zeros<M: Module>(module: M) -> M {
+    params::update_each(module, |_, values| clear_zeros(values))
+}
+
+fn clear_zeros(values: &mut [f32]) {
+    values.iter_mut().filter(|v| **v == 0.0).for_each(|v| *v = 0.0);
 }
 
 /// Reads weights into a module; every tensor must be there, with its shape.

@@ -39,9 +39,9 @@ const SIZES: [(ResNetSize, [usize; 2]); 2] = [
     ),
 ];
 
-const PLAIN: Pass = Pass { quant: Quant::Off, norm: Norm::Batch };
-const OBSERVE: Pass = Pass { quant: Quant::Observe, norm: Norm::Batch };
-const FROZEN: Pass = Pass { quant: Quant::Frozen, norm: Norm::Frozen };
+const PLAIN: Pass = Pass { quant: Quant::Off, norm: Norm::Batch, sparse: false };
+const OBSERVE: Pass = Pass { quant: Quant::Observe, norm: Norm::Batch, sparse: false };
+const FROZEN: Pass = Pass { quant: Quant::Frozen, norm: Norm::Frozen, sparse: false };
 
 /// Roughly normal: sums of uniform numbers.
 fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -179,7 +179,7 @@ fn quantised() {
                 assert_eq!(top(have), top(want));
             }
         }
-        let evaluated = captured(&net, size, *image, Pass { quant: Quant::Observe, norm: Norm::Batch });
+        let evaluated = captured(&net, size, *image, OBSERVE);
         assert_eq!(text::print_full(&g), text::print_full(&evaluated), "evaluation does not observe");
     }
 }

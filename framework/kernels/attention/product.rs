@@ -2,6 +2,7 @@
 
 use crate::gemm::tile::{First, MOST_COLUMNS, Product, Row, run};
 use crate::isa::Isa;
+use std::marker::PhantomData;
 
 /// Columns of a panel of [`Right`].
 pub const PANEL: usize = MOST_COLUMNS;
@@ -25,6 +26,36 @@ pub struct Right<'a> {
     pub panel: usize,
 }
 
+/// Where a product goes.
+pub struct Target<'a> {
+    at: *mut f32,
+    row: usize,
+    rows: usize,
+    columns: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Target<'a> {
+    /// A matrix in row order.
+    pub fn of(data: &'a mut [f32], columns: usize) -> Self {
+        Target {
+            at: data.as_mut_ptr(),
+            row: columns,
+            rows: data.len() / columns,
+            columns,
+            lifetime: PhantomData,
+        }
+    }
+
+    /// `rows` rows, `row` apart, of `columns` columns.
+    ///
+    /// # Safety
+    /// They may be written during `'a`, by nobody else.
+    pub unsafe fn new(at: *mut f32, row: usize, rows: usize, columns: usize) -> Self {
+        Target { at, row, rows, columns, lifetime: PhantomData }
+    }
+}
+
 /// Sizes of a product: c is [rows][columns], and `depth` products are summed for each element.
 #[derive(Clone, Copy)]
 pub struct Sizes {
@@ -33,12 +64,15 @@ pub struct Sizes {
     pub depth: usize,
 }
 
-/// c = a * b, or c += a * b if `add`; rows of `c` are `c_row` apart.
-pub fn product(sizes: Sizes, a: Left, b: Right, c: &mut [f32], c_row: usize, add: bool) {
+/// c = a * b, or c += a * b if `add`.
+///
+/// # Panics
+/// If a matrix is smaller than its sizes.
+pub fn product(sizes: Sizes, a: Left, b: Right, c: Target, add: bool) {
     let Sizes { rows, columns, depth } = sizes;
     assert!(rows > 0 && columns > 0 && depth > 0);
     assert!(a.data.len() > (rows - 1) * a.row + (depth - 1) * a.step);
-    assert!(c_row >= columns && c.len() >= (rows - 1) * c_row + columns);
+    assert!(c.rows >= rows && c.columns >= columns);
     for from in (0..columns).step_by(PANEL) {
         let here = PANEL.min(columns - from);
         let panel = &b.data[from / PANEL * b.panel..];
@@ -50,13 +84,13 @@ pub fn product(sizes: Sizes, a: Left, b: Right, c: &mut [f32], c_row: usize, add
             a_step: a.step,
             b: panel.as_ptr(),
             b_step: b.step,
-            c: c.as_mut_ptr().wrapping_add(from),
+            c: c.at.wrapping_add(from),
             columns: here,
             first: if add { First::Sum } else { First::Zero },
         };
         for first in (0..rows).step_by(ROWS) {
             let at: [Row; ROWS] =
-                std::array::from_fn(|i| Row { a: (first + i) * a.row, c: (first + i) * c_row });
+                std::array::from_fn(|i| Row { a: (first + i) * a.row, c: (first + i) * c.row });
             let at = &at[..ROWS.min(rows - first)];
             // SAFETY: the processor has the best set; every element of the three matrices is inside (asserted above).
             unsafe { run(Isa::best(), &product, at) };

@@ -77,17 +77,19 @@ impl Reading {
         inside(0, self.rows, self.h) && inside(1, self.cols, self.w)
     }
 
-    /// Cuts outputs into bands of about `outputs` each.
+    /// Cuts outputs into bands of about `outputs` each, their number a multiple of 4 if that can be: two or four threads
+    /// finish together.
     pub fn bands(&self, outputs: usize) -> Vec<Band> {
         let image = self.rows * self.cols;
         if outputs >= image {
-            let parts = self.n.div_ceil((outputs / image).max(1));
+            let parts = self.n.div_ceil((outputs / image).max(1)).next_multiple_of(4).min(self.n);
             let cut = |i: usize| i * self.n / parts;
             let band =
                 |i: usize| Band { image: cut(i), images: cut(i + 1) - cut(i), row: 0, rows: self.rows };
             return (0..parts).map(band).collect();
         }
         let parts = self.rows.div_ceil((outputs / self.cols).max(1));
+        let parts = if self.n.is_multiple_of(4) { parts } else { parts.next_multiple_of(4).min(self.rows) };
         let cut = |i: usize| i * self.rows / parts;
         let band = |image: usize, i: usize| Band { image, images: 1, row: cut(i), rows: cut(i + 1) - cut(i) };
         (0..self.n).flat_map(|image| (0..parts).map(move |i| band(image, i))).collect()

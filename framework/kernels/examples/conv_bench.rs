@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release -p lacuna-kernels --example conv_bench -- [threads] [name part]`
 
+use lacuna_kernels::gemm::{Matrix, product};
 use lacuna_kernels::shape::Window;
 use lacuna_kernels::{ConvShape, conv};
 use std::time::Instant;
@@ -44,6 +45,8 @@ const LAYERS: &[Layer] = &[
     ("bert 1024-256", [4096, 1024, 1, 1], [256, 1024, 1], 1),
     ("minilm 384-1536", [2048, 384, 1, 1], [1536, 384, 1], 1),
     ("minilm 1536-384", [2048, 1536, 1, 1], [384, 1536, 1], 1),
+    ("one image 512", [1, 512, 4, 4], [512, 512, 3], 1),
+    ("one row 1536-384", [1, 1536, 1, 1], [384, 1536, 1], 1),
 ];
 
 fn best(mut f: impl FnMut()) -> f64 {
@@ -81,5 +84,26 @@ fn main() {
         ];
         let [y, dx, dw] = times.map(|t| s.flops() / t / 1e9);
         println!("{name:24} {:8.3} {y:8.1} {dx:8.1} {dw:8.1}", s.flops() / 1e9);
+    }
+
+    if part.is_empty() || part == "product" {
+        // One head of attention: 128 places, heads of 32 or 64 inside rows of three times the width.
+        for (width, head) in [(256, 64), (384, 32)] {
+            let (places, ld) = (128, 3 * width);
+            let qkv = vec![0.5f32; places * ld];
+            let slice = |data| Matrix { data, rows: places, cols: head, row_stride: ld, col_stride: 1 };
+            let (q, k, v) = (slice(&qkv), slice(&qkv[width..]), slice(&qkv[2 * width..]));
+            let scores = vec![0.5f32; places * places];
+            let p = Matrix::new(&scores, places, places);
+            let (mut square, mut tall) = (scores.clone(), vec![0f32; places * ld]);
+            let times = [
+                best(|| product(q, k.transposed(), &mut square, places, false)),
+                best(|| product(p, v, &mut tall, ld, false)),
+                best(|| product(p.transposed(), v, &mut tall, ld, false)),
+            ];
+            let flops = (2 * places * places * head) as f64;
+            let [scores, values, turned] = times.map(|t| flops / t / 1e9);
+            println!("head of {head}: q kT {scores:.1}, p v {values:.1}, pT v {turned:.1}");
+        }
     }
 }

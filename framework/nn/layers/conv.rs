@@ -153,17 +153,17 @@ pub fn conv_norm(
     let training = x.x.device().is_autodiff();
     let batch_statistics = training && pass.norm == Norm::Batch;
     match (pass.quant, batch_statistics) {
-        (Quant::Off, true) => norm_batch(convolve(x, conv.weight.val(), conv), norm, residual, act),
+        (Quant::Off, true) => norm_batch(convolve(x, conv.weight.val(), conv, pass), norm, residual, act),
         // The weight is quantised as it will be deployed, folded, and scaled back for the batch's own statistics
         // (Jacob et al., 2018, section 3.2; PyTorch's ConvBn2d).
         (_, true) => {
             let w = conv.weight.val();
             let scale = norm.fold_scale();
             let w = conv.weight_quantizer.forward_unfolded(w.clone(), scale, pass).unwrap_or(w);
-            norm_batch(convolve(x, w, conv), norm, residual, act)
+            norm_batch(convolve(x, w, conv, pass), norm, residual, act)
         }
         (Quant::Off, false) => {
-            let y = convolve(x, conv.weight.val(), conv);
+            let y = convolve(x, conv.weight.val(), conv, pass);
             let (gamma, beta) = (norm.weight.val(), norm.bias.val());
             let (mean, var) = (like(norm.running_mean.get(), &gamma), like(norm.running_var.get(), &gamma));
             ops::batch_norm_eval(y, gamma, beta, mean, var, residual, norm.eps, act)
@@ -182,14 +182,14 @@ pub fn conv_norm(
             };
             let [_, _, height, width] = x.x.dims();
             let window = conv.window([height, width]);
-            ops::conv2d_bias_act(x.x.clone(), w, bias, residual, window, act, false)
+            ops::conv2d_bias_act(x.x.clone(), w, bias, residual, window, act, pass.sparse)
         }
     }
 }
 
-fn convolve(x: &Activation<4>, w: Tensor<4>, conv: &Conv2d) -> Tensor<4> {
+fn convolve(x: &Activation<4>, w: Tensor<4>, conv: &Conv2d, pass: &Pass) -> Tensor<4> {
     let [_, _, height, width] = x.x.dims();
-    ops::conv2d(x.x.clone(), w, None, conv.window([height, width]), false)
+    ops::conv2d(x.x.clone(), w, None, conv.window([height, width]), pass.sparse)
 }
 
 fn norm_batch(y: Tensor<4>, norm: &BatchNorm, residual: Option<Tensor<4>>, act: Act) -> Tensor<4> {

@@ -38,7 +38,7 @@ impl Linear {
             w = quantised;
             b = x.scale.map(|s| bias_on_grid(b.clone(), s, &scales)).unwrap_or(b);
         }
-        ops::linear(x.x.clone(), w, Some(b), false)
+        ops::linear(x.x.clone(), w, Some(b), pass.sparse)
     }
 }
 

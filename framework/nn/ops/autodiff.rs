@@ -29,35 +29,94 @@ pub trait TrainKernels: Backend {
     fn add(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-/// The ops as the dispatcher sees them.
+/// The ops as the dispatcher sees them, by number of inputs: it takes no lists.
 #[backend_extension(Flex, Autodiff)]
 pub trait TrainOps: Backend {
-    fn train_op(op: Op, inputs: Vec<FloatTensor<Self>>) -> Vec<FloatTensor<Self>>;
+    fn train_1(op: Op, a: FloatTensor<Self>) -> Vec<FloatTensor<Self>>;
+    fn train_2(op: Op, a: FloatTensor<Self>, b: FloatTensor<Self>) -> Vec<FloatTensor<Self>>;
+    fn train_3(
+        op: Op,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+    ) -> Vec<FloatTensor<Self>>;
+    fn train_4(
+        op: Op,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+    ) -> Vec<FloatTensor<Self>>;
+    /// Two ends of x.
     fn train_fork(x: FloatTensor<Self>) -> Vec<FloatTensor<Self>>;
 }
 
+/// Runs an op of one to four inputs.
+pub fn run(op: Op, inputs: Vec<FloatTensor<Dispatch>>) -> Vec<FloatTensor<Dispatch>> {
+    let mut inputs = inputs.into_iter();
+    match [inputs.next(), inputs.next(), inputs.next(), inputs.next()] {
+        [Some(a), None, ..] => <Dispatch as TrainOps>::train_1(op, a),
+        [Some(a), Some(b), None, _] => <Dispatch as TrainOps>::train_2(op, a, b),
+        [Some(a), Some(b), Some(c), None] => <Dispatch as TrainOps>::train_3(op, a, b, c),
+        [Some(a), Some(b), Some(c), Some(d)] => <Dispatch as TrainOps>::train_4(op, a, b, c, d),
+        [None, ..] => Vec::new(),
+    }
+}
+
+type Tensors<B> = Vec<FloatTensor<B>>;
+
 impl TrainOps for Flex {
-    fn train_op(op: Op, inputs: Vec<FloatTensor<Self>>) -> Vec<FloatTensor<Self>> {
-        Self::run(&op, inputs).0
+    fn train_1(op: Op, a: FloatTensor<Self>) -> Tensors<Self> {
+        Self::run(&op, vec![a]).0
     }
 
-    fn train_fork(x: FloatTensor<Self>) -> Vec<FloatTensor<Self>> {
+    fn train_2(op: Op, a: FloatTensor<Self>, b: FloatTensor<Self>) -> Tensors<Self> {
+        Self::run(&op, vec![a, b]).0
+    }
+
+    fn train_3(op: Op, a: FloatTensor<Self>, b: FloatTensor<Self>, c: FloatTensor<Self>) -> Tensors<Self> {
+        Self::run(&op, vec![a, b, c]).0
+    }
+
+    fn train_4(
+        op: Op,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+    ) -> Tensors<Self> {
+        Self::run(&op, vec![a, b, c, d]).0
+    }
+
+    fn train_fork(x: FloatTensor<Self>) -> Tensors<Self> {
         vec![x.clone(), x]
     }
 }
 
 impl<B: TrainOps + TrainKernels, C: CheckpointStrategy> TrainOps for Autodiff<B, C> {
-    fn train_op(op: Op, inputs: Vec<FloatTensor<Self>>) -> Vec<FloatTensor<Self>> {
-        match inputs.len() {
-            1 => tracked::<B, C, 1>(op, inputs),
-            2 => tracked::<B, C, 2>(op, inputs),
-            3 => tracked::<B, C, 3>(op, inputs),
-            4 => tracked::<B, C, 4>(op, inputs),
-            n => unreachable!("no op has {n} inputs"),
-        }
+    fn train_1(op: Op, a: FloatTensor<Self>) -> Tensors<Self> {
+        tracked::<B, C, 1>(op, [a])
     }
 
-    fn train_fork(x: FloatTensor<Self>) -> Vec<FloatTensor<Self>> {
+    fn train_2(op: Op, a: FloatTensor<Self>, b: FloatTensor<Self>) -> Tensors<Self> {
+        tracked::<B, C, 2>(op, [a, b])
+    }
+
+    fn train_3(op: Op, a: FloatTensor<Self>, b: FloatTensor<Self>, c: FloatTensor<Self>) -> Tensors<Self> {
+        tracked::<B, C, 3>(op, [a, b, c])
+    }
+
+    fn train_4(
+        op: Op,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+    ) -> Tensors<Self> {
+        tracked::<B, C, 4>(op, [a, b, c, d])
+    }
+
+    fn train_fork(x: FloatTensor<Self>) -> Tensors<Self> {
         let met = Meeting::<B>::default();
         let nodes = [x.node(), x.node()];
         let x = x.into_primitive();
@@ -74,9 +133,9 @@ impl<B: TrainOps + TrainKernels, C: CheckpointStrategy> TrainOps for Autodiff<B,
 
 fn tracked<B: TrainKernels, C: CheckpointStrategy, const N: usize>(
     op: Op,
-    inputs: Vec<FloatTensor<Autodiff<B, C>>>,
-) -> Vec<FloatTensor<Autodiff<B, C>>> {
-    let parents: [NodeGuard; N] = std::array::from_fn(|i| inputs[i].node());
+    inputs: [FloatTensor<Autodiff<B, C>>; N],
+) -> Tensors<Autodiff<B, C>> {
+    let parents: [NodeGuard; N] = inputs.each_ref().map(|x| x.node());
     let inputs = inputs.into_iter().map(|x| x.into_primitive()).collect();
     let prep = Backward::<B, N>::prepare::<C>(OpBackward, parents).compute_bound().stateful();
     let (outputs, saved) = B::run(&op, inputs);

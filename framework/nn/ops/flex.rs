@@ -1,7 +1,7 @@
 //! The ops on burn's flex device: tensors in, slices to the kernels of `lacuna-kernels`, tensors out.
 
 use super::autodiff::TrainKernels;
-use super::{Act, Op, pool};
+use super::{Act, Grid, Observed, Op, pool};
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
@@ -12,6 +12,7 @@ use lacuna_kernels::{
     ConvShape, activation, add, batch_norm, conv, embedding, fake_quant, gemm, layer_norm, loss, pool as pooling,
     transpose,
 };
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// What a forward pass keeps: tensors (views of what exists, mostly), and what is not a tensor.
@@ -20,7 +21,9 @@ pub struct Saved {
     tensors: Vec<FlexTensor>,
     pattern: Option<Arc<Pattern>>,
     /// Places of the largest elements of pooling windows.
-    winners: Option<Arc<Vec<u32>>>,
+    winners: Option<Arc<Vec<u8>>>,
+    /// What the result was put on.
+    grid: Option<Grid>,
 }
 
 impl From<Vec<FlexTensor>> for Saved {
@@ -174,14 +177,21 @@ impl TrainKernels for Flex {
                     None => conv::forward(values(&x), values(&w), bias, &shape, y),
                 });
                 let y = y.image([shape.n, shape.o, shape.oh, shape.ow]);
-                (vec![y], Saved { tensors: vec![x, w], pattern, winners: None })
+                (vec![y], Saved { tensors: vec![x, w], pattern, ..Saved::default() })
             }
-            Op::BatchNorm { eps, act } => {
+            Op::BatchNorm { eps, act, observed } => {
                 let ([x, gamma, beta], residual) = take(inputs);
                 let x = nhwc(x);
                 let residual = residual.map(nhwc);
                 let (rows, c) = pixels(&x);
                 let (mut mean, mut var) = (Buffer::new(c), Buffer::new(c));
+                let mut range = observed.map(|o| o.range);
+                let found = Cell::new(None);
+                let observer = |lo: f32, hi: f32| {
+                    let observed = observed.map(|o| o.after(lo, hi))?;
+                    found.set(Some(observed.range));
+                    observed.grid()
+                };
                 let y = filled(rows * c, |y| {
                     batch_norm::forward(
                         values(&x),
@@ -192,17 +202,21 @@ impl TrainKernels for Flex {
                         residual.as_ref().map(values),
                         eps,
                         act,
-                        None,
+                        observed.is_some().then_some(&observer as batch_norm::Observer<'_>),
                         y,
                         mean.values(),
                         var.values(),
                     );
                 });
+                range = found.get().or(range);
                 let y = y.image(dims4(&x));
                 let (mean, var) = (mean.tensor(&[c]), var.tensor(&[c]));
                 let mut kept = vec![x, gamma, beta, y.clone(), mean.clone(), var.clone()];
                 kept.extend(residual);
-                (vec![y, mean, var], kept.into())
+                let mut outputs = vec![y, mean, var];
+                outputs.extend(range.map(|r| filled(2, |to| to.copy_from_slice(&r)).tensor(&[2])));
+                let grid = range.and_then(|range| Observed { range, moves: false }.grid());
+                (outputs, Saved { tensors: kept, grid, ..Saved::default() })
             }
             Op::Affine { act } => {
                 let ([x, scale, shift], residual) = take(inputs);
@@ -230,7 +244,7 @@ impl TrainKernels for Flex {
                 });
                 let mut shape = x.shape().to_vec();
                 *shape.last_mut().expect("a tensor has an axis") = n;
-                (vec![y.tensor(&shape)], Saved { tensors: vec![x, w], pattern, winners: None })
+                (vec![y.tensor(&shape)], Saved { tensors: vec![x, w], pattern, ..Saved::default() })
             }
             Op::LayerNorm { eps } => {
                 let ([x, gamma, beta], residual) = take(inputs);
@@ -287,20 +301,17 @@ impl TrainKernels for Flex {
                 let ([x], _) = take(inputs);
                 let x = nhwc(x);
                 let [n, c, h, w] = dims4(&x);
-                let y = filled(n * c, |y| pooling::global_average(values(&x), n, h * w, c, y));
+                let y = filled(n * c, |y| pooling::global_average(values(&x), [n, h * w, c], y));
                 (vec![y.image([n, c, 1, 1])], vec![x].into())
             }
-            Op::MaxPool(window) => {
+            Op::MaxPool { kernel, window } => {
                 let ([x], _) = take(inputs);
                 let x = nhwc(x);
-                let [n, c, h, w] = dims4(&x);
-                let [oh, ow] = window.output(h, w);
-                let mut winners = vec![0; n * oh * ow * c];
-                let y = filled(winners.len(), |y| {
-                    pooling::max(values(&x), [n, h, w, c], window, y, &mut winners)
-                });
-                let y = y.image([n, c, oh, ow]);
-                (vec![y], Saved { tensors: vec![x], pattern: None, winners: Some(Arc::new(winners)) })
+                let shape = pooling::shape(dims4(&x), [kernel; 2], window);
+                let mut winners = vec![0; shape.y_len()];
+                let y = filled(shape.y_len(), |y| pooling::max(values(&x), &shape, y, &mut winners));
+                let y = y.image([shape.n, shape.c, shape.oh, shape.ow]);
+                (vec![y], Saved { tensors: vec![x], winners: Some(Arc::new(winners)), ..Saved::default() })
             }
             Op::CrossEntropy { ref targets } => {
                 let ([logits], _) = take(inputs);
@@ -346,7 +357,7 @@ impl TrainKernels for Flex {
     }
 
     fn gradients(op: &Op, kept: Saved, dy: FlexTensor, wanted: &[bool]) -> Vec<Option<FlexTensor>> {
-        let Saved { tensors, pattern, winners } = kept;
+        let Saved { tensors, pattern, winners, grid } = kept;
         let wants = |i: usize| wanted.get(i) == Some(&true);
         match *op {
             Op::Conv { window, .. } => {
@@ -372,19 +383,15 @@ impl TrainKernels for Flex {
                 let db = wants(2).then(|| bias_gradient(&dy, shape.o));
                 vec![dx, dw, db]
             }
-            Op::BatchNorm { eps, act } => {
+            Op::BatchNorm { eps, act, .. } => {
                 let ([x, gamma, beta, y, mean, var], residual) = saved(tensors);
                 let dy = nhwc(dy);
                 let (rows, c) = pixels(&x);
                 let (mut dx, mut d_gamma, mut d_beta) =
                     (Buffer::new(rows * c), Buffer::new(c), Buffer::new(c));
                 // Without an activation the residual's gradient is dy itself.
-                let mut d_residual = (wants(3) && act != Act::None).then(|| Buffer::new(rows * c));
-                let skip = match &residual {
-                    None => Skip::None,
-                    Some(_) if matches!(act, Act::None | Act::Relu | Act::Relu6) => Skip::Output(values(&y)),
-                    Some(residual) => Skip::Residual(values(residual)),
-                };
+                let mut d_residual = (wants(3) && !(act == Act::None && grid.is_none())).then(|| Buffer::new(rows * c));
+                let skip = skip(act, grid.is_some(), &y, residual.as_ref());
                 batch_norm::backward(
                     values(&x),
                     skip,
@@ -397,7 +404,7 @@ impl TrainKernels for Flex {
                     values(&var),
                     eps,
                     act,
-                    None,
+                    grid,
                     dx.values(),
                     d_gamma.values(),
                     d_beta.values(),
@@ -415,8 +422,23 @@ impl TrainKernels for Flex {
                 let (rows, c) = pixels(&x);
                 let (mut dx, mut d_scale, mut d_shift) =
                     (Buffer::new(rows * c), Buffer::new(c), Buffer::new(c));
-                let mut d_residual = (wants(3) && act != Act::None).then(|| Buffer::new(rows * c));
-                todo!();
+                let mut d_residual = (wants(3) && !(act == Act::None && grid.is_none())).then(|| Buffer::new(rows * c));
+                let skip = skip(act, false, &y, residual.as_ref());
+                batch_norm::backward_with(
+                    values(&x),
+                    skip,
+                    values(&dy),
+                    rows,
+                    c,
+                    values(&scale),
+                    values(&shift),
+                    act,
+                    None,
+                    dx.values(),
+                    d_scale.values(),
+                    d_shift.values(),
+                    d_residual.as_mut().map(Buffer::values),
+                );
                 let d_residual = match d_residual {
                     Some(d) => Some(d.image(dims4(&x))),
                     None => wants(3).then_some(dy),
@@ -508,18 +530,16 @@ impl TrainKernels for Flex {
                 let dy = nhwc(dy);
                 let [n, c, h, w] = dims4(&x);
                 let dx = filled(n * c * h * w, |dx| {
-                    pooling::global_average_gradient(values(&dy), n, h * w, c, dx)
+                    pooling::global_average_backward(values(&dy), [n, h * w, c], dx)
                 });
                 vec![Some(dx.image(dims4(&x)))]
             }
-            Op::MaxPool(window) => {
+            Op::MaxPool { kernel, window } => {
                 let ([x], _) = saved(tensors);
                 let dy = nhwc(dy);
-                let [n, c, h, w] = dims4(&x);
+                let shape = pooling::shape(dims4(&x), [kernel; 2], window);
                 let winners = winners.expect("a forward pass saved where its maxima were");
-                let dx = filled(n * c * h * w, |dx| {
-                    pooling::max_gradient(values(&dy), &winners, [n, h, w, c], window, dx)
-                });
+                let dx = filled(shape.x_len(), |dx| pooling::max_backward(values(&dy), &winners, &shape, dx));
                 vec![Some(dx.image(dims4(&x)))]
             }
             Op::CrossEntropy { .. } => {
@@ -573,6 +593,15 @@ impl TrainKernels for Flex {
             return a;
         }
         filled(len, |sum| add::sum(values(&a), values(&b), sum)).like(&a)
+    }
+}
+
+/// What the gradient of a batch norm is told of its residual.
+fn skip<'a>(act: Act, quantised: bool, y: &'a FlexTensor, residual: Option<&'a FlexTensor>) -> Skip<'a> {
+    match residual {
+        None => Skip::None,
+        Some(_) if matches!(act, Act::None | Act::Relu | Act::Relu6) && !quantised => Skip::Output(values(y)),
+        Some(residual) => Skip::Residual(values(residual)),
     }
 }
 

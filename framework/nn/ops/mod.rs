@@ -19,8 +19,8 @@ use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{Device, Int, Tensor};
 pub use lacuna_kernels::activation::Act;
 pub use lacuna_kernels::fake_quant::Grid;
-pub use lacuna_kernels::pool::PoolWindow;
 pub use lacuna_kernels::shape::Window;
+pub use crate::quant::Observed;
 use std::sync::Arc;
 
 /// One op with its attributes; the comment lists its inputs, and its outputs if there are several.
@@ -28,8 +28,8 @@ use std::sync::Arc;
 pub enum Op {
     /// x[n,c,h,w], w[o,c/groups,kh,kw], bias[o] if any. `sparse`: weights whose bits are 0 are masked.
     Conv { window: Window, sparse: bool },
-    /// x, gamma[c], beta[c], residual if any -> y, mean[c], variance[c] (biased)
-    BatchNorm { eps: f64, act: Act },
+    /// x, gamma[c], beta[c], residual if any -> y, mean[c], variance[c] (biased), and, if `observed`, the range[2] after it
+    BatchNorm { eps: f64, act: Act, observed: Option<Observed> },
     /// x, scale[c], shift[c], residual if any: act(x * scale + shift + residual)
     Affine { act: Act },
     /// x[.., k], w[n, k], bias[n] if any
@@ -45,7 +45,7 @@ pub enum Op {
     /// x[n,c,h,w] -> [n,c,1,1]
     GlobalAveragePool,
     /// x[n,c,h,w]
-    MaxPool(PoolWindow),
+    MaxPool { kernel: usize, window: Window },
     /// logits[n, classes] -> the mean over n, [1]
     CrossEntropy { targets: Arc<[i64]> },
     /// x
@@ -74,13 +74,13 @@ macro_rules! inputs {
 }
 
 fn run<const D: usize>(op: Op, inputs: Vec<Dispatched>) -> Tensor<D> {
-    first(<Dispatch as TrainOps>::train_op(op, inputs))
+    next(&mut autodiff::run(op, inputs).into_iter())
 }
 
 type Dispatched = burn::backend::tensor::FloatTensor<Dispatch>;
 
-fn first<const D: usize>(outputs: Vec<Dispatched>) -> Tensor<D> {
-    Tensor::from_dispatch(outputs.into_iter().next().expect("an op has an output"))
+fn next<const D: usize>(outputs: &mut impl Iterator<Item = Dispatched>) -> Tensor<D> {
+    Tensor::from_dispatch(outputs.next().expect("an op has all its outputs"))
 }
 
 /// y[n,o,oh,ow] of x[n,c,h,w] and w[o, c / groups, kh, kw].
@@ -112,11 +112,33 @@ pub fn batch_norm(
     if !has_kernels(&x.device()) {
         return plain::batch_norm(x, gamma, beta, residual, eps, act);
     }
-    let op = Op::BatchNorm { eps, act };
-    let mut out =
-        <Dispatch as TrainOps>::train_op(op, inputs!(x, gamma, beta; residual)).into_iter();
-    let mut next = || out.next().expect("y, mean and variance");
-    (Tensor::from_dispatch(next()), Tensor::from_dispatch(next()), Tensor::from_dispatch(next()))
+    let op = Op::BatchNorm { eps, act, observed: None };
+    let mut out = autodiff::run(op, inputs!(x, gamma, beta; residual)).into_iter();
+    (next(&mut out), next(&mut out), next(&mut out))
+}
+
+/// [`batch_norm`] whose result is observed and put on the grid of the range seen so far, in the same passes over memory.
+/// Returns y, mean, variance and the range [2] after this batch.
+pub fn batch_norm_observed(
+    x: Tensor<4>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    residual: Option<Tensor<4>>,
+    eps: f64,
+    act: Act,
+    observed: Observed,
+) -> (Tensor<4>, Tensor<1>, Tensor<1>, Tensor<1>) {
+    if !has_kernels(&x.device()) {
+        let (y, mean, var) = plain::batch_norm(x, gamma, beta, residual, eps, act);
+        let seen: Vec<f32> = plain::range(y.clone()).into_data().iter().collect();
+        let observed = observed.after(seen[0], seen[1]);
+        let range = Tensor::from_floats(observed.range, &mean.device());
+        let y = observed.grid().map_or_else(|| y.clone(), |grid| plain::fake_quant(y.clone(), grid));
+        return (y, mean, var, range);
+    }
+    let op = Op::BatchNorm { eps, act, observed: Some(observed) };
+    let mut out = autodiff::run(op, inputs!(x, gamma, beta; residual)).into_iter();
+    (next(&mut out), next(&mut out), next(&mut out), next(&mut out))
 }
 
 /// act(x * scale + shift + residual), scale and shift [c]: batch norm on known statistics, and a bias.
@@ -218,7 +240,7 @@ pub fn max_pool2d(x: Tensor<4>, kernel: usize, stride: usize, pad: usize) -> Ten
     if !has_kernels(&x.device()) {
         return plain::max_pool2d(x, kernel, stride, pad);
     }
-    run(Op::MaxPool(PoolWindow { kernel, stride, pad }), inputs!(x))
+    run(Op::MaxPool { kernel, window: Window::new(stride, pad) }, inputs!(x))
 }
 
 /// Mean cross-entropy of logits [n, classes] and classes [n].
@@ -315,6 +337,5 @@ pub fn fork<const D: usize>(x: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
         return (x.clone(), x);
     }
     let mut ends = <Dispatch as TrainOps>::train_fork(x.into_dispatch()).into_iter();
-    let mut next = || Tensor::from_dispatch(ends.next().expect("two ends"));
-    (next(), next())
+    (next(&mut ends), next(&mut ends))
 }

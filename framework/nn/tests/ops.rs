@@ -87,11 +87,12 @@ fn check(what: &str, sizes: &[usize], ours: Loss<'_>, theirs: Loss<'_>) {
                 .collect();
             ours(&leaves).into_scalar::<f32>() as f64
         };
-        let step = 2e-3f32;
+        // Small enough that few values cross a kink, large enough for f32 sums.
+        let step = 1e-3f32;
         let measured = (at(step) - at(-step)) / (2.0 * step as f64);
         let size: f64 = gradient.iter().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
         assert!(
-            (measured - slope).abs() <= 0.03 * size + 0.02,
+            (measured - slope).abs() <= 0.06 * size + 0.02,
             "{what}, input {i}: slope {slope}, finite difference {measured} (gradient of length {size})"
         );
     }

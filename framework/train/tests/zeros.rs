@@ -34,10 +34,10 @@ fn open_weights_do_not_round_to_zero() {
             }
         }
     });
-    state.pass = Pass { quant: Quant::Observe, norm: Norm::Frozen };
+    state.pass = Pass { quant: Quant::Observe, norm: Norm::Frozen, ..Pass::default() };
     net.forward(Tensor::ones([2, 1, 28, 28], &device), &state.pass);
     let zeros = |net: &lacuna_models::Network| {
-        let pass = Pass { quant: Quant::Frozen, norm: Norm::Frozen };
+        let pass = Pass { quant: Quant::Frozen, norm: Norm::Frozen, ..Pass::default() };
         let g = capture(&net.valid(), "x", [1, 1, 28, 28], &["y"], |m, x| m.forward(x, &pass)).unwrap();
         let count = |&row: &usize| {
             let name = format!("{}_quantized", state.params.name[row]);

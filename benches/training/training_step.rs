@@ -1,0 +1,166 @@
+//! One training step as `lacuna train` runs it: our side of `compare.py`, which says how both are measured.
+//!
+//!     training_step ROW
+//!
+//! A row is a model of [`lacuna::models::MODELS`], or one with `+pruned90` or `+int8` behind it. Commands come on stdin
+//! and each is answered with one line of JSON: `step N` runs N steps (their milliseconds and losses), `memory` says the
+//! peak resident set in MB, `quit` ends. Threads are rayon's: `RAYON_NUM_THREADS`.
+
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use lacuna::models::{self, Network};
+use lacuna::nn::Classifier;
+use lacuna::nn::layers::Init;
+use lacuna::nn::params::ParamTable;
+use lacuna::train::state::State;
+use lacuna::train::trainer;
+use serde_json::json;
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+/// Images or sequences of a step.
+const BATCH: &[(&str, usize)] = &[
+    ("resnet20", 64),
+    ("resnet18_cifar", 32),
+    ("mobilenet_v1", 32),
+    ("efficientnet_lite0", 8),
+    ("bert_mini", 32),
+    ("minilm_l6", 16),
+];
+/// Different batches that the steps go through.
+const BATCHES: usize = 4;
+const LEARNING_RATE: f64 = 0.01;
+const MOMENTUM: f64 = 0.9;
+const WEIGHT_DECAY: f64 = 1e-4;
+
+const PRUNED90: &str = "
+training_modifiers:
+  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 1.0}
+  - !GMPruningModifier {params: __ALL_PRUNABLE__, init_sparsity: 0.9, final_sparsity: 0.9, start_epoch: 0.0, end_epoch: 1.0, update_frequency: 1.0, mask_type: unstructured}
+";
+const INT8: &str = "
+training_modifiers:
+  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 1.0}
+  - !QuantizationModifier
+    start_epoch: 0.0
+    scheme:
+      input_activations: {num_bits: 8, symmetric: False}
+      weights: {num_bits: 8, symmetric: True, strategy: channel}
+";
+
+struct Batch {
+    x: Vec<f32>,
+    dims: [usize; 4],
+    labels: Vec<i64>,
+}
+
+struct Training {
+    module: Network,
+    state: State,
+    device: Device,
+    batches: Vec<Batch>,
+    steps: usize,
+}
+
+fn main() {
+    let name = std::env::args().nth(1).expect("usage: training_step ROW");
+    let idle_mb = peak_mb();
+    let mut training = Training::new(&name);
+    let about = json!({
+        "version": format!("lacuna {}", env!("CARGO_PKG_VERSION")),
+        "parameters": ParamTable::of(&training.module).trained_elements(),
+        "threads": rayon::current_num_threads(),
+        "idle_mb": idle_mb,
+    });
+    answer(&about);
+    for line in std::io::stdin().lock().lines() {
+        let line = line.expect("stdin is text");
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["step", count] => {
+                let (mut ms, mut losses) = (Vec::new(), Vec::new());
+                for _ in 0..count.parse().expect("step N") {
+                    let begin = Instant::now();
+                    let loss;
+                    (training, loss) = training.step();
+                    losses.push(loss);
+                    ms.push(begin.elapsed().as_secs_f64() * 1e3);
+                }
+                answer(&json!({ "ms": ms, "losses": losses }));
+            }
+            ["memory"] => answer(&json!({ "peak_mb": peak_mb() })),
+            ["quit"] => return,
+            _ => panic!("step N, memory or quit, not: {line}"),
+        }
+    }
+}
+
+impl Training {
+    fn new(name: &str) -> Training {
+        let (model, variant) = name.split_once('+').unwrap_or((name, ""));
+        let row = models::find(model).unwrap_or_else(|| panic!("no model {model}"));
+        let (_, batch) = BATCH.iter().find(|(name, _)| *name == model).expect("a batch for each model");
+        let device = Device::flex().autodiff();
+        let mut module = (row.build)(&mut Init::new(&device, 0));
+        let mut state = State::new(&module, WEIGHT_DECAY);
+        let recipe = match variant {
+            "" => None,
+            "pruned90" => Some(PRUNED90),
+            "int8" => Some(INT8),
+            _ => panic!("no variant {variant}"),
+        };
+        if let Some(text) = recipe {
+            let recipe = lacuna::recipe::parse(text, variant, &[]).expect("a sound recipe");
+            let schedule = trainer::compile(&module, &recipe, 1).expect("a recipe for any model");
+            for event in schedule.events_at(0) {
+                (module, _) = state.apply(module, &schedule, &event.action).expect("an action for any model");
+            }
+        }
+        let mut random = Random(0x2545_f491_4f6c_dd1d);
+        let batches = (0..BATCHES).map(|_| noise(row.input, row.classes, *batch, &mut random)).collect();
+        Training { module, state, device, batches, steps: 0 }
+    }
+
+    /// Forward, loss, backward, update.
+    fn step(mut self) -> (Training, f32) {
+        let batch = &self.batches[self.steps % BATCHES];
+        self.steps += 1;
+        let x = Tensor::<4>::from_data(TensorData::new(batch.x.clone(), batch.dims), &self.device);
+        let y = TensorData::new(batch.labels.clone(), [batch.dims[0], 1]);
+        let y = Tensor::<2, Int>::from_data(y, &self.device);
+        let logits = self.module.forward(x, &self.state.pass);
+        let loss = log_softmax(logits, 1).gather(1, y).mean().neg();
+        let value = loss.clone().into_scalar();
+        self.module = self.state.step(self.module, loss.backward(), &lacuna::train::optimizer::Optimizer::Sgd { momentum: MOMENTUM, nesterov: false }, LEARNING_RATE);
+        (self, value)
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    /// Uniform in 0 to 1.
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 40) as f32 / (1u64 << 24) as f32
+    }
+}
+
+/// A batch of noise of variance one, with labels that stay: enough to see the loss fall.
+fn noise([c, h, w]: [usize; 3], classes: usize, batch: usize, random: &mut Random) -> Batch {
+    let x = (0..batch * c * h * w).map(|_| (random.next() - 0.5) * 12f32.sqrt()).collect();
+    let labels = (0..batch).map(|_| (random.next() * classes as f32) as i64).collect();
+    Batch { x, dims: [batch, c, h, w], labels }
+}
+
+/// Highest resident set of this process so far.
+fn peak_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    let kb: f64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number");
+    kb / 1024.0
+}
+
+fn answer(fields: &serde_json::Value) {
+    println!("{fields}");
+    std::io::stdout().flush().expect("stdout");
+}
