@@ -147,8 +147,12 @@ impl SelfAttention {
         }
     }
 
-    fn forward(&self, x: &Activation<3>, key_mask: Option<Tensor<2>>, pass: &Pass) -> Activation<3> {
-        let [q, k, v] = [&self.query, &self.key, &self.value].map(|layer| layer.forward(x, pass));
+    fn forward(&self, x: Activation<3>, key_mask: Option<Tensor<2>>, pass: &Pass) -> Activation<3> {
+        let (x, for_value) = x.fork();
+        let (for_query, for_key) = x.fork();
+        let q = self.query.forward(&for_query, pass);
+        let k = self.key.forward(&for_key, pass);
+        let v = self.value.forward(&for_value, pass);
         self.quantizer.forward(attention(q, k, v, key_mask, self.heads), pass)
     }
 }
@@ -166,11 +170,12 @@ impl Layer {
     }
 
     fn forward(&self, x: Activation<3>, key_mask: Option<Tensor<2>>, pass: &Pass) -> Activation<3> {
-        let y = self.attention.inner.forward(&x, key_mask, pass);
-        let x = self.attention.output.forward(&y, x.x, pass);
+        let (x, skip) = x.fork();
+        let y = self.attention.inner.forward(x, key_mask, pass);
+        let (x, skip) = self.attention.output.forward(&y, skip.x, pass).fork();
         let y = activation(self.intermediate.dense.forward(&x, pass), Act::Gelu);
         let y = self.intermediate.quantizer.forward(y, pass);
-        self.output.forward(&y, x.x, pass)
+        self.output.forward(&y, skip.x, pass)
     }
 }
 

@@ -121,17 +121,21 @@ impl Block {
     }
 
     fn forward(&self, x: Activation<4>, pass: &Pass) -> Activation<4> {
-        let residual = self.shortcut.then(|| x.x.clone());
+        let (x, residual) = match self.shortcut {
+            true => {
+                let (x, skip) = x.fork();
+                (x, Some(skip.x))
+            }
+            false => (x, None),
+        };
         let y = match (&self._expand_conv, &self._bn0, &self.act0) {
             (Some(conv), Some(norm), Some(act)) => {
-                act.forward(conv_norm(&x, conv, norm, None, Act::Relu6, pass), pass)
+                conv_norm(&x, conv, norm, None, Act::Relu6, act, pass)
             }
             _ => x,
         };
-        let y = conv_norm(&y, &self._depthwise_conv, &self._bn1, None, Act::Relu6, pass);
-        let y = self.act1.forward(y, pass);
-        let y = conv_norm(&y, &self._project_conv, &self._bn2, residual, Act::None, pass);
-        self.output.forward(y, pass)
+        let y = conv_norm(&y, &self._depthwise_conv, &self._bn1, None, Act::Relu6, &self.act1, pass);
+        conv_norm(&y, &self._project_conv, &self._bn2, residual, Act::None, &self.output, pass)
     }
 }
 
@@ -184,13 +188,11 @@ impl EfficientNet {
 impl Classifier for EfficientNet {
     fn forward(&self, x: impl Into<Input>, pass: &Pass) -> Tensor<2> {
         let x = self.input.forward(x.into().images(), pass);
-        let y = conv_norm(&x, &self._conv_stem, &self._bn0, None, Act::Relu6, pass);
-        let mut x = self.act0.forward(y, pass);
+        let mut x = conv_norm(&x, &self._conv_stem, &self._bn0, None, Act::Relu6, &self.act0, pass);
         for block in &self._blocks {
             x = block.forward(x, pass);
         }
-        let y = conv_norm(&x, &self._conv_head, &self._bn1, None, Act::Relu6, pass);
-        let x = self.act1.forward(y, pass);
+        let x = conv_norm(&x, &self._conv_head, &self._bn1, None, Act::Relu6, &self.act1, pass);
         let pooled = self.pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
         self._fc.forward(&Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale }, pass)

@@ -47,7 +47,7 @@ impl ConvNorm {
     }
 
     fn forward(&self, x: &Activation<4>, pass: &Pass) -> Activation<4> {
-        self.act.forward(conv_norm(x, &self.conv, &self.bn, None, Act::Relu, pass), pass)
+        conv_norm(x, &self.conv, &self.bn, None, Act::Relu, &self.act, pass)
     }
 }
 

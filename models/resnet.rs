@@ -134,14 +134,15 @@ impl Block {
 
     fn forward(&self, x: Activation<4>, pass: &Pass) -> Activation<4> {
         let layer = |x: &Activation<4>, conv, norm, residual, quantizer: &ActivationQuantizer| {
-            quantizer.forward(conv_norm(x, conv, norm, residual, Act::Relu, pass), pass)
+            conv_norm(x, conv, norm, residual, Act::Relu, quantizer, pass)
         };
+        let (x, skip) = x.fork();
         let y = layer(&x, &self.conv1, &self.bn1, None, &self.act1);
         let shortcut = match (&self.downsample, &self.downsample_quantizer) {
             (Some((conv, norm)), Some(quantizer)) => {
-                quantizer.forward(conv_norm(&x, conv, norm, None, Act::None, pass), pass).x
+                conv_norm(&skip, conv, norm, None, Act::None, quantizer, pass).x
             }
-            _ => x.x,
+            _ => skip.x,
         };
         match (&self.conv3, &self.bn3, &self.act3) {
             (Some(conv3), Some(bn3), Some(act3)) => {
@@ -224,7 +225,7 @@ impl ResNet {
 impl Classifier for ResNet {
     fn forward(&self, x: impl Into<Input>, pass: &Pass) -> Tensor<2> {
         let x = self.input.forward(x.into().images(), pass);
-        let mut x = self.act1.forward(conv_norm(&x, &self.conv1, &self.bn1, None, Act::Relu, pass), pass);
+        let mut x = conv_norm(&x, &self.conv1, &self.bn1, None, Act::Relu, &self.act1, pass);
         if self.max_pool {
             x.x = max_pool2d(x.x, 3, 2, 1);
         }

@@ -467,6 +467,38 @@ fn zeros_are_the_same_in_checkpoint_file_and_engine() {
     assert!((shares - 1.0).abs() < 1e-6);
 }
 
+#[test]
+fn threads_do_not_change_the_weights() {
+    let shared = shared();
+    let [data, recipe] = ["data", "recipe.yaml"].map(|name| shared.path(name));
+    for optimizer in ["sgd", "adamw"] {
+        let weights = ["1", "2"].map(|threads| {
+            let project = shared.path(&format!("{optimizer}-{threads}"));
+            let mut words = train_words(&data, &recipe, &project);
+            words.extend(["--optimizer", optimizer, "--max-images", "128", "--recipe-args", "num_epochs=3"]);
+            let out = command(&words).env("RAYON_NUM_THREADS", threads).output().unwrap();
+            assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+            let page = text(&out.stdout);
+            assert!(page.contains("top-1 by the engine"), "{page}");
+            fs::read(Path::new(&project).join("train/weights/last.safetensors")).unwrap()
+        });
+        assert!(weights[0] == weights[1], "{optimizer}");
+    }
+}
+
+#[test]
+fn numbers_of_another_optimizer_are_refused() {
+    for (optimizer, flags) in [("adam", ["--momentum", "0.5"]), ("sgd", ["--beta1", "0.8"])] {
+        let words = [&["train", "--recipe", "none.yaml", "--optimizer", optimizer][..], &flags].concat();
+        fails(&words, 2, &[flags[0], "--optimizer"]);
+    }
+    fails(
+        &["train", "--recipe", "none.yaml", "--optimizer", "adam", "--beta2", "1"],
+        2,
+        &["--beta2", "below 1"],
+    );
+}
+
 /// Number of the newest checkpoint in a run folder.
 fn newest_checkpoint(run: &Path) -> Option<u64> {
     let entries = fs::read_dir(run).ok()?;
@@ -478,15 +510,17 @@ fn newest_checkpoint(run: &Path) -> Option<u64> {
 fn a_killed_run_resumes_to_the_same_bytes() {
     let shared = shared();
     let [data, recipe] = ["data", "recipe.yaml"].map(|name| shared.path(name));
+    let adamw = shared.path("whole-adamw");
+    works(&[&train_words(&data, &recipe, &adamw)[..], &["--optimizer", "adamw"]].concat());
+    let sgd = shared.path("whole");
     // Before the first checkpoint; in the middle of an epoch; at a checkpoint of an epoch's end; while quantising.
-    for kill_at in [0, 6, 16, 21] {
-        let project = shared.path(&format!("killed{kill_at}"));
+    let cases = [(0, "sgd"), (6, "sgd"), (16, "sgd"), (21, "sgd"), (6, "adamw"), (21, "adamw")];
+    for (kill_at, optimizer) in cases {
+        let whole = Path::new(if optimizer == "sgd" { &sgd } else { &adamw }).join("train");
+        let project = shared.path(&format!("killed{kill_at}-{optimizer}"));
         let run = Path::new(&project).join("train");
-        let mut child = command(&train_words(&data, &recipe, &project))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let words = [&train_words(&data, &recipe, &project)[..], &["--optimizer", optimizer]].concat();
+        let mut child = command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let begun = Instant::now();
         let reached = || match kill_at {
             0 => run.join("args.yaml").is_file(),
@@ -515,9 +549,8 @@ fn a_killed_run_resumes_to_the_same_bytes() {
             "weights/pruned.safetensors",
             "results.csv",
         ] {
-            let [resumed, whole] =
-                [run.join(file), Path::new(&shared.path("whole/train")).join(file)].map(fs::read);
-            assert!(resumed.unwrap() == whole.unwrap(), "{file} differs after a kill at {kill_at}");
+            let [resumed, whole] = [&run, &whole].map(|run| fs::read(run.join(file)).unwrap());
+            assert!(resumed == whole, "{optimizer}: {file} differs after a kill at {kill_at}");
         }
     }
 }
@@ -557,11 +590,23 @@ fn doctor_says_what_the_engine_uses() {
     assert_eq!(report["isa"]["used"], target.isa.name());
     let kernels = report["kernels"].as_array().unwrap();
     assert!(kernels.iter().any(|k| k["isa"] == "portable" && k["runs_here"] == true));
+    assert_eq!(report["isa"], json(&["doctor", "--format", "json"])["isa"]);
+    assert_eq!(report["training_isa"]["available"][0], "portable");
+    assert_eq!([&report["device"]["name"], &report["device"]["path"]], ["flex", "own kernels"]);
+    assert_eq!(report["training"].as_array().unwrap().len(), report["devices"].as_array().unwrap().len());
+    assert!(
+        report["processor"]["memory_available_bytes"].as_u64()
+            <= report["processor"]["memory_bytes"].as_u64()
+    );
+    assert_eq!(json(&["doctor", "--json", "--threads", "3"])["threads"]["training"], 3);
     let page = works(&["doctor"]);
+    assert!(page.contains("flex: own kernels (") && page.contains("instructions "), "{page}");
     assert!(page.contains(target.isa.name()) && page.contains("resnet20"), "{page}");
     let out = command(&["doctor"]).env("LACUNA_ISA", "sse9").output().unwrap();
     assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
     let out = command(&["doctor", "--json"]).env("LACUNA_ISA", "portable").output().unwrap();
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();
-    assert_eq!(report["isa"]["used"], "portable");
+    for isa in ["isa", "training_isa"] {
+        assert_eq!([&report[isa]["used"], &report[isa]["why"]], ["portable", "LACUNA_ISA is portable"]);
+    }
 }

@@ -6,31 +6,32 @@
 //! and each is answered with one line of JSON: `step N` runs N steps (their milliseconds and losses), `memory` says the
 //! peak resident set in MB, `quit` ends. Threads are rayon's: `RAYON_NUM_THREADS`.
 
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use lacuna::models::{self, Network};
+use lacuna::models::{self, InputShape, Network};
 use lacuna::nn::Classifier;
 use lacuna::nn::layers::Init;
+use lacuna::nn::{Input, Tokens, ops};
 use lacuna::nn::params::ParamTable;
+use lacuna::train::optimizer::Optimizer;
 use lacuna::train::state::State;
 use lacuna::train::trainer;
 use serde_json::json;
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
-/// Images or sequences of a step.
-const BATCH: &[(&str, usize)] = &[
-    ("resnet20", 64),
-    ("resnet18_cifar", 32),
-    ("mobilenet_v1", 32),
-    ("efficientnet_lite0", 8),
-    ("bert_mini", 32),
-    ("minilm_l6", 16),
+/// Images or sequences of a step; the side of images where it is not the model's own.
+const BATCH: &[(&str, usize, Option<usize>)] = &[
+    ("resnet20", 64, None),
+    ("resnet18_cifar", 32, None),
+    ("mobilenet_v1", 32, Some(96)),
+    ("efficientnet_lite0", 8, Some(224)),
+    ("bert_mini", 32, None),
+    ("minilm_l6", 16, None),
 ];
 /// Different batches that the steps go through.
 const BATCHES: usize = 4;
-const LEARNING_RATE: f64 = 0.01;
-const MOMENTUM: f64 = 0.9;
+/// Of a sequence.
+const TOKENS: usize = 128;
 const WEIGHT_DECAY: f64 = 1e-4;
 
 const PRUNED90: &str = "
@@ -48,10 +49,15 @@ training_modifiers:
       weights: {num_bits: 8, symmetric: True, strategy: channel}
 ";
 
+/// Images or token ids, and what they are.
 struct Batch {
-    x: Vec<f32>,
-    dims: [usize; 4],
+    input: Data,
     labels: Vec<i64>,
+}
+
+enum Data {
+    Images(Vec<f32>, [usize; 4]),
+    Tokens(Vec<i64>, [usize; 2]),
 }
 
 struct Training {
@@ -59,10 +65,16 @@ struct Training {
     state: State,
     device: Device,
     batches: Vec<Batch>,
+    optimizer: Optimizer,
+    lr: f64,
     steps: usize,
 }
 
 fn main() {
+    rayon::scope(|_| serve());
+}
+
+fn serve() {
     let name = std::env::args().nth(1).expect("usage: training_step ROW");
     let idle_mb = peak_mb();
     let mut training = Training::new(&name);
@@ -98,7 +110,7 @@ impl Training {
     fn new(name: &str) -> Training {
         let (model, variant) = name.split_once('+').unwrap_or((name, ""));
         let row = models::find(model).unwrap_or_else(|| panic!("no model {model}"));
-        let (_, batch) = BATCH.iter().find(|(name, _)| *name == model).expect("a batch for each model");
+        let (_, batch, side) = BATCH.iter().find(|(name, ..)| *name == model).expect("a batch for each model");
         let device = Device::flex().autodiff();
         let mut module = (row.build)(&mut Init::new(&device, 0));
         let mut state = State::new(&module, WEIGHT_DECAY);
@@ -116,21 +128,34 @@ impl Training {
             }
         }
         let mut random = Random(0x2545_f491_4f6c_dd1d);
-        let batches = (0..BATCHES).map(|_| noise(row.input, row.classes, *batch, &mut random)).collect();
-        Training { module, state, device, batches, steps: 0 }
+        let input = match (&row.input, side) {
+            (&InputShape::Image([c, ..]), &Some(side)) => InputShape::Image([c, side, side]),
+            (input, _) => input.clone(),
+        };
+        let batches = (0..BATCHES).map(|_| noise(&input, row.classes, *batch, &mut random)).collect();
+        let (optimizer, lr) = match row.input {
+            InputShape::Image(_) => (Optimizer::SGD, 0.01),
+            InputShape::Tokens { .. } => (Optimizer::ADAMW, 1e-4),
+        };
+        Training { module, state, device, batches, optimizer, lr, steps: 0 }
     }
 
     /// Forward, loss, backward, update.
     fn step(mut self) -> (Training, f32) {
         let batch = &self.batches[self.steps % BATCHES];
         self.steps += 1;
-        let x = Tensor::<4>::from_data(TensorData::new(batch.x.clone(), batch.dims), &self.device);
-        let y = TensorData::new(batch.labels.clone(), [batch.dims[0], 1]);
-        let y = Tensor::<2, Int>::from_data(y, &self.device);
-        let logits = self.module.forward(x, &self.state.pass);
-        let loss = log_softmax(logits, 1).gather(1, y).mean().neg();
+        let input: Input = match &batch.input {
+            Data::Images(x, dims) => Tensor::<4>::from_data(TensorData::new(x.clone(), *dims), &self.device).into(),
+            Data::Tokens(ids, dims) => {
+                let ids = Tensor::<2, Int>::from_data(TensorData::new(ids.clone(), *dims), &self.device);
+                Tokens { ids, mask: Some(Tensor::ones(*dims, &self.device)) }.into()
+            }
+        };
+        let labels = TensorData::new(batch.labels.clone(), [batch.labels.len()]);
+        let logits = self.module.forward(input, &self.state.pass);
+        let loss = ops::cross_entropy(logits, Tensor::from_data(labels, &self.device));
         let value = loss.clone().into_scalar();
-        self.module = self.state.step(self.module, loss.backward(), &lacuna::train::optimizer::Optimizer::Sgd { momentum: MOMENTUM, nesterov: false }, LEARNING_RATE);
+        self.module = self.state.step(self.module, loss.backward(), &self.optimizer, self.lr);
         (self, value)
     }
 }
@@ -145,11 +170,20 @@ impl Random {
     }
 }
 
-/// A batch of noise of variance one, with labels that stay: enough to see the loss fall.
-fn noise([c, h, w]: [usize; 3], classes: usize, batch: usize, random: &mut Random) -> Batch {
-    let x = (0..batch * c * h * w).map(|_| (random.next() - 0.5) * 12f32.sqrt()).collect();
+/// A batch of noise of variance one, or of random tokens, with labels that stay: enough to see the loss fall.
+fn noise(shape: &InputShape, classes: usize, batch: usize, random: &mut Random) -> Batch {
+    let input = match *shape {
+        InputShape::Image([c, h, w]) => {
+            let x = (0..batch * c * h * w).map(|_| (random.next() - 0.5) * 12f32.sqrt()).collect();
+            Data::Images(x, [batch, c, h, w])
+        }
+        InputShape::Tokens { vocabulary, .. } => {
+            let ids = (0..batch * TOKENS).map(|_| (random.next() * vocabulary as f32) as i64).collect();
+            Data::Tokens(ids, [batch, TOKENS])
+        }
+    };
     let labels = (0..batch).map(|_| (random.next() * classes as f32) as i64).collect();
-    Batch { x, dims: [batch, c, h, w], labels }
+    Batch { input, labels }
 }
 
 /// Highest resident set of this process so far.

@@ -1,32 +1,60 @@
 //! `lacuna doctor`: what the machine has and what of it will be used.
 
 use crate::error::Result;
+use crate::training::DeviceName;
 use crate::{term, training};
 use lacuna_data::fashion_mnist;
 use lacuna_engine::kernels::CONV_KERNELS;
 use lacuna_engine::{Isa, Target};
+use lacuna_kernels::isa::Isa as TrainingIsa;
 use lacuna_models::MODELS;
+use lacuna_nn::ops::has_kernels;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
 pub struct Doctor {
-    /// Print JSON
+    /// Device that a training would be asked to use
+    #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
+    device: DeviceName,
+    /// Threads that a training would be given; all cores if not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    /// How to print the report
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Print JSON, as --format json
     #[arg(long)]
     json: bool,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
 pub fn run(options: Doctor) -> Result<()> {
-    // An impossible LACUNA_ISA is the first thing to know.
+    training::set_threads(options.threads.map(|n| n as usize))?;
+    // An impossible LACUNA_ISA or device is the first thing to know.
     let target = Target::native()?;
+    training::device(options.device)?;
+    let asked = std::env::var("LACUNA_ISA").ok();
     let report = json!({
         "lacuna": training::VERSION,
         "processor": processor(),
         "isa": { "best": Isa::detect().name(), "used": target.isa.name(),
-                 "available": Isa::available().map(Isa::name).collect::<Vec<_>>() },
+                 "available": Isa::available().map(Isa::name).collect::<Vec<_>>(),
+                 "why": why_isa(asked.as_deref()) },
+        "training_isa": training_isa(asked.as_deref()),
+        "threads": { "engine": target.threads, "training": rayon::current_num_threads(),
+                     "rayon_num_threads": std::env::var("RAYON_NUM_THREADS").ok() },
         "kernels": kernels(target.isa),
         "devices": training::DEVICES,
+        "device": device_path(options.device)?,
+        "training": training_paths()?,
         "models": MODELS.iter().map(|m| m.name).collect::<Vec<_>>(),
         "data": data(),
         "onnx": {
@@ -34,12 +62,50 @@ pub fn run(options: Doctor) -> Result<()> {
             "writes_opset": lacuna_onnx::write::OPSET,
         },
     });
-    if options.json {
+    if options.json || options.format == Format::Json {
         term::say_json(&report);
     } else {
         show(&report);
     }
     Ok(())
+}
+
+fn why_isa(asked: Option<&str>) -> String {
+    match asked {
+        Some(name) => format!("LACUNA_ISA is {name}"),
+        None => "the best this processor has".into(),
+    }
+}
+
+/// The instruction set of the kernels that a training runs.
+fn training_isa(asked: Option<&str>) -> Value {
+    let available: Vec<_> = TrainingIsa::ALL.into_iter().filter(|isa| isa.is_supported()).collect();
+    json!({
+        "best": available.last().map(|isa| isa.name()),
+        "used": TrainingIsa::best().name(),
+        "available": available.iter().map(|isa| isa.name()).collect::<Vec<_>>(),
+        "why": why_isa(asked),
+    })
+}
+
+/// What computes a training step on a device.
+fn device_path(name: DeviceName) -> Result<Value> {
+    let (path, why) = match has_kernels(&training::device(name)?) {
+        true => ("own kernels", "its tensors lie in plain memory, which lacuna's kernels read and write"),
+        false => ("plain burn ops", "lacuna's kernels work on tensors of the flex device only"),
+    };
+    let name = clap::ValueEnum::to_possible_value(&name).map(|v| v.get_name().to_owned());
+    Ok(json!({ "name": name, "path": path, "why": why }))
+}
+
+/// [`device_path`] of every device of this build.
+fn training_paths() -> Result<Vec<Value>> {
+    let built_in = |name: &&DeviceName| training::device(**name).is_ok();
+    <DeviceName as clap::ValueEnum>::value_variants()
+        .iter()
+        .filter(built_in)
+        .map(|n| device_path(*n))
+        .collect()
 }
 
 /// A short text file of the system, trimmed.
@@ -55,16 +121,36 @@ fn processor() -> Value {
     };
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let memory = read("/proc/meminfo").unwrap_or_default();
-    let kib =
-        memory.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let bytes = |key: &str| {
+        let kib = |l: &str| l.strip_prefix(key)?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
+        memory.lines().find_map(kib).map(|kib| kib * 1024)
+    };
     json!({
         "name": field("model name"),
         "threads": cores,
         "cores": field("cpu cores").and_then(|n| n.parse::<u64>().ok()),
-        "memory_bytes": kib.map(|kib: u64| kib * 1024),
+        "instruction_sets": instruction_sets(),
+        "memory_bytes": bytes("MemTotal:"),
+        "memory_available_bytes": bytes("MemAvailable:"),
         "caches": caches(),
         "huge_pages": read("/sys/kernel/mm/transparent_hugepage/enabled"),
     })
+}
+
+/// What this processor has of the instruction sets that kernels ask for.
+#[cfg(target_arch = "x86_64")]
+fn instruction_sets() -> Vec<&'static str> {
+    macro_rules! detected {
+        ($($name:tt)*) => { [$(($name, is_x86_feature_detected!($name))),*] };
+    }
+    let sets = detected!("avx" "avx2" "fma" "f16c" "avxvnni" "avx512f" "avx512bw" "avx512dq" "avx512vl"
+                         "avx512vnni" "avx512vbmi" "avx512bf16");
+    sets.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instruction_sets() -> Vec<&'static str> {
+    Vec::new()
 }
 
 fn caches() -> Vec<Value> {
@@ -103,24 +189,36 @@ fn show(report: &Value) {
         format!("L{} {} {}", text(&c["level"]), text(&c["type"]).to_lowercase(), text(&c["size"]))
     };
     let caches: Vec<String> = cpu["caches"].as_array().into_iter().flatten().map(cache).collect();
+    let bytes = |key: &str| cpu[key].as_u64().map_or("unknown".into(), term::bytes);
+    let isa = |v: &Value| {
+        format!("{}, {} (there are {})", text(&v["used"]), text(&v["why"]), list(&v["available"]))
+    };
     let mut rows = vec![
         ("lacuna", text(&report["lacuna"])),
         ("processor", or(&cpu["name"], "unknown")),
-        ("threads", format!("{} ({} cores)", cpu["threads"], or(&cpu["cores"], "unknown number of"))),
-        ("memory", cpu["memory_bytes"].as_u64().map_or("unknown".into(), term::bytes)),
-        ("caches", if caches.is_empty() { "unknown".into() } else { caches.join(", ") }),
-        ("huge pages", or(&cpu["huge_pages"], "unknown")),
         (
-            "kernels",
+            "threads",
             format!(
-                "{} (this processor has {})",
-                text(&report["isa"]["used"]),
-                list(&report["isa"]["available"])
+                "{} ({} cores); training uses {}, the engine {}",
+                cpu["threads"],
+                or(&cpu["cores"], "unknown number of"),
+                report["threads"]["training"],
+                report["threads"]["engine"]
             ),
         ),
-        ("devices", list(&report["devices"])),
+        ("memory", format!("{}, {} available", bytes("memory_bytes"), bytes("memory_available_bytes"))),
+        ("caches", if caches.is_empty() { "unknown".into() } else { caches.join(", ") }),
+        ("huge pages", or(&cpu["huge_pages"], "unknown")),
+        ("instructions", list(&cpu["instruction_sets"])),
+        ("engine", isa(&report["isa"])),
+        ("training", isa(&report["training_isa"])),
+        ("device", format!("{} (of {})", text(&report["device"]["name"]), list(&report["devices"]))),
         ("models", list(&report["models"])),
     ];
+    for device in report["training"].as_array().into_iter().flatten() {
+        let [name, path, why] = ["name", "path", "why"].map(|key| text(&device[key]));
+        rows.push(("", format!("{name}: {path} ({why})")));
+    }
     for set in report["data"].as_array().into_iter().flatten() {
         let found = set["found"] == true;
         let place = if found { text(&set["path"]) } else { format!("not found ({})", text(&set["help"])) };

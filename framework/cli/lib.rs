@@ -45,6 +45,7 @@ pub const VERBS: &[Verb] = &[
         examples: &[
             "lacuna train --model resnet20 \\\n      --recipe recipes/image_classification/resnet20-fashion_mnist-pruned90_quant.yaml",
             "lacuna train --model resnet20 --recipe my.yaml --recipe-args num_epochs=10,final_sparsity=0.95 --seed 1",
+            "lacuna train --model resnet20 --recipe my.yaml --optimizer adamw --lr 0.002",
             "lacuna train --resume runs/train",
         ],
         arguments: train::Train::augment_args,
@@ -109,7 +110,7 @@ pub const VERBS: &[Verb] = &[
     Verb {
         name: "doctor",
         about: "Show what lacuna finds on this machine: processor, kernels, devices, data sets",
-        examples: &["lacuna doctor", "lacuna doctor --json"],
+        examples: &["lacuna doctor", "lacuna doctor --device flex --format json"],
         arguments: doctor::Doctor::augment_args,
         run: |m| doctor::run(parsed(m)?),
     },

@@ -96,7 +96,13 @@ pub fn open_weights(path: &Path, model: Option<&str>) -> Result<Trained> {
     };
     // An evaluation neither moves ranges nor takes batch statistics.
     let quant = if quant == Quant::Off { Quant::Off } else { Quant::Frozen };
-    Ok(Trained { path: path.to_owned(), row, net, pass: Pass { quant, norm: Norm::Frozen, ..Pass::default() }, metadata })
+    Ok(Trained {
+        path: path.to_owned(),
+        row,
+        net,
+        pass: Pass { quant, norm: Norm::Frozen, ..Pass::default() },
+        metadata,
+    })
 }
 
 /// The network as a graph: captured, batch norm folded, with its metadata. The batch stays symbolic.

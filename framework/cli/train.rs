@@ -3,7 +3,7 @@
 use crate::error::{Failure, Result};
 use crate::term;
 use crate::training::{self, DeviceName, Job, Place, Reporter, RunArgs};
-use lacuna_train::TrainArgs;
+use lacuna_train::{Optimizer, TrainArgs};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -27,14 +27,30 @@ pub struct Train {
     /// Seed of the initial weights, the order of images and their augmentation
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Learning rate until the recipe sets one
-    #[arg(long, default_value_t = 0.1, value_parser = not_negative)]
-    lr: f64,
-    #[arg(long, default_value_t = 0.9, value_parser = not_negative, help = "Momentum of the optimiser")]
-    momentum: f64,
-    /// Weight decay until the recipe sets one
-    #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
-    weight_decay: f64,
+    /// What a step does with the gradients; weight decay acts on weights of convolutions and linear layers only
+    #[arg(long, value_enum, default_value_t)]
+    optimizer: OptimizerName,
+    /// Learning rate until the recipe sets one [default: 0.1, or 0.001 with adam and adamw]
+    #[arg(long, value_parser = not_negative)]
+    lr: Option<f64>,
+    /// Momentum of sgd [default: 0.9]
+    #[arg(long, value_parser = not_negative)]
+    momentum: Option<f64>,
+    /// Nesterov's momentum, with sgd
+    #[arg(long)]
+    nesterov: bool,
+    /// Share of the old average of gradients, with adam and adamw [default: 0.9]
+    #[arg(long, value_parser = below_one)]
+    beta1: Option<f64>,
+    /// Share of the old average of squared gradients, with adam and adamw [default: 0.999]
+    #[arg(long, value_parser = below_one)]
+    beta2: Option<f64>,
+    /// Added to the root of that average, with adam and adamw [default: 1e-8]
+    #[arg(long, value_parser = not_negative)]
+    eps: Option<f64>,
+    /// Weight decay until the recipe sets one [default: 0, or 0.01 with adamw]
+    #[arg(long, value_parser = not_negative)]
+    weight_decay: Option<f64>,
     /// Use only the first so many training images
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_images: Option<u32>,
@@ -75,6 +91,57 @@ fn not_negative(text: &str) -> Result<f64, String> {
     if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("not a finite number from 0".into()) }
 }
 
+/// From 0, below 1.
+fn below_one(text: &str) -> Result<f64, String> {
+    not_negative(text).and_then(|v| if v < 1.0 { Ok(v) } else { Err("not below 1".into()) })
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum OptimizerName {
+    /// Stochastic gradient descent with momentum
+    #[default]
+    Sgd,
+    Adam,
+    /// Adam with decoupled weight decay
+    #[value(name = "adamw")]
+    AdamW,
+}
+
+impl Train {
+    /// The optimiser with the numbers given for it.
+    ///
+    /// Errors: numbers of another optimiser.
+    fn optimizer(&self) -> Result<Optimizer> {
+        let adam = !matches!(self.optimizer, OptimizerName::Sgd);
+        let strangers = [
+            ("--momentum", self.momentum.is_some(), adam),
+            ("--nesterov", self.nesterov, adam),
+            ("--beta1", self.beta1.is_some(), !adam),
+            ("--beta2", self.beta2.is_some(), !adam),
+            ("--eps", self.eps.is_some(), !adam),
+        ];
+        if let Some((flag, ..)) = strangers.iter().find(|(_, given, strange)| *given && *strange) {
+            let of = if adam { "sgd" } else { "adam and adamw" };
+            return Err(Failure::usage(format!("{flag}: belongs to {of} (choose that with --optimizer)")));
+        }
+        Ok(match self.optimizer {
+            OptimizerName::Sgd => {
+                Optimizer::Sgd { momentum: self.momentum.unwrap_or(0.9), nesterov: self.nesterov }
+            }
+            OptimizerName::Adam => Optimizer::Adam {
+                beta1: self.beta1.unwrap_or(0.9),
+                beta2: self.beta2.unwrap_or(0.999),
+                eps: self.eps.unwrap_or(1e-8),
+            },
+            OptimizerName::AdamW => Optimizer::AdamW {
+                beta1: self.beta1.unwrap_or(0.9),
+                beta2: self.beta2.unwrap_or(0.999),
+                eps: self.eps.unwrap_or(1e-8),
+            },
+        })
+    }
+}
+
 pub fn run(options: Train) -> Result<()> {
     let job = match &options.resume {
         Some(None) => training::resume(&newest_run(&options.project)?)?,
@@ -103,6 +170,7 @@ pub fn run(options: Train) -> Result<()> {
 }
 
 fn new_job(options: Train) -> Result<Job> {
+    let optimizer = options.optimizer()?;
     let recipe = options.recipe.ok_or_else(|| Failure::usage("train: no recipe (give --recipe FILE)"))?;
     let args = RunArgs {
         recipe_args: options.recipe_args,
@@ -113,9 +181,9 @@ fn new_job(options: Train) -> Result<Job> {
         train: TrainArgs {
             batch: options.batch as usize,
             seed: options.seed,
-            optimizer: lacuna_train::optimizer::Optimizer::Sgd { momentum: options.momentum, nesterov: false },
-            lr: options.lr,
-            weight_decay: options.weight_decay,
+            optimizer,
+            lr: options.lr.unwrap_or(optimizer.default_lr()),
+            weight_decay: options.weight_decay.unwrap_or(optimizer.default_weight_decay()),
             max_images: options.max_images.map(|n| n as usize),
             augment: !options.no_augment,
             checkpoint_steps: options.checkpoint_steps,

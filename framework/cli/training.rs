@@ -15,7 +15,7 @@ use lacuna_recipe::{Recipe, Schedule};
 use lacuna_train::run_folder::RunFolder;
 use lacuna_train::trainer::{self, EpochRow, Progress};
 use lacuna_train::weights::{self, Metadata};
-use lacuna_train::{Fit, Outcome, TrainArgs};
+use lacuna_train::{Fit, Optimizer, Outcome, TrainArgs};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -139,14 +139,28 @@ impl RunArgs {
         add("--seed", &t.seed.to_string());
         add("--lr", &t.lr.to_string());
         add("--weight-decay", &t.weight_decay.to_string());
+        let (name, numbers, nesterov) = match t.optimizer {
+            Optimizer::Sgd { momentum, nesterov } => ("sgd", vec![("--momentum", momentum)], nesterov),
+            Optimizer::Adam { beta1, beta2, eps } => ("adam", betas(beta1, beta2, eps), false),
+            Optimizer::AdamW { beta1, beta2, eps } => ("adamw", betas(beta1, beta2, eps), false),
+        };
+        add("--optimizer", name);
+        numbers.iter().for_each(|(flag, value)| add(flag, &value.to_string()));
         if let Some(n) = t.max_images {
             add("--max-images", &n.to_string());
+        }
+        if nesterov {
+            line += " --nesterov";
         }
         if !t.augment {
             line += " --no-augment";
         }
         line
     }
+}
+
+fn betas(beta1: f64, beta2: f64, eps: f64) -> Vec<(&'static str, f64)> {
+    vec![("--beta1", beta1), ("--beta2", beta2), ("--eps", eps)]
 }
 
 /// Where a new run goes.
@@ -271,11 +285,13 @@ pub fn set_threads(threads: Option<usize>) -> Result<()> {
 pub struct Reporter {
     bar: ProgressBar,
     started: Instant,
+    /// Who computed the accuracy of the last epoch, and why.
+    evaluated: String,
 }
 
 impl Default for Reporter {
     fn default() -> Self {
-        Reporter { bar: term::bar(0), started: Instant::now() }
+        Reporter { bar: term::bar(0), started: Instant::now(), evaluated: String::new() }
     }
 }
 
@@ -290,6 +306,11 @@ impl Reporter {
             Progress::Epoch(row) => {
                 let line = epoch_line(row, self.started.elapsed().as_secs_f64());
                 self.bar.suspend(|| term::say(line));
+                let evaluated = format!("by the {}: {}", row.evaluator.name(), row.evaluator_reason);
+                if evaluated != self.evaluated {
+                    self.bar.suspend(|| term::say(format_args!("       top-1 {evaluated}")));
+                    self.evaluated = evaluated;
+                }
             }
             Progress::Warning(warning) => self.bar.suspend(|| term::note("warning", warning)),
         }

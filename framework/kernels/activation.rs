@@ -29,13 +29,29 @@ pub(crate) const CHUNK: usize = 1 << 14;
 /// e^x to 2 ulp; 0 below -103.98, infinity above 88.73, NaN of NaN.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    // e^x = 2^n e^r with |r| <= ln 2 / 2. ln 2 is split so that n times its upper part is exact.
+    let (p, n) = exp_parts(x, -105.0, 89.0);
+    // 2^n in two factors, as n passes the exponents of f32 at both ends.
+    let half = n >> 1;
+    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+}
+
+/// [`exp`] with a range that f32 holds well: what lies outside -87 to 88 counts as -87 or 88.
+#[inline(always)]
+fn exp_bounded(x: f32) -> f32 {
+    let (p, n) = exp_parts(x, -87.0, 88.0);
+    p * power_of_two(n)
+}
+
+/// e^r and n with e^x = 2^n e^r, |r| <= ln 2 / 2, of x clamped to lo..hi.
+#[inline(always)]
+fn exp_parts(x: f32, lo: f32, hi: f32) -> (f32, i32) {
+    // ln 2 is split so that n times its upper part is exact.
     const LN2_UPPER: f32 = 0.693_359_4;
     const LN2_LOWER: f32 = -2.121_944_4e-4;
     // 1.5 * 2^23: a sum with it has no bits left for a fraction, and n in its lowest ones.
     const WHOLE: f32 = 12_582_912.0;
-    let x = if x < -105.0 { -105.0 } else { x };
-    let x = if x > 89.0 { 89.0 } else { x };
+    let x = if x < lo { lo } else { x };
+    let x = if x > hi { hi } else { x };
     let shifted = x * std::f32::consts::LOG2_E + WHOLE;
     let n = shifted - WHOLE;
     let r = (x - n * LN2_UPPER) - n * LN2_LOWER;
@@ -44,12 +60,12 @@ pub fn exp(x: f32) -> f32 {
     let p = p * r + EXP[2];
     let p = p * r + EXP[1];
     let p = p * r + EXP[0];
-    let p = (p * (r * r) + r) + 1.0;
-    // 2^n in two factors, as n passes the exponents of f32 at both ends.
-    let n = shifted.to_bits().wrapping_sub(WHOLE.to_bits()) as i32;
-    let half = n >> 1;
-    let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
-    p * power(half) * power(n.wrapping_sub(half))
+    ((p * (r * r) + r) + 1.0, shifted.to_bits().wrapping_sub(WHOLE.to_bits()) as i32)
+}
+
+#[inline(always)]
+fn power_of_two(n: i32) -> f32 {
+    f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
 /// (e^r - 1 - r) / r² for |r| <= ln 2 / 2: relative error of e^r 2e-9 (minimax fit, lowest power first).
@@ -63,16 +79,16 @@ pub fn exp16(x: &mut [f32; 16]) {
     }
 }
 
-/// 1 / (1 + e^-x).
+/// 1 / (1 + e^-x), at least 6e-39.
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    1.0 / (1.0 + exp_bounded(-x))
 }
 
 /// [`sigmoid`] and its derivative, which keeps its precision where the value rounds to 1.
 #[inline(always)]
 pub fn sigmoid_and_slope(x: f32) -> (f32, f32) {
-    let e = exp(-x.abs());
+    let e = exp_bounded(-x.abs());
     let above = 1.0 / (1.0 + e);
     let below = e * above;
     (if x < 0.0 { below } else { above }, below * above)
@@ -84,7 +100,7 @@ pub fn normal_cdf(x: f32) -> (f32, f32) {
     // Φ(-a) = e^(-a²/2) (1/2 + P(u)), u = 0.27 a / (1 + 0.27 a), after Abramowitz and Stegun 7.1.26. A polynomial
     // around a = 0 and not around infinity keeps the middle exact.
     let a = x.abs();
-    let density = exp(-0.5 * (a * a));
+    let density = exp_bounded(-0.5 * (a * a));
     let scaled = 0.27 * a;
     let u = scaled / (1.0 + scaled);
     let p = TAIL[5];
@@ -128,7 +144,7 @@ functions! {
     // Comparisons and not max/min, which would turn NaN into a number.
     Relu |x| if x < 0.0 { 0.0 } else { x }, |x, dy| if x > 0.0 { dy } else { 0.0 };
     Relu6 |x| clamp(x, 0.0, 6.0), |x, dy| if x > 0.0 && x < 6.0 { dy } else { 0.0 };
-    Silu |x| x / (1.0 + exp(-x)), |x, dy| {
+    Silu |x| x / (1.0 + exp_bounded(-x)), |x, dy| {
         let (s, slope) = sigmoid_and_slope(x);
         dy * (s + x * slope)
     };

@@ -14,7 +14,7 @@ use product::{Left, PANEL, Right, Sizes, Target, product};
 use std::marker::PhantomData;
 
 /// Queries handled at a time: what bounds the scratch memory to a multiple of the number of keys.
-const BLOCK: usize = 128;
+const BLOCK: usize = 64;
 
 /// Columns are filled up to a multiple of this, so that vectors are whole.
 const LANES: usize = 16;
@@ -139,7 +139,7 @@ impl<'a> RowsMut<'a> {
     ///
     /// # Safety
     /// Meanwhile no other task writes any of them.
-    unsafe fn at(&self, row: usize, rows: usize, column: usize, columns: usize) -> Target {
+    unsafe fn at(&self, row: usize, rows: usize, column: usize, columns: usize) -> Target<'_> {
         assert!(row + rows <= self.rows && column + columns <= self.columns);
         // SAFETY: inside the matrix (asserted), and nobody else's by the caller's promise.
         unsafe {
@@ -291,13 +291,14 @@ fn assert_fits(q: Rows, k: Rows, v: Rows, mask: Option<&[f32]>, shape: Attention
     assert!(mask.is_none_or(|mask| mask.len() == batch * keys), "a mask of batch * keys numbers");
 }
 
-/// Lays out rows as columns, in panels of 64; the last vector is filled up with zeros.
+/// Lays out rows as columns, in panels of 64; the last vector is filled up with zeros. A vector of rows at a time, so that
+/// a page of memory is visited once.
 fn into_panels(from: Rows, rows: usize, width: usize, panels: &mut [f32]) {
-    for (i, panel) in panels.chunks_exact_mut(PANEL * width).enumerate() {
-        let here = PANEL.min(rows - i * PANEL);
-        let data = &from.data[i * PANEL * from.stride + from.first..];
-        let lanes = here.next_multiple_of(LANES);
-        scatter(Isa::best(), data, here, width, from.stride, panel, lanes, |l| l * PANEL);
+    for first in (0..rows).step_by(LANES) {
+        let panel = &mut panels[first / PANEL * PANEL * width..][..PANEL * width];
+        let data = &from.data[first * from.stride + from.first..];
+        let here = LANES.min(rows - first);
+        scatter(Isa::best(), data, here, width, from.stride, panel, LANES, |l| l * PANEL + first % PANEL);
     }
 }
 

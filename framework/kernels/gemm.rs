@@ -103,6 +103,7 @@ pub(crate) fn product_on(isa: Isa, a: Matrix, b: Matrix, c: &mut [f32], ldc: usi
                     c: c.as_mut_ptr().wrapping_add(j),
                     columns,
                     first: if accumulate || first > 0 { First::Sum } else { First::Zero },
+                    last: None,
                 };
                 // SAFETY: `assert_inside` and the assert on `c` bound every element; `isa` is supported.
                 unsafe { tile::run(isa, &product, rows) };

@@ -24,6 +24,7 @@ pub mod shape;
 pub mod shared;
 pub mod softmax;
 pub mod sparse;
+mod stream;
 mod tasks;
 pub mod transpose;
 mod vector;

@@ -241,35 +241,36 @@ by_isa! {
 
 by_isa! {
     fn max_of_taps(x: &[f32], taps: &[Tap], y: &mut [f32], at: &mut [u8]) {
-        const LANES: usize = 16;
-        let whole = y.len() / LANES * LANES;
-        for start in (0..whole).step_by(LANES) {
-            let mut best = [0f32; LANES];
-            let mut place = [taps[0].place as u32; LANES];
-            best.copy_from_slice(&x[taps[0].at + start..][..LANES]);
+        for (tile, (y, at)) in y.chunks_mut(LANES).zip(at.chunks_mut(LANES)).enumerate() {
+            let (start, len) = (tile * LANES, y.len());
+            let (mut best, mut place) = ([0f32; LANES], [taps[0].place as u32; LANES]);
+            best[..len].copy_from_slice(&x[taps[0].at + start..][..len]);
             for tap in &taps[1..] {
-                let x = &x[tap.at + start..][..LANES];
-                for l in 0..LANES {
-                    let wins = x[l] > best[l] || x[l].is_nan();
-                    best[l] = if wins { x[l] } else { best[l] };
-                    place[l] = if wins { tap.place as u32 } else { place[l] };
+                let x = &x[tap.at + start..][..len];
+                let tap = tap.place as u32;
+                if let Ok(x) = <&[f32; LANES]>::try_from(x) {
+                    for l in 0..LANES {
+                        (best[l], place[l]) = larger((best[l], place[l]), (x[l], tap));
+                    }
+                } else {
+                    for ((best, place), &x) in best.iter_mut().zip(&mut place).zip(x) {
+                        (*best, *place) = larger((*best, *place), (x, tap));
+                    }
                 }
             }
-            y[start..][..LANES].copy_from_slice(&best);
-            for (at, place) in at[start..][..LANES].iter_mut().zip(place) {
-                *at = place as u8;
-            }
-        }
-        for i in whole..y.len() {
-            (y[i], at[i]) = (x[taps[0].at + i], taps[0].place);
-            for tap in &taps[1..] {
-                let x = x[tap.at + i];
-                if x > y[i] || x.is_nan() {
-                    (y[i], at[i]) = (x, tap.place);
-                }
-            }
+            y.copy_from_slice(&best[..len]);
+            at.iter_mut().zip(&place).for_each(|(at, &place)| *at = place as u8);
         }
     }
+}
+
+/// The larger of two values with its place, the first of equals, NaN being largest. By bits: a branch per lane would
+/// not be vector code.
+#[inline(always)]
+fn larger(best: (f32, u32), x: (f32, u32)) -> (f32, u32) {
+    let wins = 0u32.wrapping_sub(((x.0 > best.0) | x.0.is_nan()) as u32);
+    let select = |a: u32, b: u32| (a & wins) | (b & !wins);
+    (f32::from_bits(select(x.0.to_bits(), best.0.to_bits())), select(x.1, best.1))
 }
 
 by_isa! {

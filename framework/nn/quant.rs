@@ -100,6 +100,12 @@ impl<const D: usize> Activation<D> {
     pub fn plain(x: Tensor<D>) -> Self {
         Activation { x, scale: None }
     }
+
+    /// Two ends for a branch; see [`ops::fork`].
+    pub fn fork(self) -> (Self, Self) {
+        let (a, b) = ops::fork(self.x);
+        (Activation { x: a, scale: self.scale }, Activation { x: b, scale: self.scale })
+    }
 }
 
 /// Quantises an activation. `range` is [min, max]; min > max until something was seen.
@@ -117,22 +123,27 @@ impl ActivationQuantizer {
         if pass.quant == Quant::Off {
             return Activation::plain(x);
         }
-        if pass.quant == Quant::Observe && x.device().is_autodiff() {
-            self.observe(&x);
+        let mut observed = self.observed(pass);
+        if observed.moves && x.device().is_autodiff() {
+            let seen = host(ops::range(x.clone()));
+            observed = observed.after(seen[0], seen[1]);
+            self.remember(Tensor::from_floats(observed.range, &self.range.get().device()));
         }
-        let range = host(self.range.get());
-        if range[0] > range[1] {
-            return Activation::plain(x);
-        }
-        let grid = activation_grid(range[0], range[1]);
+        let Some(grid) = observed.grid() else { return Activation::plain(x) };
         Activation { x: ops::fake_quant(x, grid), scale: Some(grid.scale) }
     }
 
-    fn observe<const D: usize>(&self, x: &Tensor<D>) {
-        let seen = host(ops::range(x.clone()));
-        let old = host(self.range.get());
-        let new = moving_average(&old, &seen, old[0] > old[1]);
-        self.range.set(Tensor::from_floats([new[0], new[1]], &self.range.get().device()));
+    /// What has been seen, and whether this pass adds to it.
+    pub fn observed(&self, pass: &Pass) -> Observed {
+        let range = host(self.range.get());
+        Observed { range: [range[0], range[1]], moves: pass.quant == Quant::Observe }
+    }
+
+    /// Keeps a range [2], and gives the scale of its grid if it has one.
+    pub fn remember(&self, range: Tensor<1>) -> Option<f32> {
+        self.range.set(range);
+        let range = host(self.range.get());
+        Observed { range: [range[0], range[1]], moves: false }.grid().map(|grid| grid.scale)
     }
 }
 
@@ -172,7 +183,12 @@ impl WeightQuantizer {
 
     /// The stored weight of a training pass, quantised as it will be deployed, multiplied by `fold`, and divided by it
     /// again.
-    pub fn forward_unfolded<const D: usize>(&self, w: Tensor<D>, fold: Tensor<1>, pass: &Pass) -> Option<Tensor<D>> {
+    pub fn forward_unfolded<const D: usize>(
+        &self,
+        w: Tensor<D>,
+        fold: Tensor<1>,
+        pass: &Pass,
+    ) -> Option<Tensor<D>> {
         let by = host(fold.clone().without_autodiff());
         let seen = || {
             let mut seen = host(ops::row_ranges(w.clone()));

@@ -139,12 +139,17 @@ impl State {
     ) -> M {
         for (row, mask) in masks {
             for moment in [&mut self.moments.first[row], &mut self.moments.second[row]] {
-                moment.iter_mut().zip(mask.iter().flatten()).filter(|(_, m)| **m == 0).for_each(|(v, _)| *v = 0.0);
+                moment
+                    .iter_mut()
+                    .zip(mask.iter().flatten())
+                    .filter(|(_, m)| **m == 0)
+                    .for_each(|(v, _)| *v = 0.0);
             }
             self.mask[row] = mask;
         }
         self.pass.sparse = self.mask.iter().any(Option::is_some);
-        let longest = (0..self.params.len()).filter(|&row| self.is_prunable(row)).map(|row| self.params.elements(row));
+        let longest =
+            (0..self.params.len()).filter(|&row| self.is_prunable(row)).map(|row| self.params.elements(row));
         self.all_open = vec![1; longest.max().filter(|_| self.pass.sparse).unwrap_or(0)];
         self.sign_zeros(module)
     }

@@ -11,12 +11,11 @@ use crate::state::{State, check_supported, quantizable_layers, recipe_rows};
 use crate::validate::{Evaluation, Evaluator, evaluate, validate};
 use crate::weights::{self, Metadata};
 use burn::module::Module;
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use lacuna_data::{Augment, Batch, BatchSpec, ImageSet, Prefetch};
-use lacuna_nn::Classifier;
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
+use lacuna_nn::{Classifier, ops};
 use lacuna_recipe::{Action, Recipe, Schedule};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -205,8 +204,7 @@ pub fn fit<M: Classifier>(module: M, mut fit: Fit<'_>) -> Result<Outcome<M>> {
             run.module = run.state.keep_open_weights_off_zero(run.module);
             run.end_epoch(epoch + 1, lr, &mut fit)?;
         }
-        if epoch_ends
-            || (fit.args.checkpoint_steps > 0 && run.step.is_multiple_of(fit.args.checkpoint_steps))
+        if epoch_ends || (fit.args.checkpoint_steps > 0 && run.step.is_multiple_of(fit.args.checkpoint_steps))
         {
             run.save_checkpoint(&fit)?;
         }
@@ -444,8 +442,8 @@ fn sparsity_of<M: Module>(module: &M, state: &State) -> f64 {
 
 /// Mean cross-entropy of logits [n, classes].
 fn loss_of(logits: Tensor<2>, labels: &[i64], device: &Device) -> Tensor<1> {
-    let y = Tensor::<2, Int>::from_data(TensorData::new(labels.to_vec(), [labels.len(), 1]), device);
-    log_softmax(logits, 1).gather(1, y).mean().neg()
+    let labels = Tensor::<1, Int>::from_data(TensorData::new(labels.to_vec(), [labels.len()]), device);
+    ops::cross_entropy(logits, labels)
 }
 
 /// Reads the recipe of a path, with overrides `key=value`.

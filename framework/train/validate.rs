@@ -5,7 +5,6 @@
 //! it into the same class.
 
 use crate::error::{Error, Result};
-use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use lacuna_data::{Batch, BatchSpec, Batches, ImageSet, metrics};
 use lacuna_engine::{InputRef, Options, OutputMut, Session};
@@ -100,11 +99,7 @@ fn module_logits<M: Classifier>(module: &M, batch: &Batch, pass: &Pass) -> Resul
     module.forward(x, pass).into_data().try_into_vec().map_err(|e| Error::Weights(format!("{e:?}")))
 }
 
-fn engine_logits(
-    session: &mut Session,
-    batch: &Batch,
-    classes: usize,
-) -> lacuna_engine::Result<Vec<f32>> {
+fn engine_logits(session: &mut Session, batch: &Batch, classes: usize) -> lacuna_engine::Result<Vec<f32>> {
     let mut logits = vec![0.0; batch.y.len() * classes];
     session.run_into(&[InputRef::f32(&batch.dims, &batch.x)], &mut [OutputMut::f32(&mut logits)])?;
     Ok(logits)

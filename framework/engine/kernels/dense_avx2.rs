@@ -1,11 +1,10 @@
-//! Dense convolutions on AVX2: int8 exactly without VNNI, f32 with FMA. Panels of 16 channels in two registers.
+//! Dense int8 convolutions on AVX2, exact without VNNI. Panels of 16 channels in two registers.
 //!
-//! Int8: `vpmaddubsw` would saturate, so weights are stored as i16 and each 4 bytes of x are split into two pairs
+//! `vpmaddubsw` would saturate, so weights are stored as i16 and each 4 bytes of x are split into two pairs
 //! of 16-bit lanes, (x0, x2) by a mask and (x1, x3) by a shift; two `vpmaddwd` then add exact 32-bit sums.
 //!
 //! ```text
 //! format "D16w", step of 4 neighbours: [pair (0,2), (1,3)][16 lanes][2] i16
-//! format "D16f", step of 1:            [16 lanes] f32
 //! ```
 
 use super::packed::{LANES, Panels, Sections, expect, read};
@@ -19,11 +18,6 @@ pub(super) fn pack_i8(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
         let (step, lane, k) = (slot / 64, slot % 64 / 4, slot % 4);
         step * 64 + k % 2 * 32 + lane * 2 + k / 2
     })
-}
-
-pub(super) fn pack_f32(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
-    expect(KernelType::F32, weights);
-    Panels::new(g, 1, 4).pack::<4>(b"D16f", weights, g, LANES, |slot| slot)
 }
 
 /// A block of pixels of one panel of up to 16 channels. Strides are bytes.
@@ -49,7 +43,7 @@ pub(super) unsafe fn run_i8(
     tile: &Tile,
 ) {
     let s = read(b"D16w", g, packed);
-    for_each_block(g, &s, tile, (4, e.has_residual, 1, 8), x, |flat, block, first, row, cols| {
+    for_each_block(g, &s, tile, e.has_residual, x, |flat, block, first, row, cols| {
         let mut acc = [[0i32; LANES]; 4];
         let mut f = [[0f32; LANES]; 4];
         // SAFETY: the caller vouches for AVX2 and for the pixels and channels of the tile.
@@ -83,71 +77,38 @@ pub(super) unsafe fn run_i8(
     });
 }
 
-/// # Safety
-/// See [`super::RunFn`].
-pub(super) unsafe fn run_f32(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
-    let s = read(b"D16f", g, packed);
-    let (r, y): (*const f32, *mut f32) = (r.cast(), y.cast());
-    for_each_block(g, &s, tile, (6, e.has_residual, 4, 4), x, |flat, block, first, row, cols| {
-        let mut acc = [[0f32; LANES]; 6];
-        // SAFETY: as in `run_i8`.
-        unsafe {
-            match cols.len() {
-                1 => block_f32::<1>(&block, &mut acc),
-                2 => block_f32::<2>(&block, &mut acc),
-                3 => block_f32::<3>(&block, &mut acc),
-                4 => block_f32::<4>(&block, &mut acc),
-                5 => block_f32::<5>(&block, &mut acc),
-                _ => block_f32::<6>(&block, &mut acc),
-            }
-            let n = (tile.ocs.end as usize - first).min(LANES);
-            for (p, col) in cols.enumerate() {
-                if e.has_residual {
-                    let residual = std::slice::from_raw_parts(r.add(flat.r_at(row, col) + first), n);
-                    acc[p].iter_mut().zip(residual).for_each(|(f, &r)| *f += r);
-                }
-                acc[p].iter_mut().for_each(|f| *f = e.clip(*f));
-                y.add(flat.y_at(row, col) + first).copy_from_nonoverlapping(acc[p].as_ptr(), n);
-            }
-        }
-    });
-}
+/// Pixels of a block.
+const PIXELS: u32 = 4;
 
-/// Calls `each(geometry, block, first channel, row, columns)`, panels outside and pixels inside. `most` pixels a
-/// block; bytes of an element of x and of all weights of a lane and step.
+/// Bytes of all weights of a lane and step.
+const LANE_BYTES: usize = 8;
+
+/// Calls `each(geometry, block, first channel, row, columns)`, panels outside and pixels inside.
 fn for_each_block(
     g: &ConvGeom,
     s: &Sections<'_>,
     tile: &Tile,
-    (most, residual, x_size, lane_bytes): (u32, bool, usize, usize),
+    residual: bool,
     x: *const u8,
     mut each: impl FnMut(&ConvGeom, Block<'_>, usize, u32, std::ops::Range<u32>),
 ) {
     debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
     debug_assert!((tile.ocs.start as usize).is_multiple_of(LANES));
     let (flat, tile) = g.flattened(tile, residual);
-    let panel_bytes = s.table.len() * s.args[0] as usize * LANES * lane_bytes;
+    let panel_bytes = s.table.len() * s.args[0] as usize * LANES * LANE_BYTES;
     for first in tile.ocs.clone().step_by(LANES) {
         let first = first as usize;
         let weights = &s.data[first / LANES * panel_bytes..][..panel_bytes];
         for row in tile.rows.clone() {
-            for cols in blocks(tile.cols.clone(), most) {
+            for cols in blocks(tile.cols.clone(), PIXELS) {
                 let block = Block {
                     table: s.table,
                     steps_per_run: s.args[0],
                     weights: weights.as_ptr(),
                     bias: s.bias[first..first + LANES].as_ptr(),
                     mult: s.mult[first..first + LANES].as_ptr(),
-                    x: x.wrapping_add(flat.x_at(row, cols.start) * x_size),
-                    x_stride: flat.x_step().wrapping_mul(x_size),
+                    x: x.wrapping_add(flat.x_at(row, cols.start)),
+                    x_stride: flat.x_step(),
                 };
                 each(&flat, block, first, row, cols);
             }
@@ -186,35 +147,6 @@ unsafe fn block_i8<const P: usize>(block: &Block<'_>, out: &mut [[i32; LANES]; 4
         for p in 0..P {
             _mm256_storeu_si256(out[p].as_mut_ptr().cast(), acc[p][0]);
             _mm256_storeu_si256(out[p].as_mut_ptr().add(8).cast(), acc[p][1]);
-        }
-    }
-}
-
-/// # Safety
-/// AVX2 and FMA are there; `P` pixels from `block.x` belong to the tile.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn block_f32<const P: usize>(block: &Block<'_>, out: &mut [[f32; LANES]; 6]) {
-    // SAFETY: as in `block_i8`; a step reads one float of a run.
-    unsafe {
-        let bias: *const f32 = block.bias.cast();
-        let mut acc = [[_mm256_loadu_ps(bias), _mm256_loadu_ps(bias.add(8))]; P];
-        let mut weights: *const f32 = block.weights.cast();
-        for &run in block.table {
-            let mut x = block.x.add(run as usize);
-            for _ in 0..block.steps_per_run {
-                let w = [_mm256_load_ps(weights), _mm256_load_ps(weights.add(8))];
-                for p in 0..P {
-                    let value = _mm256_set1_ps(x.add(p * block.x_stride).cast::<f32>().read());
-                    acc[p][0] = _mm256_fmadd_ps(value, w[0], acc[p][0]);
-                    acc[p][1] = _mm256_fmadd_ps(value, w[1], acc[p][1]);
-                }
-                weights = weights.add(LANES);
-                x = x.add(4);
-            }
-        }
-        for p in 0..P {
-            _mm256_storeu_ps(out[p].as_mut_ptr(), acc[p][0]);
-            _mm256_storeu_ps(out[p].as_mut_ptr().add(8), acc[p][1]);
         }
     }
 }

@@ -1,13 +1,13 @@
-//! Dense convolutions on AVX-512: int8 with VNNI, f32 with FMA.
+//! Dense int8 convolutions on AVX-512 with VNNI.
 //!
 //! One tile of registers is up to 6 pixels x 64 channels (24 sums, 4 weights, one broadcast): each step
-//! broadcasts 4 bytes (or one float) of every pixel and multiplies them with the weights of 16, 32, 48 or 64
-//! channels. Panels of up to 32 channels take 12 pixels. Steps run over the runs of x that [`Panels`] lists,
+//! broadcasts 4 bytes of every pixel and multiplies them with the weights of 16, 32, 48 or 64 channels. Panels of up to
+//! 32 channels take 12 pixels. Steps run over the runs of x that [`Panels`] lists,
 //! so one loop serves every window, stride and dilation.
 //!
 //! ```text
-//! format "D64i" or "D64f", data: panels of 64 channels, see [`Panels`]
-//! step of i8: 4 neighbours of a run, [vectors][16 lanes][4] i8        step of f32: 1, [vectors][16 lanes] f32
+//! format "D64i", data: panels of 64 channels, see [`Panels`]
+//! step: 4 neighbours of a run, [vectors][16 lanes][4] i8
 //! ```
 
 use super::packed::{Panels, Sections, expect, read};
@@ -19,11 +19,6 @@ const PANEL: usize = 64;
 pub(super) fn pack_i8(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     expect(KernelType::Int8, weights);
     Panels::new(g, 4, 1).pack::<1>(b"D64i", weights, g, PANEL, |slot| slot)
-}
-
-pub(super) fn pack_f32(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
-    expect(KernelType::F32, weights);
-    Panels::new(g, 1, 4).pack::<4>(b"D64f", weights, g, PANEL, |slot| slot)
 }
 
 /// Constants of an integer epilogue, one register each.
@@ -161,8 +156,6 @@ pub(super) use store_fours;
 struct Panel<'a> {
     sections: &'a Sections<'a>,
     weights: *const u8,
-    /// 16-channel vectors: 1 to 4.
-    vectors: usize,
     first: usize,
     /// First channel that is not the tile's.
     end: usize,
@@ -181,6 +174,8 @@ struct Pixels {
     r: *const u8,
 }
 
+/// Panels outside, pixels inside: a panel's weights stay in the nearest caches while pixels stream by.
+///
 /// # Safety
 /// See [`super::RunFn`].
 pub(super) unsafe fn run_i8(
@@ -192,157 +187,40 @@ pub(super) unsafe fn run_i8(
     y: *mut u8,
     tile: &Tile,
 ) {
-    let s = read(b"D64i", g, packed);
-    let y_size = if e.out_f32 { 4 } else { 1 };
-    // SAFETY: the caller vouches for the processor, and for all pixels and channels of the tile.
-    unsafe {
-        let q = Requant::new(e);
-        for_each_block(
-            g,
-            &s,
-            tile,
-            e.has_residual,
-            (1, y_size, 4),
-            Pixels { x, y, r },
-            |panel, pixels, at| {
-                int8::BLOCKS[panel.vectors - 1][pixels - 1](panel, &q, at);
-            },
-        );
-    }
-}
-
-macro_rules! by_pixels {
-    ($v:literal: $($p:literal)*) => { [$(block_f32::<$p, $v>),*] };
-}
-
-type F32BlockFn = unsafe fn(&Panel<'_>, &QEpilogue, Pixels);
-
-/// Blocks of 1 to 6 or 12 pixels, by vectors of a panel.
-const F32_BLOCKS: [&[F32BlockFn]; 4] = [
-    &by_pixels!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
-    &by_pixels!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
-    &by_pixels!(3: 1 2 3 4 5 6),
-    &by_pixels!(4: 1 2 3 4 5 6),
-];
-
-/// # Safety
-/// See [`super::RunFn`].
-pub(super) unsafe fn run_f32(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
-    let s = read(b"D64f", g, packed);
-    // SAFETY: as in `run_i8`.
-    unsafe {
-        for_each_block(g, &s, tile, e.has_residual, (4, 4, 4), Pixels { x, y, r }, |panel, pixels, at| {
-            F32_BLOCKS[panel.vectors - 1][pixels - 1](panel, e, at);
-        });
-    }
-}
-
-/// Panels outside, pixels inside: a panel's weights stay in the nearest caches while pixels stream by.
-/// `sizes` are bytes of an element of x and residual, of y, and of all weights of a lane and step.
-///
-/// # Safety
-/// `at` holds the buffers' starts, and `each` may be called for all pixels of the tile.
-unsafe fn for_each_block(
-    g: &ConvGeom,
-    s: &Sections<'_>,
-    tile: &Tile,
-    residual: bool,
-    (x_size, y_size, lane_bytes): (usize, usize, usize),
-    at: Pixels,
-    each: impl Fn(&Panel<'_>, usize, Pixels),
-) {
     debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
     debug_assert!((tile.ocs.start as usize).is_multiple_of(PANEL));
-    let (flat, tile) = g.flattened(tile, residual);
+    let s = read(b"D64i", g, packed);
+    let y_size = if e.out_f32 { 4 } else { 1 };
+    // SAFETY: the caller vouches for the processor.
+    let q = unsafe { Requant::new(e) };
+    let (flat, tile) = g.flattened(tile, e.has_residual);
     let steps = s.table.len() * s.args[0] as usize;
     for first in tile.ocs.clone().step_by(PANEL) {
         let first = first as usize;
         let vectors = (g.oc as usize - first).div_ceil(16).min(4);
-        let data = &s.data[first * steps * lane_bytes..][..vectors * 16 * steps * lane_bytes];
+        let data = &s.data[first * steps * 4..][..vectors * 16 * steps * 4];
         let panel = Panel {
-            sections: s,
+            sections: &s,
             weights: data.as_ptr(),
-            vectors,
             first,
             end: tile.ocs.end as usize,
-            x_stride: flat.x_step().wrapping_mul(x_size),
+            x_stride: flat.x_step(),
             y_stride: flat.y_pixel as usize * y_size,
-            r_stride: flat.r_pixel as usize * x_size,
+            r_stride: flat.r_pixel as usize,
         };
         let most = if vectors <= 2 { 12 } else { 6 };
         for row in tile.rows.clone() {
             for cols in blocks(tile.cols.clone(), most) {
-                // SAFETY: the offsets of pixels of the tile, inside the caller's buffers.
-                let start = unsafe {
-                    Pixels {
-                        x: at.x.add(flat.x_at(row, cols.start) * x_size),
-                        y: at.y.add((flat.y_at(row, cols.start) + first) * y_size),
-                        r: if residual {
-                            at.r.add((flat.r_at(row, cols.start) + first) * x_size)
-                        } else {
-                            at.r
-                        },
-                    }
-                };
-                each(&panel, cols.len(), start);
-            }
-        }
-    }
-}
-
-/// # Safety
-/// `P` pixels from `at` belong to the tile; `V` is the panel's number of vectors.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn block_f32<const P: usize, const V: usize>(panel: &Panel<'_>, e: &QEpilogue, at: Pixels) {
-    let s = panel.sections;
-    // SAFETY: `read` and `for_each_block` cut bias, table and weights to the panel's size; every run is readable
-    // for pixels of the tile.
-    unsafe {
-        let mut acc = [[_mm512_setzero_ps(); V]; P];
-        for v in 0..V {
-            let bias = _mm512_loadu_ps(s.bias.as_ptr().add(panel.first + v * 16).cast());
-            for p in 0..P {
-                acc[p][v] = bias;
-            }
-        }
-        let mut weights: *const f32 = panel.weights.cast();
-        for &run in s.table {
-            let mut x: *const u8 = at.x.add(run as usize);
-            for _ in 0..s.args[0] {
-                let mut w = [_mm512_setzero_ps(); V];
-                for v in 0..V {
-                    w[v] = _mm512_load_ps(weights.add(v * 16));
+                // SAFETY: the offsets of pixels of the tile, inside the caller's buffers; blocks are of the panel's
+                // vectors and as many pixels.
+                unsafe {
+                    let at = Pixels {
+                        x: x.add(flat.x_at(row, cols.start)),
+                        y: y.add((flat.y_at(row, cols.start) + first) * y_size),
+                        r: if e.has_residual { r.add(flat.r_at(row, cols.start) + first) } else { r },
+                    };
+                    int8::BLOCKS[vectors - 1][cols.len() - 1](&panel, &q, at);
                 }
-                for p in 0..P {
-                    let value = _mm512_set1_ps(x.add(p * panel.x_stride).cast::<f32>().read());
-                    for v in 0..V {
-                        acc[p][v] = _mm512_fmadd_ps(value, w[v], acc[p][v]);
-                    }
-                }
-                weights = weights.add(V * 16);
-                x = x.add(4);
-            }
-        }
-        let (min, max) = (_mm512_set1_ps(e.min), _mm512_set1_ps(e.max));
-        for v in 0..V {
-            let mask = lanes_before(panel.first + v * 16, panel.end);
-            for p in 0..P {
-                let mut f = acc[p][v];
-                if e.has_residual {
-                    let r: *const f32 = at.r.wrapping_add(p * panel.r_stride + v * 64).cast();
-                    f = _mm512_add_ps(f, _mm512_maskz_loadu_ps(mask, r));
-                }
-                // Bounds come first: these instructions return their second operand when one is NaN.
-                f = _mm512_min_ps(max, _mm512_max_ps(min, f));
-                _mm512_mask_storeu_ps(at.y.wrapping_add(p * panel.y_stride + v * 64).cast(), mask, f);
             }
         }
     }

@@ -28,6 +28,8 @@ use std::ops::Range;
 mod dense_avx2;
 #[cfg(target_arch = "x86_64")]
 mod dense_avx512;
+#[cfg(target_arch = "x86_64")]
+mod dense_f32;
 mod depthwise;
 pub mod lane_gather;
 mod packed;
@@ -214,8 +216,8 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         sparse: false,
         oc_granule: 16,
         supports: one_group,
-        pack: dense_avx2::pack_f32,
-        run: dense_avx2::run_f32,
+        pack: dense_f32::pack_avx2,
+        run: dense_f32::run_avx2,
     },
     #[cfg(target_arch = "x86_64")]
     ConvKernel {
@@ -236,8 +238,8 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         sparse: false,
         oc_granule: 64,
         supports: one_group,
-        pack: dense_avx512::pack_f32,
-        run: dense_avx512::run_f32,
+        pack: dense_f32::pack_avx512,
+        run: dense_f32::run_avx512,
     },
     #[cfg(target_arch = "x86_64")]
     ConvKernel {

@@ -87,6 +87,7 @@ pub fn product(sizes: Sizes, a: Left, b: Right, c: Target, add: bool) {
             c: c.at.wrapping_add(from),
             columns: here,
             first: if add { First::Sum } else { First::Zero },
+            last: None,
         };
         for first in (0..rows).step_by(ROWS) {
             let at: [Row; ROWS] =

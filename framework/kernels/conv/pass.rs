@@ -114,16 +114,14 @@ thread_local! {
 }
 
 /// Stretches of x that an output reads without a gap: neighbouring taps where pixels lie back to back, otherwise one tap.
-fn runs(reading: &Reading, layout: &Layout, channels: usize) -> (Vec<usize>, usize) {
+fn runs(reading: &Reading, layout: &Layout, channels: usize) -> (Vec<u32>, usize) {
     let offsets: Vec<usize> = reading.tap_offsets(layout).collect();
     let per_row = reading.taps.iter().take_while(|tap| tap[0] == reading.taps[0][0]).count();
     let joined = layout.pixel == channels
         && offsets.chunks(per_row).all(|row| row.windows(2).all(|pair| pair[1] == pair[0] + channels));
-    if joined {
-        (offsets.into_iter().step_by(per_row).collect(), per_row * channels)
-    } else {
-        (offsets, channels)
-    }
+    let (step, run_len) = if joined { (per_row, per_row * channels) } else { (1, channels) };
+    let offset = |at: usize| u32::try_from(at).expect("taps within 2^32 elements of each other");
+    (offsets.into_iter().step_by(step).map(offset).collect(), run_len)
 }
 
 fn blocks(runs: usize, run_len: usize) -> Vec<Block> {
@@ -195,7 +193,7 @@ pub unsafe fn run(pass: &Pass<'_>, y: &mut [f32]) {
                 let weights = &pass.weights[panel.first * steps..][..panel.lanes() * steps];
                 for block in &blocks {
                     offsets.clear();
-                    offsets.extend(runs[block.runs.clone()].iter().map(|run| run + block.skip));
+                    offsets.extend(runs[block.runs.clone()].iter().map(|run| run + block.skip as u32));
                     let product = Product {
                         a: x.as_ptr(),
                         runs: &offsets,
@@ -210,6 +208,7 @@ pub unsafe fn run(pass: &Pass<'_>, y: &mut [f32]) {
                             Some(bias) => First::Bias(bias[panel.first..].as_ptr()),
                             None => First::Zero,
                         },
+                        last: None,
                     };
                     // SAFETY: the caller's promise; a copy is as long as its layout.
                     unsafe { tile::run(pass.isa, &product, rows) };

@@ -159,8 +159,8 @@ fn add_bands(
         let pixels = band.images * band.rows * reading.cols;
         runs.clear();
         let (x, a_step, run_len) = if reading.is_plain() && channels.pitch == part.cs {
-            runs.push(reading.in_place(band, &channels).start);
-            (g.x, channels.pitch, pixels)
+            runs.push(0);
+            (&g.x[reading.in_place(band, &channels).start..], channels.pitch, pixels)
         } else if taps == 1 {
             let x = x.at_least(pixels * part.cs);
             reading.gather(g.x, band, &channels, x);
@@ -171,7 +171,7 @@ fn add_bands(
             reading.copy(g.x, band, &channels, x);
             let layout = reading.copied(band, part.cs);
             for image in 0..band.images {
-                let row = |row: usize| image * layout.image + row * reading.stride[0] * layout.row;
+                let row = |row: usize| (image * layout.image + row * reading.stride[0] * layout.row) as u32;
                 runs.extend((0..band.rows).map(row));
             }
             (&*x, reading.stride[1] * part.cs, reading.cols)
@@ -199,6 +199,7 @@ fn add_bands(
                 c: sums[*o..].as_mut_ptr(),
                 columns: *columns,
                 first: if i == 0 { First::Zero } else { First::Sum },
+                last: None,
             };
             // SAFETY: rows and runs stay inside the copies of the band, columns inside rows of `lanes` sums.
             unsafe { tile::run(g.isa, &product, rows) };

@@ -5,7 +5,8 @@
 //! is multiplied where it lies: for a convolution a row is an output pixel and a run is a tap.
 //!
 //! ```text
-//! c[row][j] = first + Σ_run Σ_k a[row.a + run + k * a_step] * b[(run number * run_len + k) * b_step + j]
+//! sum = first + Σ_run Σ_k a[row.a + run + k * a_step] * b[(run number * run_len + k) * b_step + j]
+//! c[row.c + j] = clamp(sum + residual)
 //! ```
 //! AVX-512 tiles are 6 x 64, 8 x 48, 12 x 32 or 12 x 16: 24 sums, the vectors of a row of `b` and a broadcast fit 32
 //! registers. AVX2 tiles are 6 x 16, portable ones 4 x 16.
@@ -32,12 +33,22 @@ pub enum First {
     Sum,
 }
 
+/// What becomes of sums.
+#[derive(Clone, Copy)]
+pub struct Last {
+    /// Added to the sums: the first row's, and the elements from one row to the next.
+    pub residual: Option<(*const f32, usize)>,
+    /// Bounds of results; NaN stays NaN.
+    pub min: f32,
+    pub max: f32,
+}
+
 /// A product, but for its rows. Steps are elements.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
     pub a: *const f32,
     /// From a row's beginning to each of its runs.
-    pub runs: &'a [usize],
+    pub runs: &'a [u32],
     pub run_len: usize,
     /// From one element of a run to the next.
     pub a_step: usize,
@@ -48,6 +59,8 @@ pub struct Product<'a> {
     /// 1 to [`MOST_COLUMNS`].
     pub columns: usize,
     pub first: First,
+    /// Sums as they are if there is none.
+    pub last: Option<Last>,
 }
 
 /// Computes `rows` of a product.
@@ -56,7 +69,7 @@ pub struct Product<'a> {
 /// If the product has no columns or too many.
 ///
 /// # Safety
-/// The processor has `isa`. Every element of `a`, `b`, `c` and the bias that the formula at the head of the file names is
+/// The processor has `isa`. Every element of `a`, `b`, `c`, bias and residual that the formula at the head of the file names is
 /// inside its buffer, and no other thread uses those of `c`.
 pub unsafe fn run(isa: Isa, product: &Product<'_>, rows: &[Row]) {
     assert!((1..=MOST_COLUMNS).contains(&product.columns), "a tile of {} columns", product.columns);
@@ -72,6 +85,7 @@ pub unsafe fn run(isa: Isa, product: &Product<'_>, rows: &[Row]) {
     };
     // Tiles as equal as can be: a short one at the end would wait for its own sums.
     let mut rest = rows;
+    let mut product = *product;
     while !rest.is_empty() {
         let (tile, after) = rest.split_at(rest.len().div_ceil(rest.len().div_ceil(most)));
         rest = after;
@@ -79,11 +93,14 @@ pub unsafe fn run(isa: Isa, product: &Product<'_>, rows: &[Row]) {
         unsafe {
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => avx512::TILES[vectors - 1][tile.len() - 1](product, tile.as_ptr()),
+                Isa::Avx512 => avx512::TILES[vectors - 1][tile.len() - 1](&product, tile.as_ptr()),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => avx2::TILES[tile.len() - 1](product, tile.as_ptr()),
-                _ => portable::tile(product, tile),
+                Isa::Avx2 => avx2::TILES[tile.len() - 1](&product, tile.as_ptr()),
+                _ => portable::tile(&product, tile),
             }
+        }
+        if let Some(Last { residual: Some((at, step)), .. }) = &mut product.last {
+            *at = at.wrapping_add(tile.len() * *step);
         }
     }
 }
@@ -114,11 +131,11 @@ mod portable {
                 }
                 let mut b = s.b.add(j);
                 let mut w = [0f32; 16];
-                for run in s.runs {
+                for &run in s.runs {
                     for k in 0..s.run_len {
                         std::ptr::copy_nonoverlapping(b, w.as_mut_ptr(), lanes);
                         for (sum, row) in sums.iter_mut().zip(rows) {
-                            let x = *s.a.add(row.a + run + k * s.a_step);
+                            let x = *s.a.add(row.a + run as usize + k * s.a_step);
                             for (sum, w) in sum.iter_mut().zip(&w) {
                                 *sum += x * w;
                             }
@@ -126,7 +143,16 @@ mod portable {
                         b = b.wrapping_add(s.b_step);
                     }
                 }
-                for (sum, row) in sums.iter().zip(rows) {
+                for (p, (sum, row)) in sums.iter_mut().zip(rows).enumerate() {
+                    if let Some(last) = s.last {
+                        for (l, sum) in sum[..lanes].iter_mut().enumerate() {
+                            if let Some((at, step)) = last.residual {
+                                *sum += *at.add(p * step + j + l);
+                            }
+                            *sum = if *sum < last.min { last.min } else { *sum };
+                            *sum = if *sum > last.max { last.max } else { *sum };
+                        }
+                    }
                     std::ptr::copy_nonoverlapping(sum.as_ptr(), s.c.add(row.c + j), lanes);
                 }
             }
@@ -180,7 +206,7 @@ mod avx2 {
                 }
                 let mut b = s.b.add(j);
                 for &run in s.runs {
-                    let mut at = run;
+                    let mut at = run as usize;
                     for _ in 0..s.run_len {
                         let w = load(b);
                         for p in 0..P {
@@ -190,6 +216,17 @@ mod avx2 {
                         }
                         at += s.a_step;
                         b = b.wrapping_add(s.b_step);
+                    }
+                }
+                if let Some(last) = s.last {
+                    let (min, max) = (_mm256_set1_ps(last.min), _mm256_set1_ps(last.max));
+                    for p in 0..P {
+                        if let Some((at, step)) = last.residual {
+                            let residual = load(at.add(p * step + j));
+                            sums[p] = [0, 1].map(|v| _mm256_add_ps(sums[p][v], residual[v]));
+                        }
+                        // Bounds come first: these instructions return their second operand when one is NaN.
+                        sums[p] = sums[p].map(|sum| _mm256_min_ps(max, _mm256_max_ps(min, sum)));
                     }
                 }
                 for p in 0..P {
@@ -253,7 +290,7 @@ mod avx512 {
             }
             let mut b = s.b;
             for &run in s.runs {
-                let mut at = run;
+                let mut at = run as usize;
                 for _ in 0..s.run_len {
                     let w = load(b);
                     for p in 0..P {
@@ -264,6 +301,21 @@ mod avx512 {
                     }
                     at += s.a_step;
                     b = b.wrapping_add(s.b_step);
+                }
+            }
+            if let Some(last) = s.last {
+                let (min, max) = (_mm512_set1_ps(last.min), _mm512_set1_ps(last.max));
+                for p in 0..P {
+                    if let Some((at, step)) = last.residual {
+                        let residual = load(at.add(p * step));
+                        for v in 0..V {
+                            sums[p][v] = _mm512_add_ps(sums[p][v], residual[v]);
+                        }
+                    }
+                    for v in 0..V {
+                        // Bounds come first: these instructions return their second operand when one is NaN.
+                        sums[p][v] = _mm512_min_ps(max, _mm512_max_ps(min, sums[p][v]));
+                    }
                 }
             }
             for p in 0..P {

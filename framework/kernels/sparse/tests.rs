@@ -169,3 +169,15 @@ fn linear_layers_are_pointwise_convolutions() {
         close("dw", &[*got], &[if w.to_bits() == 0 { [0.0; 2] } else { *want }], &case.s);
     }
 }
+
+#[test]
+fn sparse_kernels_pay_for_few_open_weights_and_many_items() {
+    let conv = |n, groups, stride, k| {
+        ConvShape::new([n, 256, 8, 8], [256, 256 / groups, k, k], Window::new(stride, k / 2).grouped(groups))
+    };
+    assert!(pays(&conv(32, 1, 1, 3), 0.1) && pays(&linear_shape(4096, 256, 1024), 0.1));
+    assert!(!pays(&conv(32, 1, 1, 3), 0.9) && !pays(&linear_shape(4096, 256, 1024), 0.9));
+    // Fifteen of sixteen lanes would be empty.
+    assert!(!pays(&conv(1, 1, 1, 3), 0.1));
+    assert!(!pays(&conv(32, 2, 1, 3), 0.1));
+}

@@ -75,7 +75,7 @@ fn adamw_gives_the_values_of_pytorch() {
     for (i, g) in steps.iter().enumerate() {
         optimizer::adamw(&mut w, &mut m, &mut v, g, None, i as u64 + 1, &rule);
     }
-    let expected: [f32; 4] = [0.477919519, -0.24131, 1.47443116, -0.00378098828];
+    let expected: [f32; 4] = [0.477_919_52, -0.24131, 1.474_431_2, -0.003_780_988_3];
     for (w, e) in w.iter().zip(expected) {
         assert!((w - e).abs() <= 1e-7 * (1.0 + e.abs()), "{w} {e}");
     }

@@ -3,7 +3,7 @@
 use super::Init;
 use crate::buffer::Buffer;
 use crate::ops::{self, Act, Window};
-use crate::quant::{Activation, Norm, Pass, Quant, WeightQuantizer, bias_on_grid};
+use crate::quant::{Activation, ActivationQuantizer, Norm, Pass, Quant, WeightQuantizer, bias_on_grid};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
@@ -141,38 +141,52 @@ fn scale_rows(w: Tensor<4>, scale: Tensor<1>) -> Tensor<4> {
     w * scale.reshape([o, 1, 1, 1])
 }
 
-/// Convolution, batch norm, the residual, then `act`. Returns plain values: quantising them is the caller's choice.
+/// Convolution, batch norm, the residual, `act`, and the quantiser of the result.
 pub fn conv_norm(
     x: &Activation<4>,
     conv: &Conv2d,
     norm: &BatchNorm,
     residual: Option<Tensor<4>>,
     act: Act,
+    quantizer: &ActivationQuantizer,
     pass: &Pass,
-) -> Tensor<4> {
+) -> Activation<4> {
     let training = x.x.device().is_autodiff();
     let batch_statistics = training && pass.norm == Norm::Batch;
+    let w = conv.weight.val();
     match (pass.quant, batch_statistics) {
-        (Quant::Off, true) => norm_batch(convolve(x, conv.weight.val(), conv, pass), norm, residual, act),
+        (Quant::Off, true) => {
+            let y = convolve(x, w, conv, pass);
+            let count = y.dims().iter().product::<usize>() / y.dims()[1];
+            let (gamma, beta) = (norm.weight.val(), norm.bias.val());
+            let (y, mean, var) = ops::batch_norm(y, gamma, beta, residual, norm.eps, act);
+            norm.update(mean, var, count);
+            Activation::plain(y)
+        }
         // The weight is quantised as it will be deployed, folded, and scaled back for the batch's own statistics
         // (Jacob et al., 2018, section 3.2; PyTorch's ConvBn2d).
         (_, true) => {
-            let w = conv.weight.val();
             let scale = norm.fold_scale();
             let w = conv.weight_quantizer.forward_unfolded(w.clone(), scale, pass).unwrap_or(w);
-            norm_batch(convolve(x, w, conv, pass), norm, residual, act)
+            let y = convolve(x, w, conv, pass);
+            let count = y.dims().iter().product::<usize>() / y.dims()[1];
+            let (gamma, beta, observed) = (norm.weight.val(), norm.bias.val(), quantizer.observed(pass));
+            let (y, mean, var, range) =
+                ops::batch_norm_observed(y, gamma, beta, residual, norm.eps, act, observed);
+            norm.update(mean, var, count);
+            Activation { x: y, scale: quantizer.remember(range) }
         }
         (Quant::Off, false) => {
-            let y = convolve(x, conv.weight.val(), conv, pass);
+            let y = convolve(x, w, conv, pass);
             let (gamma, beta) = (norm.weight.val(), norm.bias.val());
             let (mean, var) = (like(norm.running_mean.get(), &gamma), like(norm.running_var.get(), &gamma));
-            ops::batch_norm_eval(y, gamma, beta, mean, var, residual, norm.eps, act)
+            Activation::plain(ops::batch_norm_eval(y, gamma, beta, mean, var, residual, norm.eps, act))
         }
         (_, false) => {
             let scale = norm.fold_scale();
             let beta = norm.bias.val();
             let bias = beta.clone() - like(norm.running_mean.get(), &beta) * scale.clone();
-            let folded = scale_rows(conv.weight.val(), scale.clone());
+            let folded = scale_rows(w, scale.clone());
             let (w, bias) = match conv.weight_quantizer.forward(folded.clone(), Some(&scale), pass) {
                 Some((w, scales)) => {
                     let bias = x.scale.map(|s| bias_on_grid(bias.clone(), s, &scales)).unwrap_or(bias);
@@ -182,7 +196,8 @@ pub fn conv_norm(
             };
             let [_, _, height, width] = x.x.dims();
             let window = conv.window([height, width]);
-            ops::conv2d_bias_act(x.x.clone(), w, bias, residual, window, act, pass.sparse)
+            let y = ops::conv2d_bias_act(x.x.clone(), w, bias, residual, window, act, pass.sparse);
+            quantizer.forward(y, pass)
         }
     }
 }
@@ -190,12 +205,4 @@ pub fn conv_norm(
 fn convolve(x: &Activation<4>, w: Tensor<4>, conv: &Conv2d, pass: &Pass) -> Tensor<4> {
     let [_, _, height, width] = x.x.dims();
     ops::conv2d(x.x.clone(), w, None, conv.window([height, width]), pass.sparse)
-}
-
-fn norm_batch(y: Tensor<4>, norm: &BatchNorm, residual: Option<Tensor<4>>, act: Act) -> Tensor<4> {
-    let [n, _, h, w] = y.dims();
-    let (gamma, beta) = (norm.weight.val(), norm.bias.val());
-    let (y, mean, var) = ops::batch_norm(y, gamma, beta, residual, norm.eps, act);
-    norm.update(mean, var, n * h * w);
-    y
 }

@@ -228,7 +228,7 @@ impl TrainKernels for Flex {
                     batch_norm::forward_with(values(&x), rows, c, values(&scale), values(&shift), residual, act, None, y)
                 });
                 let y = y.image(dims4(&x));
-                let mut kept = vec![x, scale, shift, y.clone()];
+                let mut kept = vec![x, scale, shift];
                 kept.extend(residual);
                 (vec![y], kept.into())
             }
@@ -417,33 +417,29 @@ impl TrainKernels for Flex {
                 vec![Some(dx.image(dims4(&x))), Some(d_gamma.tensor(&[c])), Some(d_beta.tensor(&[c])), d_residual]
             }
             Op::Affine { act } => {
-                let ([x, scale, shift, y], residual) = saved(tensors);
+                let ([x, scale, shift], residual) = saved(tensors);
                 let dy = nhwc(dy);
                 let (rows, c) = pixels(&x);
-                let (mut dx, mut d_scale, mut d_shift) =
-                    (Buffer::new(rows * c), Buffer::new(c), Buffer::new(c));
-                let mut d_residual = (wants(3) && !(act == Act::None && grid.is_none())).then(|| Buffer::new(rows * c));
-                let skip = skip(act, false, &y, residual.as_ref());
-                batch_norm::backward_with(
-                    values(&x),
-                    skip,
-                    values(&dy),
-                    rows,
-                    c,
-                    values(&scale),
-                    values(&shift),
-                    act,
-                    None,
-                    dx.values(),
-                    d_scale.values(),
-                    d_shift.values(),
-                    d_residual.as_mut().map(Buffer::values),
-                );
-                let d_residual = match d_residual {
-                    Some(d) => Some(d.image(dims4(&x))),
-                    None => wants(3).then_some(dy),
+                // The gradient before the activation, which is the residual's, too.
+                let dz = match act {
+                    Act::None => dy,
+                    _ => {
+                        let mut z = Buffer::new(rows * c);
+                        let residual = residual.as_ref().map(values);
+                        let (scale, shift) = (values(&scale), values(&shift));
+                        batch_norm::forward_with(values(&x), rows, c, scale, shift, residual, Act::None, None, z.values());
+                        let (z, dy) = (z.image(dims4(&x)), values(&dy));
+                        filled(rows * c, |dz| activation::backward(act, values(&z), dy, dz)).image(dims4(&x))
+                    }
                 };
-                vec![Some(dx.image(dims4(&x))), Some(d_scale.tensor(&[c])), Some(d_shift.tensor(&[c])), d_residual]
+                let (mut d_scale, mut d_shift) = (Buffer::new(c), Buffer::new(c));
+                batch_norm::column_products(values(&x), values(&dz), rows, c, d_scale.values(), d_shift.values());
+                let zeros = vec![0f32; c];
+                let dx = filled(rows * c, |dx| {
+                    batch_norm::forward_with(values(&dz), rows, c, values(&scale), &zeros, None, Act::None, None, dx)
+                });
+                let (d_scale, d_shift) = (d_scale.tensor(&[c]), d_shift.tensor(&[c]));
+                vec![Some(dx.image(dims4(&x))), Some(d_scale), Some(d_shift), wants(3).then_some(dz)]
             }
             Op::Linear { .. } => {
                 let ([x, w], _) = saved(tensors);
@@ -610,8 +606,10 @@ fn bias_gradient(dy: &FlexTensor, channels: usize) -> FlexTensor {
 }
 
 /// The open weights, if the weight is masked and skipping them pays.
-fn open_weights(sparse: bool, w: &[f32], shape: &ConvShape) -> Option<Arc<Pattern>> {
-    (sparse && w.len() > 0).then(|| Arc::new(Pattern::of(w, shape)))
+fn open_weights(masked: bool, w: &[f32], shape: &ConvShape) -> Option<Arc<Pattern>> {
+    let closed = || w.iter().filter(|w| w.to_bits() == 0).count();
+    let density = || 1.0 - closed() as f64 / w.len().max(1) as f64;
+    (masked && sparse::pays(shape, density())).then(|| Arc::new(Pattern::of(w, shape)))
 }
 
 /// Tokens of [batch, tokens, heads * width] as rows.

@@ -18,11 +18,9 @@ fn open_weights_do_not_round_to_zero() {
     let weights: Vec<usize> =
         (0..state.params.len()).filter(|&row| state.params.role[row] == Role::Weight).collect();
     // Every second weight is masked, every tenth of the others is far below a step of its grid.
-    for &row in &weights {
-        state.mask[row] = Some((0..state.params.elements(row)).map(|i| (i % 2) as u8).collect());
-    }
+    let half = |row: usize, state: &State| (0..state.params.elements(row)).map(|i| (i % 2) as u8).collect();
     net = params::update_each(net, |row, w| {
-        if state.mask[row].is_some() {
+        if weights.contains(&row) {
             for (i, w) in w.iter_mut().enumerate() {
                 *w *= if i % 2 == 0 {
                     0.0
@@ -34,7 +32,9 @@ fn open_weights_do_not_round_to_zero() {
             }
         }
     });
-    state.pass = Pass { quant: Quant::Observe, norm: Norm::Frozen, ..Pass::default() };
+    let masks: Vec<_> = weights.iter().map(|&row| (row, Some(half(row, &state)))).collect();
+    net = state.set_masks(net, masks);
+    (state.pass.quant, state.pass.norm) = (Quant::Observe, Norm::Frozen);
     net.forward(Tensor::ones([2, 1, 28, 28], &device), &state.pass);
     let zeros = |net: &lacuna_models::Network| {
         let pass = Pass { quant: Quant::Frozen, norm: Norm::Frozen, ..Pass::default() };

@@ -1,0 +1,125 @@
+//! Dense f32 convolutions on AVX2 and AVX-512: the register tile that training uses, over weights packed beforehand.
+//!
+//! Steps run over the runs of x that [`Panels`] lists, so one loop serves every window, stride and dilation.
+//!
+//! ```text
+//! format "D16f" or "D64f", data: panels of 16 or 64 channels, see [`Panels`]; its table counts elements
+//! step: 1, [vectors][16 lanes] f32
+//! ```
+
+use super::packed::{LANES, Panels, expect, read};
+use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile};
+use lacuna_kernels::gemm::tile::{First, Last, Product, Row, run};
+use lacuna_kernels::isa::Isa;
+
+/// Pixels that one call of the tile takes: whole tiles of 6, 8 and 12.
+const PIXELS: usize = 48;
+
+/// Channels of a panel, and what the format is called.
+struct Format {
+    panel: usize,
+    name: &'static [u8; 4],
+}
+
+const AVX2: Format = Format { panel: 16, name: b"D16f" };
+const AVX512: Format = Format { panel: 64, name: b"D64f" };
+
+pub(super) fn pack_avx2(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    pack(&AVX2, weights, g)
+}
+
+pub(super) fn pack_avx512(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    pack(&AVX512, weights, g)
+}
+
+fn pack(format: &Format, weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    expect(KernelType::F32, weights);
+    Panels::new(g, 1, 1).pack::<4>(format.name, weights, g, format.panel, |slot| slot)
+}
+
+/// # Safety
+/// See [`super::RunFn`].
+pub(super) unsafe fn run_avx2(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    // SAFETY: as the caller promises.
+    unsafe { run_tile(Isa::Avx2, &AVX2, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+}
+
+/// # Safety
+/// See [`super::RunFn`].
+pub(super) unsafe fn run_avx512(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    // SAFETY: as the caller promises.
+    unsafe { run_tile(Isa::Avx512, &AVX512, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+}
+
+/// Panels outside, pixels inside: a panel's weights stay in the nearest caches while pixels stream by.
+///
+/// # Safety
+/// See [`super::RunFn`].
+unsafe fn run_tile(
+    isa: Isa,
+    format: &Format,
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    [x, r]: [*const f32; 2],
+    y: *mut f32,
+    tile: &Tile,
+) {
+    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
+    debug_assert!((tile.ocs.start as usize).is_multiple_of(format.panel));
+    let s = read(format.name, g, packed);
+    let (flat, tile) = g.flattened(tile, e.has_residual);
+    let run_len = s.args[0] as usize;
+    let steps = s.table.len() * run_len;
+    let (data, bias): (&[f32], &[f32]) = (bytemuck::cast_slice(s.data), bytemuck::cast_slice(s.bias));
+    let mut rows = [Row { a: 0, c: 0 }; PIXELS];
+    for first in tile.ocs.clone().step_by(format.panel) {
+        let first = first as usize;
+        let lanes = (g.oc as usize - first).next_multiple_of(LANES).min(format.panel);
+        let columns = lanes.min(tile.ocs.end as usize - first);
+        for row in tile.rows.clone() {
+            for begin in tile.cols.clone().step_by(PIXELS) {
+                let rows = &mut rows[..PIXELS.min((tile.cols.end - begin) as usize)];
+                let (x_at, y_at) = (flat.x_at(row, begin), flat.y_at(row, begin) + first);
+                for (p, row) in rows.iter_mut().enumerate() {
+                    row.a = x_at.wrapping_add(p.wrapping_mul(flat.x_step()));
+                    row.c = y_at + p * flat.y_pixel as usize;
+                }
+                let residual = e
+                    .has_residual
+                    .then(|| (r.wrapping_add(flat.r_at(row, begin) + first), flat.r_pixel as usize));
+                let product = Product {
+                    a: x,
+                    runs: s.table,
+                    run_len,
+                    a_step: 1,
+                    b: data[first * steps..][..lanes * steps].as_ptr(),
+                    b_step: lanes,
+                    c: y,
+                    columns,
+                    first: First::Bias(bias[first..][..columns].as_ptr()),
+                    last: Some(Last { residual, min: e.min, max: e.max }),
+                };
+                // SAFETY: every run is readable, and every channel writable, for pixels of the tile; bias and weights
+                // are cut to the panel's size.
+                unsafe { run(isa, &product, rows) };
+            }
+        }
+    }
+}
