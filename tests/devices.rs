@@ -11,6 +11,7 @@ use lacuna::nn::Classifier;
 use lacuna::nn::layers::Init;
 use lacuna::nn::params;
 use lacuna::nn::quant::{Norm, Pass, Quant, host};
+use lacuna::train::Optimizer;
 use lacuna::train::state::State;
 
 /// Images with something to tell apart, not noise alone.
@@ -45,7 +46,7 @@ impl Net {
         let log_probability = burn::tensor::activation::log_softmax(logits, 1);
         let loss = (log_probability * targets(&self.device)).sum().neg();
         let value = loss.clone().into_scalar();
-        self.net = self.state.sgd_step(self.net.clone(), &loss.backward(), 0.01, 0.9);
+        self.net = self.state.step(self.net.clone(), loss.backward(), &Optimizer::SGD, 0.01);
         value
     }
 
@@ -95,9 +96,7 @@ fn every_device_trains_alike() {
     let same = flex.tensors();
     other.net = params::update_each(other.net.clone(), |row, w| w.copy_from_slice(&same[row]));
     close("logits with fake quantisation", &flex.logits(), &other.logits(), 0.02);
-    for row in 0..same.len() {
-        other.state.momentum[row] = flex.state.momentum[row].clone();
-    }
+    other.state.moments = flex.state.moments.clone();
     let losses = [flex.step(Quant::Frozen), other.step(Quant::Frozen)];
     println!("a quantised step from the same bytes: losses {losses:?}");
     close("loss with fake quantisation", &losses[..1], &losses[1..], 0.005);
