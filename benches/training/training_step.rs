@@ -10,8 +10,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use lacuna::models::{self, InputShape, Network};
 use lacuna::nn::Classifier;
 use lacuna::nn::layers::Init;
-use lacuna::nn::{Input, Tokens, ops};
 use lacuna::nn::params::ParamTable;
+use lacuna::nn::{Input, Tokens, ops};
 use lacuna::train::optimizer::Optimizer;
 use lacuna::train::state::State;
 use lacuna::train::trainer;
@@ -110,7 +110,8 @@ impl Training {
     fn new(name: &str) -> Training {
         let (model, variant) = name.split_once('+').unwrap_or((name, ""));
         let row = models::find(model).unwrap_or_else(|| panic!("no model {model}"));
-        let (_, batch, side) = BATCH.iter().find(|(name, ..)| *name == model).expect("a batch for each model");
+        let (_, batch, side) =
+            BATCH.iter().find(|(name, ..)| *name == model).expect("a batch for each model");
         let device = Device::flex().autodiff();
         let mut module = (row.build)(&mut Init::new(&device, 0));
         let mut state = State::new(&module, WEIGHT_DECAY);
@@ -145,7 +146,9 @@ impl Training {
         let batch = &self.batches[self.steps % BATCHES];
         self.steps += 1;
         let input: Input = match &batch.input {
-            Data::Images(x, dims) => Tensor::<4>::from_data(TensorData::new(x.clone(), *dims), &self.device).into(),
+            Data::Images(x, dims) => {
+                Tensor::<4>::from_data(TensorData::new(x.clone(), *dims), &self.device).into()
+            }
             Data::Tokens(ids, dims) => {
                 let ids = Tensor::<2, Int>::from_data(TensorData::new(ids.clone(), *dims), &self.device);
                 Tokens { ids, mask: Some(Tensor::ones(*dims, &self.device)) }.into()
