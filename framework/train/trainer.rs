@@ -385,7 +385,8 @@ impl<M: Classifier> Run<M> {
             ("sparsity", row.sparsity),
         ];
         self.logs.epoch(&values)?;
-        self.logs.scalars(self.step, &values[3..])?;
+        let by_engine = f64::from(u8::from(row.evaluator == Evaluator::Engine));
+        self.logs.scalars(self.step, &[values[3], values[4], ("metrics/by_engine", by_engine)])?;
         (fit.report)(Progress::Epoch(&row));
         let described = described(&fit.metadata, &self.state.pass);
         if self.best.is_none_or(|best| accuracy > best) {
