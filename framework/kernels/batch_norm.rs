@@ -410,7 +410,6 @@ pub fn backward(
         stream::finish();
     });
 }
-<<<<<<< HEAD
 
 /// Σ dz · x and Σ dz of each column of x and dz [rows][c]: the gradients of scale and shift of [`forward_with`], where dz is
 /// the gradient before the activation.
@@ -441,54 +440,3 @@ pub fn column_products(
     }
 }
 
-/// What lies between the normalised value and y.
-struct Before {
-    act: Act,
-    /// Values of y that pass a gradient.
-    inside: Inside,
-    scale: Vec<f32>,
-    shift: Vec<f32>,
-}
-
-impl Before {
-    /// Whether dy is the gradient as it is.
-    fn is_nothing(&self) -> bool {
-        self.act == Act::None && self.inside.is_none()
-    }
-
-    /// Memory for the gradient of a block.
-    fn room(&self, plan: &Plan) -> Vec<f32> {
-        vec![0f32; if self.is_nothing() { 0 } else { plan.block }]
-    }
-
-    /// The gradient of the sum of normalised value and residual, of the block of x at `start`.
-    fn gradient<'a>(
-        &self,
-        x: &[f32],
-        skip: Skip,
-        dy: &'a [f32],
-        start: usize,
-        room: &'a mut [f32],
-    ) -> &'a [f32] {
-        if self.is_nothing() {
-            return &dy[start..][..x.len()];
-        }
-        let dz = &mut room[..x.len()];
-        self.gradient_into(x, skip, dy, start, dz);
-        dz
-    }
-
-    fn gradient_into(&self, x: &[f32], skip: Skip, dy: &[f32], start: usize, dz: &mut [f32]) {
-        let dy = &dy[start..][..x.len()];
-        let (act, scale, shift) = (self.act, &self.scale[..], &self.shift[..]);
-        match skip {
-            Skip::None => loops::gradient(act, x, scale, shift, self.inside, dy, dz),
-            Skip::Residual(r) => {
-                loops::gradient_residual(act, x, &r[start..][..x.len()], scale, shift, self.inside, dy, dz);
-            }
-            Skip::Output(y) => loops::gradient_of_output(act, &y[start..][..x.len()], dy, dz),
-        }
-    }
-}
-=======
->>>>>>> norm

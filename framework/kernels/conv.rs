@@ -3,9 +3,10 @@
 //! Images are NHWC, so that a pixel's channels are a row of a matrix product where they lie: nothing is laid out as
 //! patches. The forward pass multiplies pixels with the weight, packed once a call. The gradient of the input does the same
 //! with dy and the weight turned round; with a stride, inputs fall into stride² phases, each of which reads dy through its
-//! own few taps. Every geometry goes one way but depthwise ones, which have a module of their own.
+//! own few taps. Every geometry goes one way but two that have modules of their own: depthwise ones, and those where
+//! Winograd's algorithm pays.
 
-mod pass;
+pub(crate) mod pass;
 mod reading;
 mod weight_gradient;
 
@@ -14,7 +15,8 @@ use crate::isa::Isa;
 use crate::scratch::{self, Buffer};
 use crate::shape::ConvShape;
 use crate::transpose::scatter;
-use pass::{Panel, Pass, pack_panels, panels};
+use crate::winograd;
+use pass::{Pass, pack_panels, panels};
 use rayon::prelude::*;
 use reading::{Channels, Layout, Reading};
 use std::cell::RefCell;
@@ -61,6 +63,9 @@ fn forward_on(isa: Isa, x: &[f32], w: &[f32], bias: Option<&[f32]>, s: &ConvShap
     if s.is_depthwise() {
         return depthwise::forward_on(isa, x, w, bias, s, y);
     }
+    if winograd::pays(s) {
+        return winograd::forward_on(isa, x, w, bias, s, y);
+    }
     let (c, o, taps) = (s.c / s.groups, s.o / s.groups, s.kh * s.kw);
     let (steps, panels) = (c * taps, panels(o));
     scratch::with(&WEIGHTS, |weights| {
@@ -79,6 +84,8 @@ fn forward_on(isa: Isa, x: &[f32], w: &[f32], bias: Option<&[f32]>, s: &ConvShap
                 channels: Channels { first: group * c, count: c, pitch: s.c },
                 panels: &panels,
                 weights: weights.filled(),
+                packed_steps: steps,
+                first_step: 0,
                 bias: bias.map(|bias| &bias[first..first + o]),
                 outputs: Layout { start: first, image: s.oh * s.ow * s.o, row: s.ow * s.o, pixel: s.o },
             };
@@ -97,6 +104,32 @@ fn phase_taps(s: &ConvShape, axis: usize, phase: usize) -> Vec<(usize, isize)> {
     (0..k).rev().filter(reads).map(|tap| (tap, offset(tap) / stride)).collect()
 }
 
+/// Inputs (y + i * stride, x + j * stride), which read dy through the same taps.
+struct Phase {
+    y: usize,
+    x: usize,
+    /// Indices of taps in the weight, and their offsets in dy.
+    taps: Vec<usize>,
+    offsets: Vec<[isize; 2]>,
+}
+
+fn phases(s: &ConvShape) -> Vec<Phase> {
+    let mut phases = Vec::new();
+    for y in 0..s.stride[0].min(s.h) {
+        for x in 0..s.stride[1].min(s.w) {
+            let (ys, xs) = (phase_taps(s, 0, y), phase_taps(s, 1, x));
+            let pairs = || ys.iter().flat_map(|y| xs.iter().map(move |x| (y, x)));
+            phases.push(Phase {
+                y,
+                x,
+                taps: pairs().map(|(y, x)| y.0 * s.kw + x.0).collect(),
+                offsets: pairs().map(|(y, x)| [y.1, x.1]).collect(),
+            });
+        }
+    }
+    phases
+}
+
 fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f32]) {
     assert_lengths(s, dx.len(), w.len(), dy.len());
     if dx.is_empty() {
@@ -105,27 +138,41 @@ fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f
     if s.is_depthwise() {
         return depthwise::input_gradient_on(isa, w, dy, s, dx);
     }
-    let phases: Vec<_> = (0..s.stride[0].min(s.h))
-        .flat_map(|y| (0..s.stride[1].min(s.w)).map(move |x| (y, x)))
-        .map(|(y, x)| ((y, x), phase_taps(s, 0, y), phase_taps(s, 1, x)))
-        .collect();
-    if phases.iter().any(|(_, ys, xs)| ys.is_empty() || xs.is_empty()) {
+    if winograd::pays(s) {
+        return winograd::input_gradient_on(isa, w, dy, s, dx);
+    }
+    let phases = phases(s);
+    if phases.iter().any(|phase| phase.taps.is_empty()) {
         dx.par_chunks_mut(1 << 16).for_each(|part| part.fill(0.0));
     }
-    let (c, o) = (s.c / s.groups, s.o / s.groups);
-    let (taps, panels) = (s.kh * s.kw, panels(c));
+    let (c, o, taps) = (s.c / s.groups, s.o / s.groups, s.kh * s.kw);
+    let panels = panels(c);
+    // The weight is packed phase by phase; taps that no phase reads come last.
+    let mut places = vec![usize::MAX; taps];
+    let mut next = 0..taps;
+    for (tap, place) in phases.iter().flat_map(|phase| &phase.taps).zip(&mut next) {
+        places[*tap] = place;
+    }
+    places.iter_mut().filter(|place| **place == usize::MAX).zip(next).for_each(|(to, place)| *to = place);
     scratch::with(&WEIGHTS, |weights| {
         for group in 0..s.groups {
-            for ((y, x), ys, xs) in &phases {
-                if ys.is_empty() || xs.is_empty() {
+            pack_panels(&panels, taps * o, weights, |panel, out| {
+                let lanes = panel.lanes();
+                for i in 0..o {
+                    let from = &w[((group * o + i) * c + panel.first) * taps..][..panel.columns * taps];
+                    if taps == 1 {
+                        out[i * lanes..][..panel.columns].copy_from_slice(from);
+                    } else {
+                        let to = |tap: usize| (places[tap] * o + i) * lanes;
+                        scatter(isa, from, panel.columns, taps, taps, out, lanes, to);
+                    }
+                }
+            });
+            let mut first_tap = 0;
+            for Phase { y, x, taps: own, offsets } in &phases {
+                if own.is_empty() {
                     continue;
                 }
-                let own: Vec<usize> =
-                    ys.iter().flat_map(|(ky, _)| xs.iter().map(move |(kx, _)| ky * s.kw + kx)).collect();
-                pack_panels(&panels, own.len() * o, weights, |panel, out| {
-                    let from = w[(group * o * c + panel.first) * taps..].chunks(c * taps);
-                    turn(isa, from, o, taps, &own, panel, out);
-                });
                 let reading = Reading {
                     n: s.n,
                     h: s.oh,
@@ -133,7 +180,7 @@ fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f
                     rows: (s.h - y).div_ceil(s.stride[0]),
                     cols: (s.w - x).div_ceil(s.stride[1]),
                     stride: [1, 1],
-                    taps: ys.iter().flat_map(|(_, y)| xs.iter().map(move |(_, x)| [*y, *x])).collect(),
+                    taps: offsets.clone(),
                 };
                 let pass = Pass {
                     isa,
@@ -142,6 +189,8 @@ fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f
                     channels: Channels { first: group * o, count: o, pitch: s.o },
                     panels: &panels,
                     weights: weights.filled(),
+                    packed_steps: taps * o,
+                    first_step: first_tap * o,
                     bias: None,
                     outputs: Layout {
                         start: (y * s.w + x) * s.c + group * c,
@@ -150,41 +199,12 @@ fn input_gradient_on(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, dx: &mut [f
                         pixel: s.stride[1] * s.c,
                     },
                 };
+                first_tap += own.len();
                 // SAFETY: the lengths of all slices were checked against the shape.
                 unsafe { pass::run(&pass, dx) };
             }
         }
     });
-}
-
-/// Writes `out[own tap, o][columns]` from the weight's rows [o][columns of c, tap].
-fn turn<'a>(
-    isa: Isa,
-    from: impl Iterator<Item = &'a [f32]>,
-    o: usize,
-    taps: usize,
-    own: &[usize],
-    panel: &Panel,
-    out: &mut [f32],
-) {
-    let (columns, lanes) = (panel.columns, panel.lanes());
-    for (i, from) in from.take(o).enumerate() {
-        if own.len() == taps && taps > 1 {
-            // Own taps are all taps from the last to the first.
-            scatter(isa, from, columns, taps, taps, out, lanes, |tap| ((taps - 1 - tap) * o + i) * lanes);
-            continue;
-        }
-        for (k, tap) in own.iter().enumerate() {
-            let to = &mut out[(k * o + i) * lanes..][..columns];
-            if taps == 1 {
-                to.copy_from_slice(&from[..columns]);
-            } else {
-                for (to, from) in to.iter_mut().zip(from[*tap..].iter().step_by(taps)) {
-                    *to = *from;
-                }
-            }
-        }
-    }
 }
 
 fn weight_gradient_on(isa: Isa, x: &[f32], dy: &[f32], s: &ConvShape, dw: &mut [f32]) {

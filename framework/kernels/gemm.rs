@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use tile::{First, MOST_COLUMNS, Product, Row};
 
 /// Steps of one pass over a panel: 512 of 64 columns are 128 KB, which stay in L2 beside the left operand.
-pub(crate) const STEPS: usize = 512;
+pub(crate) const STEPS: usize = 2304;
 
 /// Rows for which a right operand that could be read in place is packed all the same.
 const PACKED_FROM: usize = 24;

@@ -30,6 +30,14 @@ pub trait Lanes: Copy {
     /// # Safety
     /// As [`Lanes::zero`].
     unsafe fn add(self, other: Self) -> Self;
+
+    /// # Safety
+    /// As [`Lanes::zero`].
+    unsafe fn sub(self, other: Self) -> Self;
+
+    /// # Safety
+    /// As [`Lanes::zero`].
+    unsafe fn scale(self, by: f32) -> Self;
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -65,6 +73,18 @@ impl Lanes for __m512 {
         // SAFETY: the processor has AVX-512 by the caller's promise.
         unsafe { _mm512_add_ps(self, other) }
     }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: the processor has AVX-512 by the caller's promise.
+        unsafe { _mm512_sub_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, by: f32) -> Self {
+        // SAFETY: the processor has AVX-512 by the caller's promise.
+        unsafe { _mm512_mul_ps(self, _mm512_set1_ps(by)) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -99,6 +119,18 @@ impl Lanes for __m256 {
     unsafe fn add(self, other: Self) -> Self {
         // SAFETY: the processor has AVX2 by the caller's promise.
         unsafe { _mm256_add_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: the processor has AVX2 by the caller's promise.
+        unsafe { _mm256_sub_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, by: f32) -> Self {
+        // SAFETY: the processor has AVX2 by the caller's promise.
+        unsafe { _mm256_mul_ps(self, _mm256_set1_ps(by)) }
     }
 }
 
@@ -137,5 +169,18 @@ impl<const N: usize> Lanes for [f32; N] {
             self[i] += other[i];
         }
         self
+    }
+
+    #[inline(always)]
+    unsafe fn sub(mut self, other: Self) -> Self {
+        for i in 0..N {
+            self[i] -= other[i];
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, by: f32) -> Self {
+        self.map(|v| v * by)
     }
 }

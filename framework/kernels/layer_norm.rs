@@ -106,21 +106,20 @@ fn assert_rows(x: &[f32], gamma: &[f32], mean: &[f32], inverse_std: &[f32]) -> (
     (rows, width)
 }
 
-/// Normalises one row; returns its mean and inverse standard deviation. The variance is that of the differences from
-/// the mean: the row is in cache, and no digits are lost to a large mean.
+/// Normalises one row of sum `total`; returns its mean and inverse standard deviation. The variance is that of the
+/// differences from the mean: the row is in cache, and no digits are lost to a large mean.
 #[inline(always)]
 fn normalise_row<V: Vector>(
     v: V,
     x: &[f32],
+    total: f32,
     gamma: &[f32],
     beta: &[f32],
     epsilon: f32,
     y: &mut [f32],
 ) -> (f32, f32) {
     let width = gamma.len();
-    let mut sum = v.splat(0.0);
-    each_vector!(V, width, |at, n| sum = sum.add(v.read(x, at, n, 0.0)));
-    let mean = sum.sum() / width as f32;
+    let mean = total / width as f32;
     let (shift, mut squares) = (v.splat(mean), v.splat(0.0));
     each_vector!(V, width, |at, n| {
         let difference = v.read(x, at, n, mean).sub(shift);
@@ -161,7 +160,9 @@ fn normalise_of<V: Vector>(
     let width = gamma.len();
     let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
     for (((x, y), mean), inverse_std) in rows.zip(mean).zip(inverse_std) {
-        (*mean, *inverse_std) = normalise_row(v, x, gamma, beta, epsilon, y);
+        let mut total = v.splat(0.0);
+        each_vector!(V, width, |at, n| total = total.add(v.read(x, at, n, 0.0)));
+        (*mean, *inverse_std) = normalise_row(v, x, total.sum(), gamma, beta, epsilon, y);
     }
 }
 
@@ -196,10 +197,13 @@ fn sum_and_normalise_of<V: Vector>(
     let inputs = x.chunks_exact(width).zip(residual.chunks_exact(width));
     let rows = inputs.zip(sum.chunks_exact_mut(width)).zip(y.chunks_exact_mut(width));
     for (((((x, residual), sum), y), mean), inverse_std) in rows.zip(mean).zip(inverse_std) {
+        let mut total = v.splat(0.0);
         each_vector!(V, width, |at, n| {
-            v.read(x, at, n, 0.0).add(v.read(residual, at, n, 0.0)).write(sum, at, n)
+            let both = v.read(x, at, n, 0.0).add(v.read(residual, at, n, 0.0));
+            both.write(sum, at, n);
+            total = total.add(both);
         });
-        (*mean, *inverse_std) = normalise_row(v, sum, gamma, beta, epsilon, y);
+        (*mean, *inverse_std) = normalise_row(v, sum, total.sum(), gamma, beta, epsilon, y);
     }
 }
 

@@ -28,5 +28,6 @@ mod stream;
 mod tasks;
 pub mod transpose;
 mod vector;
+pub mod winograd;
 
 pub use shape::ConvShape;

@@ -5,7 +5,7 @@
 //! registers and any pattern costs the same per open weight:
 //!
 //! * *forward*: a tile of results of one output channel stays in registers while the channel's open weights go by, each
-//!   one broadcast and multiplied with the lines it sees; the layout is in [`layout`];
+//!   one broadcast and multiplied with the lines it sees; the order of the lines is in `layout`;
 //! * *gradient of the input*: the same with the pattern by input channel;
 //! * *gradient of the weight*: a tile of dy stays in registers, every open weight of its channel has a line of sums.
 //!
@@ -55,7 +55,7 @@ impl Tile {
 /// of each other, 192 and 1024 cost 5 to 15 % more).
 const BLOCK_LINES: usize = 512;
 /// Lines of the planes of a task: what L2 and a part of L3 hold. Bands of fewer rows copy more rows twice.
-const BAND_LINES: usize = 24 << 10;
+const BAND_LINES: usize = 16 << 10;
 /// Tasks that a product is cut into at least: more than threads, so that they end together.
 const TASKS: usize = 8;
 
@@ -136,7 +136,7 @@ pub fn linear_shape(m: usize, k: usize, n: usize) -> ConvShape {
 /// additions a cycle. Break-even lies at 35 to 55 % for most of these layers, and sooner where a layer has little
 /// arithmetic per activation (64 to 128 channels, 1x1) or images fill lines badly (few, or not a multiple of 16).
 pub fn pays(s: &ConvShape, density: f64) -> bool {
-    /// Per open weight and line of results, in the three passes together; each is 1 if no load ever misses L1.
+    /// Per open weight and line of results, in the three passes together; 3 would be the processor's limit.
     const MULTIPLY: f64 = 5.5;
     /// Per line of x and of y, brought into line order or back three times, mostly from memory.
     const COPY: f64 = 3.0 * 40.0;

@@ -338,7 +338,7 @@ impl Tiny {
 
     fn forward(&self, x: Tensor<4>, pass: &Pass) -> Tensor<2> {
         let x = self.input.forward(x, pass);
-        let x = self.act.forward(conv_norm(&x, &self.conv, &self.bn, None, Act::Relu, pass), pass);
+        let x = conv_norm(&x, &self.conv, &self.bn, None, Act::Relu, &self.act, pass);
         let pooled = self.pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
         self.fc.forward(&Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale }, pass)

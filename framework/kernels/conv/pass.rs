@@ -73,8 +73,10 @@ pub struct Pass<'a> {
     pub x: &'a [f32],
     pub channels: Channels,
     pub panels: &'a [Panel],
-    /// [panel][tap, channel][lanes]
+    /// [panel][packed steps][lanes]; the pass takes those from `first_step` on, [tap][channel].
     pub weights: &'a [f32],
+    pub packed_steps: usize,
+    pub first_step: usize,
     pub bias: Option<&'a [f32]>,
     /// Where the outputs of the first image begin, and their distances.
     pub outputs: Layout,
@@ -190,7 +192,8 @@ pub unsafe fn run(pass: &Pass<'_>, y: &mut [f32]) {
             }
             let mut offsets = Vec::with_capacity(runs.len());
             for panel in panels {
-                let weights = &pass.weights[panel.first * steps..][..panel.lanes() * steps];
+                let first = panel.first * pass.packed_steps + pass.first_step * panel.lanes();
+                let weights = &pass.weights[first..][..panel.lanes() * steps];
                 for block in &blocks {
                     offsets.clear();
                     offsets.extend(runs[block.runs.clone()].iter().map(|run| run + block.skip as u32));

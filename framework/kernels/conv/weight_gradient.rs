@@ -15,8 +15,8 @@ use crate::transpose::scatter_to;
 use rayon::prelude::*;
 use std::cell::RefCell;
 
-/// Pixels of a band: 128 of 64 output channels are 32 KB.
-const BAND: usize = 128;
+/// Pixels of a band: 192 of 64 output channels are 48 KB, read once per few rows of sums.
+const BAND: usize = 192;
 
 /// Tasks to aim at. Where the weight has fewer blocks, pixels are cut into parts of two bands at least.
 const TASKS: usize = 8;

@@ -1,3 +1,4 @@
+use super::tile::Last;
 use super::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -52,4 +53,56 @@ fn products_of_any_strides_equal_their_definition() {
 #[should_panic(expected = "a 3 x 4 matrix in 11 elements")]
 fn a_matrix_outside_its_slice_is_refused() {
     product(Matrix::new(&[0.0; 11], 3, 4), Matrix::new(&[0.0; 4], 4, 1), &mut [0.0; 3], 1, false);
+}
+
+#[test]
+fn tiles_of_every_size_start_from_a_bias_and_end_with_residual_and_clamp() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let (runs, run_len, a_step) = ([3u32, 40], 5, 2);
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+        for columns in [1, 15, 16, 17, 40, 48, 49, 64] {
+            for count in [1, 2, 5, 6, 7, 11, 12, 13, 25] {
+                // Rows lie anywhere: here in reverse order, and those of c apart.
+                let rows: Vec<Row> =
+                    (0..count).map(|i| Row { a: (count - 1 - i) * 7, c: i * (columns + 2) }).collect();
+                let mut a = random(&mut rng, count * 7 + 60);
+                a[rows[0].a + 3] = f32::NAN;
+                let (b_step, residual_step) = (columns + 1, columns + 4);
+                let b = random(&mut rng, runs.len() * run_len * b_step);
+                let (bias, residual) = (random(&mut rng, columns), random(&mut rng, count * residual_step));
+                let mut c = vec![f32::INFINITY; count * (columns + 2)];
+                let product = Product {
+                    a: a.as_ptr(),
+                    runs: &runs,
+                    run_len,
+                    a_step,
+                    b: b.as_ptr(),
+                    b_step,
+                    c: c.as_mut_ptr(),
+                    columns,
+                    first: First::Bias(bias.as_ptr()),
+                    last: Some(Last {
+                        residual: Some((residual.as_ptr(), residual_step)),
+                        min: -0.5,
+                        max: 1.5,
+                    }),
+                };
+                // SAFETY: the slices hold every element that rows, runs and columns address.
+                unsafe { tile::run(isa, &product, &rows) };
+                for (i, row) in rows.iter().enumerate() {
+                    for j in 0..columns {
+                        let mut sum = bias[j] as f64 + residual[i * residual_step + j] as f64;
+                        for step in 0..runs.len() * run_len {
+                            let at = row.a + runs[step / run_len] as usize + step % run_len * a_step;
+                            sum += a[at] as f64 * b[step * b_step + j] as f64;
+                        }
+                        let (got, expected) = (c[row.c + j] as f64, sum.clamp(-0.5, 1.5));
+                        let same = (got - expected).abs() < 1e-5 || (got.is_nan() && expected.is_nan());
+                        assert!(same, "{} {count} x {columns} ({i}, {j}): {got} for {expected}", isa.name());
+                    }
+                    assert_eq!(c[row.c + columns], f32::INFINITY, "a column beyond the tile's");
+                }
+            }
+        }
+    }
 }

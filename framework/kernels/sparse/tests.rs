@@ -100,6 +100,9 @@ fn shapes() -> Vec<ConvShape> {
         conv(17, 1, 1, 40, 21, [1, 1], 1, 0),
         conv(200, 1, 1, 70, 40, [1, 1], 1, 0),
         conv(4, 9, 4, 130, 3, [3, 3], 1, 1),
+        // More channels than are copied at once.
+        conv(150, 1, 1, 300, 280, [1, 1], 1, 0),
+        conv(3, 3, 3, 300, 280, [1, 1], 2, 0),
         conv(1, 6, 6, 3, 2, [1, 1], 1, 1),
     ];
     let window = Window { dilation: [2, 3], pad_begin: [0, 3], pad_end: [3, 1], ..Window::new(1, 0) };

@@ -32,7 +32,7 @@ impl Block<'_> {
 }
 
 /// Adds to the tile of each row, `sums[row][tile.rows * tile.columns]`, its open weights times the lines they see. The
-/// sums start from `initial(row)` when `fresh` says so.
+/// sums of row r start from `fresh[r]`, if there is such, whatever they held.
 pub fn accumulate(isa: Isa, tile: Tile, block: &Block, fresh: Option<&[f32]>, sums: &mut [Line]) {
     block.check(tile);
     let rows = block.starts.len() - 1;
@@ -55,7 +55,8 @@ pub fn accumulate(isa: Isa, tile: Tile, block: &Block, fresh: Option<&[f32]>, su
 }
 
 /// Adds to `sums[entry]`, one line per open weight of the block, the products of the row's tile of `others` with the
-/// lines that the weight sees; `fresh` starts the sums from zero. Row r's tile begins at `others[r * plane]`, its rows `others_step` apart.
+/// lines that the weight sees; `fresh` starts the sums from zero. Row r's tile begins at `others[r * plane]`, its rows
+/// `others_step` apart.
 pub fn correlate(
     isa: Isa,
     tile: Tile,
