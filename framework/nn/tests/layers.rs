@@ -82,14 +82,9 @@ fn folding_keeps_what_a_layer_computes() {
             }
         });
         let x = Activation::plain(values([2, 5, 6, 7]));
-<<<<<<< HEAD
         let run = |quant, residual| {
             conv_norm(&x, &conv, &norm, residual, act, &Pass { quant, norm: Norm::Frozen, ..Pass::default() })
         };
-=======
-        let run =
-            |quant, residual| conv_norm(&x, &conv, &norm, residual, act, &Pass { quant, norm: Norm::Frozen, ..Pass::default() });
->>>>>>> bench
         let residual = run(Quant::Off, None) * 0.5;
         close(run(Quant::Frozen, None), run(Quant::Off, None));
         close(run(Quant::Frozen, Some(residual.clone())), run(Quant::Off, Some(residual)));
