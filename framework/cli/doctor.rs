@@ -213,12 +213,12 @@ fn show(report: &Value) {
         ("engine", isa(&report["isa"])),
         ("training", isa(&report["training_isa"])),
         ("device", format!("{} (of {})", text(&report["device"]["name"]), list(&report["devices"]))),
-        ("models", list(&report["models"])),
     ];
     for device in report["training"].as_array().into_iter().flatten() {
         let [name, path, why] = ["name", "path", "why"].map(|key| text(&device[key]));
         rows.push(("", format!("{name}: {path} ({why})")));
     }
+    rows.push(("models", list(&report["models"])));
     for set in report["data"].as_array().into_iter().flatten() {
         let found = set["found"] == true;
         let place = if found { text(&set["path"]) } else { format!("not found ({})", text(&set["help"])) };

@@ -385,7 +385,8 @@ impl<M: Classifier> Run<M> {
             ("sparsity", row.sparsity),
         ];
         self.logs.epoch(&values)?;
-        self.logs.scalars(self.step, &values[3..])?;
+        let by_engine = f64::from(u8::from(row.evaluator == Evaluator::Engine));
+        self.logs.scalars(self.step, &[values[3], values[4], ("metrics/by_engine", by_engine)])?;
         (fit.report)(Progress::Epoch(&row));
         let described = described(&fit.metadata, &self.state.pass);
         if self.best.is_none_or(|best| accuracy > best) {
@@ -449,4 +450,24 @@ fn loss_of(logits: Tensor<2>, labels: &[i64], device: &Device) -> Tensor<1> {
 /// Reads the recipe of a path, with overrides `key=value`.
 pub fn load_recipe(path: &Path, overrides: &[(String, String)]) -> Result<Recipe> {
     Ok(Recipe::load(path, overrides)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loader_that_holds_training_up_is_named() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::default();
+        assert_eq!(pace.warning(), None);
+        pace.add(ms(500), ms(510));
+        assert_eq!(pace.warning(), None, "nothing can be ready for the first step");
+        pace.add(ms(1), ms(99));
+        assert_eq!(pace.warning(), None);
+        pace.add(ms(19), ms(101));
+        assert_eq!(pace.of_last_step(), [("train/data_wait_ms", 19.0), ("train/step_ms", 101.0)]);
+        let warning = pace.warning().expect("a tenth of the time is waiting");
+        assert!(warning.contains("10 %") && warning.contains("10.0 ms a step"), "{warning}");
+    }
 }
