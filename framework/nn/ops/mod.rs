@@ -21,7 +21,7 @@ use burn::tensor::{Device, Int, Tensor};
 pub use lacuna_kernels::activation::Act;
 pub use lacuna_kernels::fake_quant::Grid;
 pub use lacuna_kernels::shape::Window;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// One op with its attributes; the comment lists its inputs, and its outputs if there are several.
 #[derive(Clone, Debug)]
@@ -57,8 +57,18 @@ pub enum Op {
     FakeQuantWeight { lo: i32, hi: i32 },
 }
 
+/// Whether the environment variable `LACUNA_TRAIN_OPS` is `plain`: every device runs burn's ops then, to compare with.
+pub fn kernels_are_off() -> bool {
+    static OFF: LazyLock<bool> =
+        LazyLock::new(|| std::env::var("LACUNA_TRAIN_OPS").is_ok_and(|name| name == "plain"));
+    *OFF
+}
+
 /// Whether tensors on this device take the kernels.
 pub fn has_kernels(device: &Device) -> bool {
+    if kernels_are_off() {
+        return false;
+    }
     matches!(device.as_dispatch(), DispatchDevice::Flex(_)) || {
         device.is_autodiff() && matches!(device.clone().inner().as_dispatch(), DispatchDevice::Flex(_))
     }
