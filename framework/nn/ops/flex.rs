@@ -10,7 +10,7 @@ use lacuna_kernels::batch_norm::Skip;
 use lacuna_kernels::sparse::{self, Pattern};
 use lacuna_kernels::{
     ConvShape, activation, add, batch_norm, conv, embedding, fake_quant, gemm, layer_norm, loss,
-    pool as pooling, transpose,
+    pool as pooling, softmax, transpose,
 };
 use std::cell::Cell;
 use std::sync::Arc;
@@ -286,6 +286,13 @@ impl TrainKernels for Flex {
                 let y = filled(values(&x).len(), |y| activation::forward(act, values(&x), y)).like(&x);
                 (vec![y], vec![x].into())
             }
+            Op::Softmax { log } => {
+                let ([x], _) = take(inputs);
+                let x = row_major(x);
+                let forward = if log { softmax::log_softmax } else { softmax::softmax };
+                let y = filled(values(&x).len(), |y| forward(values(&x), matrix(&x).1, y)).like(&x);
+                (vec![y.clone()], vec![y].into())
+            }
             Op::Attention { heads } => {
                 let ([q, k, v], mask) = take(inputs);
                 let (q, k, v) = (row_major(q), row_major(k), row_major(v));
@@ -547,6 +554,14 @@ impl TrainKernels for Flex {
                 let dx =
                     filled(values(&x).len(), |dx| activation::backward(act, values(&x), values(&dy), dx));
                 vec![Some(dx.like(&x))]
+            }
+            Op::Softmax { log } => {
+                let ([y], _) = saved(tensors);
+                let dy = row_major(dy);
+                let backward = if log { softmax::log_softmax_backward } else { softmax::softmax_backward };
+                let dx = filled(values(&y).len(), |dx| backward(values(&y), values(&dy), matrix(&y).1, dx))
+                    .like(&y);
+                vec![Some(dx)]
             }
             Op::Attention { heads } => {
                 let ([q, k, v, kept], mask) = saved(tensors);

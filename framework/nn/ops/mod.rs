@@ -39,6 +39,8 @@ pub enum Op {
     LayerNorm { eps: f64 },
     /// x
     Activate(Act),
+    /// x: softmax over the last axis, or its logarithm
+    Softmax { log: bool },
     /// q, k, v [batch, tokens, heads * width], additive mask [batch, keys] if any
     Attention { heads: usize },
     /// table[vocabulary, width]; ids of shape [n, tokens]
@@ -198,6 +200,22 @@ pub fn activation<const D: usize>(x: Tensor<D>, act: Act) -> Tensor<D> {
         return plain::activation(x, act);
     }
     run(Op::Activate(act), inputs!(x))
+}
+
+/// softmax over the last axis.
+pub fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if !has_kernels(&x.device()) {
+        return plain::softmax(x);
+    }
+    run(Op::Softmax { log: false }, inputs!(x))
+}
+
+/// log(softmax) over the last axis.
+pub fn log_softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if !has_kernels(&x.device()) {
+        return plain::log_softmax(x);
+    }
+    run(Op::Softmax { log: true }, inputs!(x))
 }
 
 /// Scaled dot-product attention (Vaswani et al., 2017) of `heads` heads side by side in the last axis; `key_mask`

@@ -5,9 +5,7 @@
 
 use super::{Act, Grid};
 use crate::mark;
-use burn::tensor::activation::{
-    gelu, gelu_approximate, hard_swish, log_softmax, relu, relu6, sigmoid, silu, softmax,
-};
+use burn::tensor::activation::{gelu, gelu_approximate, hard_swish, relu, relu6, sigmoid, silu};
 use burn::tensor::module;
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Int, Tensor};
@@ -109,6 +107,16 @@ pub fn activation<const D: usize>(x: Tensor<D>, act: Act) -> Tensor<D> {
     }
 }
 
+/// softmax over the last axis.
+pub fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    burn::tensor::activation::softmax(x, D - 1)
+}
+
+/// log(softmax) over the last axis.
+pub fn log_softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    burn::tensor::activation::log_softmax(x, D - 1)
+}
+
 /// Scaled dot-product attention (Vaswani et al., 2017) of `heads` heads that lie side by side in the last axis of q, k, v
 /// [batch, tokens, heads * d]. `key_mask` [batch, keys] is added to every query's scores.
 pub fn attention(
@@ -133,7 +141,7 @@ pub fn attention(
         }
         None => scores,
     };
-    softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape([batch, tokens, width])
+    softmax(scores).matmul(v).swap_dims(1, 2).reshape([batch, tokens, width])
 }
 
 /// Rows `ids` [n, tokens] of a table [rows, width].
@@ -155,7 +163,7 @@ pub fn max_pool2d(x: Tensor<4>, kernel: usize, stride: usize, pad: usize) -> Ten
 /// Mean over the batch of -log softmax(logits)[target]: logits [n, classes], targets [n].
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let n = targets.dims()[0];
-    log_softmax(logits, 1).gather(1, targets.reshape([n, 1])).mean().neg()
+    log_softmax(logits).gather(1, targets.reshape([n, 1])).mean().neg()
 }
 
 /// [smallest, largest] element.

@@ -270,6 +270,19 @@ fn attention_has_burns_values_and_slopes() {
 }
 
 #[test]
+fn softmaxes_have_burns_values_and_slopes() {
+    for (rows, width) in [(1, 1), (3, 7), (5, 40), (2, 130)] {
+        let x = |l: &[Tensor<1>]| l[0].clone().mul_scalar(3.0).reshape([rows, width]);
+        let own = |l: &[Tensor<1>]| weighed(ops::softmax(x(l)));
+        let burns = |l: &[Tensor<1>]| weighed(plain::softmax(x(l)));
+        check(&format!("softmax of {rows} x {width}"), &[rows * width], &own, &burns);
+        let own = |l: &[Tensor<1>]| weighed(ops::log_softmax(x(l)));
+        let burns = |l: &[Tensor<1>]| weighed(plain::log_softmax(x(l)));
+        check(&format!("log softmax of {rows} x {width}"), &[rows * width], &own, &burns);
+    }
+}
+
+#[test]
 fn embeddings_gather_and_add_up() {
     let ids = || Tensor::<2, Int>::from_data(TensorData::new(vec![3i64, 0, 3, 10, 10, 3], [2, 3]), &device());
     let own = |l: &[Tensor<1>]| weighed(ops::embedding(l[0].clone().reshape([11, 5]), ids()));
