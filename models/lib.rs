@@ -19,6 +19,8 @@ use std::fmt;
 
 /// What every row of [`MODELS`] builds: a member of one family.
 #[derive(Clone, Debug)]
+// A program holds one or two of these; a box would only hide the network.
+#[allow(clippy::large_enum_variant)]
 pub enum Network {
     ResNet(ResNet),
     MobileNet(MobileNet),

@@ -23,6 +23,8 @@ pub struct Tokens {
 
 /// A batch of what a network takes.
 #[derive(Clone, Debug)]
+// There is one of these at a time; a box would only hide the tensors.
+#[allow(clippy::large_enum_variant)]
 pub enum Input {
     /// [n, c, h, w]
     Images(Tensor<4>),
