@@ -129,9 +129,7 @@ impl Block {
             false => (x, None),
         };
         let y = match (&self._expand_conv, &self._bn0, &self.act0) {
-            (Some(conv), Some(norm), Some(act)) => {
-                conv_norm(&x, conv, norm, None, Act::Relu6, act, pass)
-            }
+            (Some(conv), Some(norm), Some(act)) => conv_norm(&x, conv, norm, None, Act::Relu6, act, pass),
             _ => x,
         };
         let y = conv_norm(&y, &self._depthwise_conv, &self._bn1, None, Act::Relu6, &self.act1, pass);

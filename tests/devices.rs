@@ -60,7 +60,11 @@ impl Net {
     fn logits(&self) -> Vec<f32> {
         let InputShape::Image([c, h, w]) = MODELS[0].input else { panic!("it takes images") };
         let x = Tensor::from_data(images(4, c, h, w), &self.device.clone().inner());
-        host(self.net.valid().forward(x, &Pass { quant: Quant::Frozen, norm: Norm::Frozen, ..Pass::default() }))
+        host(
+            self.net
+                .valid()
+                .forward(x, &Pass { quant: Quant::Frozen, norm: Norm::Frozen, ..Pass::default() }),
+        )
     }
 }
 

@@ -266,7 +266,7 @@ fn dequantised(q: &Plain, quantizer: &ActivationQuantizer) -> Activation<4> {
     Activation { x, scale: Some(grid.scale) }
 }
 
-fn grid(quantizer: &ActivationQuantizer) -> lacuna_nn::ops::fake_quant::Grid {
+fn grid(quantizer: &ActivationQuantizer) -> lacuna_nn::ops::Grid {
     let range = host(quantizer.range.get());
     activation_grid(range[0], range[1])
 }

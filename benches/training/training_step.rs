@@ -69,6 +69,7 @@ struct Training {
 }
 
 fn main() {
+    // A training runs inside the pool, as one of its threads.
     rayon::scope(|_| serve());
 }
 

@@ -8,7 +8,7 @@ use lacuna_engine::kernels::CONV_KERNELS;
 use lacuna_engine::{Isa, Target};
 use lacuna_kernels::isa::Isa as TrainingIsa;
 use lacuna_models::MODELS;
-use lacuna_nn::ops::has_kernels;
+use lacuna_nn::ops::{has_kernels, kernels_are_off};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -91,6 +91,7 @@ fn training_isa(asked: Option<&str>) -> Value {
 /// What computes a training step on a device.
 fn device_path(name: DeviceName) -> Result<Value> {
     let (path, why) = match has_kernels(&training::device(name)?) {
+        _ if kernels_are_off() => ("plain burn ops", "LACUNA_TRAIN_OPS is plain"),
         true => ("own kernels", "its tensors lie in plain memory, which lacuna's kernels read and write"),
         false => ("plain burn ops", "lacuna's kernels work on tensors of the flex device only"),
     };
@@ -213,12 +214,12 @@ fn show(report: &Value) {
         ("engine", isa(&report["isa"])),
         ("training", isa(&report["training_isa"])),
         ("device", format!("{} (of {})", text(&report["device"]["name"]), list(&report["devices"]))),
-        ("models", list(&report["models"])),
     ];
     for device in report["training"].as_array().into_iter().flatten() {
         let [name, path, why] = ["name", "path", "why"].map(|key| text(&device[key]));
         rows.push(("", format!("{name}: {path} ({why})")));
     }
+    rows.push(("models", list(&report["models"])));
     for set in report["data"].as_array().into_iter().flatten() {
         let found = set["found"] == true;
         let place = if found { text(&set["path"]) } else { format!("not found ({})", text(&set["help"])) };

@@ -229,7 +229,7 @@ fn open(args: &RunArgs, recipe: &Recipe) -> Result<Opened> {
 }
 
 /// Runs a job to the end of its recipe. Call [`set_threads`] first, once per process.
-pub fn run(job: &Job, report: &mut dyn FnMut(Progress<'_>)) -> Result<Outcome<Network>> {
+pub fn run(job: &Job, report: &mut (dyn FnMut(Progress<'_>) + Send)) -> Result<Outcome<Network>> {
     let args = &job.args;
     let device = device(args.device)?.autodiff();
     let mut net = (job.row.build)(&mut Init::new(&device, args.train.seed));

@@ -439,4 +439,3 @@ pub fn column_products(
         (d_scale[i], d_shift[i]) = (product as f32, sum as f32);
     }
 }
-

@@ -31,6 +31,17 @@ thread_local! {
 /// # Panics
 /// If a slice has another length than the shape says.
 pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, shape: &ConvShape, y: &mut [f32]) {
+    if winograd::pays(shape) {
+        return winograd::forward(x, w, bias, shape, y);
+    }
+    forward_direct(x, w, bias, shape, y);
+}
+
+/// [`forward`] by multiplying and adding alone: to the last bits, for values on an integer grid.
+///
+/// # Panics
+/// As [`forward`].
+pub fn forward_direct(x: &[f32], w: &[f32], bias: Option<&[f32]>, shape: &ConvShape, y: &mut [f32]) {
     forward_on(Isa::best(), x, w, bias, shape, y);
 }
 
@@ -62,9 +73,6 @@ fn forward_on(isa: Isa, x: &[f32], w: &[f32], bias: Option<&[f32]>, s: &ConvShap
     }
     if s.is_depthwise() {
         return depthwise::forward_on(isa, x, w, bias, s, y);
-    }
-    if winograd::pays(s) {
-        return winograd::forward_on(isa, x, w, bias, s, y);
     }
     let (c, o, taps) = (s.c / s.groups, s.o / s.groups, s.kh * s.kw);
     let (steps, panels) = (c * taps, panels(o));

@@ -25,7 +25,7 @@ mod tiles;
 pub use pattern::Pattern;
 
 use crate::isa::Isa;
-use crate::{ConvShape, shape::Window};
+use crate::{ConvShape, shape::Window, winograd};
 use gradient::gradient;
 use moving::{Results, Stage};
 use product::{Reading, product};
@@ -154,7 +154,9 @@ pub fn pays(s: &ConvShape, density: f64) -> bool {
     let copied = x.groups() * (x.height * x.width * x.channels + y.height * y.width * y.channels);
     let open = density * s.w_len() as f64;
     let sparse = open * (MULTIPLY * computed as f64 + OPEN) + COPY * copied as f64 + SCAN * s.w_len() as f64;
-    sparse < DENSE * s.flops() / 2.0
+    // Winograd's algorithm halves two of the three dense passes, and a little more.
+    let dense = if winograd::pays(s) { 0.6 * DENSE } else { DENSE };
+    sparse < dense * s.flops() / 2.0
 }
 
 fn of_tokens(pattern: &Pattern, m: usize) -> ConvShape {

@@ -174,8 +174,9 @@ impl WeightQuantizer {
         fold: Option<&Tensor<1>>,
         pass: &Pass,
     ) -> Option<(Tensor<D>, Vec<f32>)> {
-        let fold = fold.map(|f| host(f.clone().without_autodiff()));
         let training = w.device().is_autodiff();
+        // Only a training pass notes steps, and while recording there are no values to read.
+        let fold = fold.filter(|_| training).map(|f| host(f.clone().without_autodiff()));
         let scales = self.scales(|| host(ops::row_ranges(w.clone())), fold.as_deref(), training, pass)?;
         let w = ops::fake_quant_weight(w.clone(), scales_on(&scales, &w), None, WEIGHT_LO, WEIGHT_HI);
         Some((w, scales))

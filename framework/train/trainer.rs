@@ -81,7 +81,7 @@ pub struct Fit<'a> {
     /// Continue from the newest checkpoint of the folder.
     pub resume: bool,
     /// Told about progress.
-    pub report: &'a mut dyn FnMut(Progress<'_>),
+    pub report: &'a mut (dyn FnMut(Progress<'_>) + Send),
 }
 
 /// What a training tells as it goes.
@@ -171,7 +171,12 @@ pub fn compile<M: Module>(module: &M, recipe: &Recipe, steps_per_epoch: u32) -> 
 ///
 /// Writes into the folder: `results.csv`, `metrics.jsonl`, a TensorBoard file, `weights/best|last`,
 /// `weights/pruned` as they were before quantisation began, and checkpoints.
-pub fn fit<M: Classifier>(module: M, mut fit: Fit<'_>) -> Result<Outcome<M>> {
+pub fn fit<M: Classifier>(module: M, fit: Fit<'_>) -> Result<Outcome<M>> {
+    // Inside the thread pool, an op starts its tasks without waking a sleeping thread first: a tenth of a small step.
+    rayon::scope(|_| fit_in_pool(module, fit))
+}
+
+fn fit_in_pool<M: Classifier>(module: M, mut fit: Fit<'_>) -> Result<Outcome<M>> {
     let steps_per_epoch = u64::from(fit.args.steps_per_epoch(&fit.train));
     let schedule = compile(&module, fit.recipe, fit.args.steps_per_epoch(&fit.train))?;
     let device = module.devices().first().cloned().unwrap_or_default().autodiff();
@@ -385,7 +390,8 @@ impl<M: Classifier> Run<M> {
             ("sparsity", row.sparsity),
         ];
         self.logs.epoch(&values)?;
-        self.logs.scalars(self.step, &values[3..])?;
+        let by_engine = f64::from(u8::from(row.evaluator == Evaluator::Engine));
+        self.logs.scalars(self.step, &[values[3], values[4], ("metrics/by_engine", by_engine)])?;
         (fit.report)(Progress::Epoch(&row));
         let described = described(&fit.metadata, &self.state.pass);
         if self.best.is_none_or(|best| accuracy > best) {
@@ -449,4 +455,24 @@ fn loss_of(logits: Tensor<2>, labels: &[i64], device: &Device) -> Tensor<1> {
 /// Reads the recipe of a path, with overrides `key=value`.
 pub fn load_recipe(path: &Path, overrides: &[(String, String)]) -> Result<Recipe> {
     Ok(Recipe::load(path, overrides)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loader_that_holds_training_up_is_named() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::default();
+        assert_eq!(pace.warning(), None);
+        pace.add(ms(500), ms(510));
+        assert_eq!(pace.warning(), None, "nothing can be ready for the first step");
+        pace.add(ms(1), ms(99));
+        assert_eq!(pace.warning(), None);
+        pace.add(ms(19), ms(101));
+        assert_eq!(pace.of_last_step(), [("train/data_wait_ms", 19.0), ("train/step_ms", 101.0)]);
+        let warning = pace.warning().expect("a tenth of the time is waiting");
+        assert!(warning.contains("10 %") && warning.contains("10.0 ms a step"), "{warning}");
+    }
 }

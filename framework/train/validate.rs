@@ -1,6 +1,7 @@
 //! Accuracy on a test set: by the module's own forward pass, or by the engine that will run it one day.
 //!
-//! The engine is many times faster on quantised models, so [`validate`] prefers it, under a rule that has the same
+//! The engine is faster: on resnet20, 90 % pruned, and two cores, `lacuna eval RUN` took 0.11 s in int8 and 0.54 s in f32
+//! where `lacuna eval RUN --burn` took 0.95 s and 0.80 s. So [`validate`] prefers it, under a rule that has the same
 //! outcome on every run: the first batch is computed both ways, and the engine does the rest if both put every image of
 //! it into the same class.
 

@@ -202,7 +202,7 @@ fn every_family_of_images() {
     let nets = [
         ("ResNet", Network::ResNet(ResNet::new(&deep, init)), 0),
         ("MobileNet", Network::MobileNet(MobileNet::new(&mobile, init)), 13),
-        ("EfficientNet", Network::EfficientNet(EfficientNet::new(&efficient, init)), 11),
+        ("EfficientNet", Network::EfficientNet(EfficientNet::new(&efficient, init)), 10),
     ];
     let image = |n: usize, seed: u32| -> Tensor<4> {
         let shape = [n, 3, 33, 40];

@@ -196,7 +196,7 @@ pub fn conv_norm(
             };
             let [_, _, height, width] = x.x.dims();
             let window = conv.window([height, width]);
-            let y = ops::conv2d_bias_act(x.x.clone(), w, bias, residual, window, act, pass.sparse);
+            let y = ops::conv2d_on_grids(x.x.clone(), w, bias, residual, window, act, pass.sparse);
             quantizer.forward(y, pass)
         }
     }

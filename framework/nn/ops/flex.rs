@@ -9,8 +9,8 @@ use lacuna_kernels::attention::{self, AttentionShape, Rows, RowsMut};
 use lacuna_kernels::batch_norm::Skip;
 use lacuna_kernels::sparse::{self, Pattern};
 use lacuna_kernels::{
-    ConvShape, activation, add, batch_norm, conv, embedding, fake_quant, gemm, layer_norm, loss, pool as pooling,
-    transpose,
+    ConvShape, activation, add, batch_norm, conv, embedding, fake_quant, gemm, layer_norm, loss,
+    pool as pooling, transpose,
 };
 use std::cell::Cell;
 use std::sync::Arc;
@@ -166,7 +166,7 @@ impl TrainKernels for Flex {
 
     fn run(op: &Op, inputs: Vec<FlexTensor>) -> (Vec<FlexTensor>, Saved) {
         match *op {
-            Op::Conv { window, sparse } => {
+            Op::Conv { window, sparse, exact } => {
                 let ([x, w], bias) = take(inputs);
                 let (x, w) = (nhwc(x), row_major(w));
                 let shape = ConvShape::new(dims4(&x), dims4(&w), window);
@@ -174,6 +174,7 @@ impl TrainKernels for Flex {
                 let bias = bias.as_ref().map(values);
                 let y = filled(shape.y_len(), |y| match &pattern {
                     Some(pattern) => sparse::conv_forward(values(&x), pattern, bias, &shape, y),
+                    None if exact => conv::forward_direct(values(&x), values(&w), bias, &shape, y),
                     None => conv::forward(values(&x), values(&w), bias, &shape, y),
                 });
                 let y = y.image([shape.n, shape.o, shape.oh, shape.ow]);
@@ -225,7 +226,17 @@ impl TrainKernels for Flex {
                 let (rows, c) = pixels(&x);
                 let y = filled(rows * c, |y| {
                     let residual = residual.as_ref().map(values);
-                    batch_norm::forward_with(values(&x), rows, c, values(&scale), values(&shift), residual, act, None, y)
+                    batch_norm::forward_with(
+                        values(&x),
+                        rows,
+                        c,
+                        values(&scale),
+                        values(&shift),
+                        residual,
+                        act,
+                        None,
+                        y,
+                    )
                 });
                 let y = y.image(dims4(&x));
                 let mut kept = vec![x, scale, shift];
@@ -282,7 +293,15 @@ impl TrainKernels for Flex {
                 let mut kept = Buffer::new(shape.saved_len());
                 let out = filled(values(&q).len(), |out| {
                     let mask = mask.as_ref().map(values);
-                    attention::forward(heads_of(&q), heads_of(&k), heads_of(&v), mask, shape, out, kept.values())
+                    attention::forward(
+                        heads_of(&q),
+                        heads_of(&k),
+                        heads_of(&v),
+                        mask,
+                        shape,
+                        out,
+                        kept.values(),
+                    )
                 });
                 let out = out.like(&q);
                 let kept = kept.tensor(&[shape.saved_len()]);
@@ -390,7 +409,8 @@ impl TrainKernels for Flex {
                 let (mut dx, mut d_gamma, mut d_beta) =
                     (Buffer::new(rows * c), Buffer::new(c), Buffer::new(c));
                 // Without an activation the residual's gradient is dy itself.
-                let mut d_residual = (wants(3) && !(act == Act::None && grid.is_none())).then(|| Buffer::new(rows * c));
+                let mut d_residual =
+                    (wants(3) && !(act == Act::None && grid.is_none())).then(|| Buffer::new(rows * c));
                 let skip = skip(act, grid.is_some(), &y, residual.as_ref());
                 batch_norm::backward(
                     values(&x),
@@ -414,7 +434,12 @@ impl TrainKernels for Flex {
                     Some(d) => Some(d.image(dims4(&x))),
                     None => wants(3).then_some(dy),
                 };
-                vec![Some(dx.image(dims4(&x))), Some(d_gamma.tensor(&[c])), Some(d_beta.tensor(&[c])), d_residual]
+                vec![
+                    Some(dx.image(dims4(&x))),
+                    Some(d_gamma.tensor(&[c])),
+                    Some(d_beta.tensor(&[c])),
+                    d_residual,
+                ]
             }
             Op::Affine { act } => {
                 let ([x, scale, shift], residual) = saved(tensors);
@@ -427,16 +452,43 @@ impl TrainKernels for Flex {
                         let mut z = Buffer::new(rows * c);
                         let residual = residual.as_ref().map(values);
                         let (scale, shift) = (values(&scale), values(&shift));
-                        batch_norm::forward_with(values(&x), rows, c, scale, shift, residual, Act::None, None, z.values());
+                        batch_norm::forward_with(
+                            values(&x),
+                            rows,
+                            c,
+                            scale,
+                            shift,
+                            residual,
+                            Act::None,
+                            None,
+                            z.values(),
+                        );
                         let (z, dy) = (z.image(dims4(&x)), values(&dy));
                         filled(rows * c, |dz| activation::backward(act, values(&z), dy, dz)).image(dims4(&x))
                     }
                 };
                 let (mut d_scale, mut d_shift) = (Buffer::new(c), Buffer::new(c));
-                batch_norm::column_products(values(&x), values(&dz), rows, c, d_scale.values(), d_shift.values());
+                batch_norm::column_products(
+                    values(&x),
+                    values(&dz),
+                    rows,
+                    c,
+                    d_scale.values(),
+                    d_shift.values(),
+                );
                 let zeros = vec![0f32; c];
                 let dx = filled(rows * c, |dx| {
-                    batch_norm::forward_with(values(&dz), rows, c, values(&scale), &zeros, None, Act::None, None, dx)
+                    batch_norm::forward_with(
+                        values(&dz),
+                        rows,
+                        c,
+                        values(&scale),
+                        &zeros,
+                        None,
+                        Act::None,
+                        None,
+                        dx,
+                    )
                 });
                 let (d_scale, d_shift) = (d_scale.tensor(&[c]), d_shift.tensor(&[c]));
                 vec![Some(dx.image(dims4(&x))), Some(d_scale), Some(d_shift), wants(3).then_some(dz)]
@@ -482,14 +534,18 @@ impl TrainKernels for Flex {
                     )
                 });
                 let dx = dx.like(&input);
-                vec![Some(dx.clone()), Some(d_gamma.tensor(&[width])), Some(d_beta.tensor(&[width])), Some(dx)]
+                vec![
+                    Some(dx.clone()),
+                    Some(d_gamma.tensor(&[width])),
+                    Some(d_beta.tensor(&[width])),
+                    Some(dx),
+                ]
             }
             Op::Activate(act) => {
                 let ([x], _) = saved(tensors);
                 let dy = ordered_like(dy, &x);
-                let dx = filled(values(&x).len(), |dx| {
-                    activation::backward(act, values(&x), values(&dy), dx)
-                });
+                let dx =
+                    filled(values(&x).len(), |dx| activation::backward(act, values(&x), values(&dy), dx));
                 vec![Some(dx.like(&x))]
             }
             Op::Attention { heads } => {
@@ -517,8 +573,7 @@ impl TrainKernels for Flex {
                 let ([table], _) = saved(tensors);
                 let dy = row_major(dy);
                 let (rows, width) = matrix(&table);
-                let d_table =
-                    filled(rows * width, |d| embedding::backward(ids, values(&dy), width, d));
+                let d_table = filled(rows * width, |d| embedding::backward(ids, values(&dy), width, d));
                 vec![Some(d_table.tensor(&[rows, width]))]
             }
             Op::GlobalAveragePool => {
@@ -551,9 +606,8 @@ impl TrainKernels for Flex {
             Op::FakeQuant(grid) => {
                 let ([x], _) = saved(tensors);
                 let dy = ordered_like(dy, &x);
-                let dx = filled(values(&x).len(), |dx| {
-                    fake_quant::backward(values(&x), values(&dy), grid, dx)
-                });
+                let dx =
+                    filled(values(&x).len(), |dx| fake_quant::backward(values(&x), values(&dy), grid, dx));
                 vec![Some(dx.like(&x))]
             }
             Op::Range { .. } => Vec::new(),

@@ -14,20 +14,21 @@ pub mod flex;
 pub mod plain;
 pub mod pool;
 
+pub use crate::quant::Observed;
 use autodiff::TrainOps;
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{Device, Int, Tensor};
 pub use lacuna_kernels::activation::Act;
 pub use lacuna_kernels::fake_quant::Grid;
 pub use lacuna_kernels::shape::Window;
-pub use crate::quant::Observed;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// One op with its attributes; the comment lists its inputs, and its outputs if there are several.
 #[derive(Clone, Debug)]
 pub enum Op {
-    /// x[n,c,h,w], w[o,c/groups,kh,kw], bias[o] if any. `sparse`: weights whose bits are 0 are masked.
-    Conv { window: Window, sparse: bool },
+    /// x[n,c,h,w], w[o,c/groups,kh,kw], bias[o] if any. `sparse`: weights whose bits are 0 are masked. `exact`: products of
+    /// grids, which no other algorithm may round.
+    Conv { window: Window, sparse: bool, exact: bool },
     /// x, gamma[c], beta[c], residual if any -> y, mean[c], variance[c] (biased), and, if `observed`, the range[2] after it
     BatchNorm { eps: f64, act: Act, observed: Option<Observed> },
     /// x, scale[c], shift[c], residual if any: act(x * scale + shift + residual)
@@ -56,8 +57,18 @@ pub enum Op {
     FakeQuantWeight { lo: i32, hi: i32 },
 }
 
+/// Whether the environment variable `LACUNA_TRAIN_OPS` is `plain`: every device runs burn's ops then, to compare with.
+pub fn kernels_are_off() -> bool {
+    static OFF: LazyLock<bool> =
+        LazyLock::new(|| std::env::var("LACUNA_TRAIN_OPS").is_ok_and(|name| name == "plain"));
+    *OFF
+}
+
 /// Whether tensors on this device take the kernels.
 pub fn has_kernels(device: &Device) -> bool {
+    if kernels_are_off() {
+        return false;
+    }
     matches!(device.as_dispatch(), DispatchDevice::Flex(_)) || {
         device.is_autodiff() && matches!(device.clone().inner().as_dispatch(), DispatchDevice::Flex(_))
     }
@@ -96,7 +107,7 @@ pub fn conv2d(
     if !has_kernels(&x.device()) {
         return plain::conv2d(x, w, bias, window);
     }
-    run(Op::Conv { window, sparse }, inputs!(x, w; bias))
+    run(Op::Conv { window, sparse, exact: false }, inputs!(x, w; bias))
 }
 
 /// Batch norm over a training batch (Ioffe and Szegedy, 2015), plus the residual, then `act`. Returns y and the batch's
@@ -251,8 +262,8 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     run(Op::CrossEntropy { targets: host_integers(targets).into() }, inputs!(logits))
 }
 
-/// act(convolution + bias + residual).
-pub fn conv2d_bias_act(
+/// act(convolution + bias + residual) of values on grids: sums are taken as the integer engine takes them.
+pub fn conv2d_on_grids(
     x: Tensor<4>,
     w: Tensor<4>,
     bias: Tensor<1>,
@@ -264,12 +275,12 @@ pub fn conv2d_bias_act(
     if !has_kernels(&x.device()) {
         return plain::add_activate(plain::conv2d(x, w, Some(bias), window), residual, act);
     }
+    let op = Op::Conv { window, sparse, exact: true };
     if residual.is_none() && act == Act::None {
-        return conv2d(x, w, Some(bias), window, sparse);
+        return run(op, inputs!(x, w, bias));
     }
-    let y = conv2d(x, w, None, window, sparse);
     let ones = bias.ones_like();
-    affine(y, ones, bias, residual, act)
+    affine(run(op, inputs!(x, w)), ones, bias, residual, act)
 }
 
 /// Batch norm on known statistics, plus the residual, then `act`.

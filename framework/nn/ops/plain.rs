@@ -5,7 +5,9 @@
 
 use super::{Act, Grid};
 use crate::mark;
-use burn::tensor::activation::{gelu, gelu_approximate, hard_swish, log_softmax, relu, relu6, sigmoid, silu, softmax};
+use burn::tensor::activation::{
+    gelu, gelu_approximate, hard_swish, log_softmax, relu, relu6, sigmoid, silu, softmax,
+};
 use burn::tensor::module;
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Int, Tensor};

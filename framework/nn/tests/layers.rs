@@ -1,9 +1,9 @@
 //! Padding, groups, activations and ranks of layers.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use lacuna_nn::layers::{Act, BatchNorm, Conv2d, Embedding, Init, LayerNorm, Linear, Padding, conv_norm};
+use lacuna_nn::layers::{self, Act, BatchNorm, Conv2d, Embedding, Init, LayerNorm, Linear, Padding};
 use lacuna_nn::params::{ParamTable, Role, update_each};
-use lacuna_nn::quant::{Activation, Norm, Pass, Quant};
+use lacuna_nn::quant::{Activation, ActivationQuantizer, Norm, Pass, Quant};
 
 fn host<const D: usize>(t: Tensor<D>) -> Vec<f32> {
     t.into_data().try_to_vec().unwrap()
@@ -13,6 +13,19 @@ fn values<const D: usize>(dims: [usize; D]) -> Tensor<D> {
     let n: usize = dims.iter().product();
     let values: Vec<f32> = (0..n).map(|i| ((i * 7919 + 13) % 211) as f32 / 50.0 - 2.0).collect();
     Tensor::from_data(TensorData::new(values, dims), &Device::flex())
+}
+
+/// With a quantiser that has seen nothing, and so does nothing.
+fn conv_norm(
+    x: &Activation<4>,
+    conv: &Conv2d,
+    norm: &BatchNorm,
+    residual: Option<Tensor<4>>,
+    act: Act,
+    pass: &Pass,
+) -> Tensor<4> {
+    let quantizer = ActivationQuantizer::new(&Device::flex());
+    layers::conv_norm(x, conv, norm, residual, act, &quantizer, pass).x
 }
 
 #[track_caller]
@@ -82,8 +95,9 @@ fn folding_keeps_what_a_layer_computes() {
             }
         });
         let x = Activation::plain(values([2, 5, 6, 7]));
-        let run =
-            |quant, residual| conv_norm(&x, &conv, &norm, residual, act, &Pass { quant, norm: Norm::Frozen, ..Pass::default() });
+        let run = |quant, residual| {
+            conv_norm(&x, &conv, &norm, residual, act, &Pass { quant, norm: Norm::Frozen, ..Pass::default() })
+        };
         let residual = run(Quant::Off, None) * 0.5;
         close(run(Quant::Frozen, None), run(Quant::Off, None));
         close(run(Quant::Frozen, Some(residual.clone())), run(Quant::Off, Some(residual)));
