@@ -103,7 +103,7 @@ def faster_layout(args, row):
 def ratio(over, under):
     """Median, and quartiles over the turns, of the first side's time over the second's."""
     turns = [statistics.median(a) / statistics.median(b) for a, b in zip(over.rounds, under.rounds)]
-    low, _, high = statistics.quantiles(turns, n=4)
+    low, _, high = statistics.quantiles(turns, n=4) if len(turns) > 1 else turns * 3
     return statistics.median(over.ms()) / statistics.median(under.ms()), low, high
 
 

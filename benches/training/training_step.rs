@@ -8,13 +8,11 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use lacuna::models::{self, InputShape, Network};
-use lacuna::nn::Classifier;
 use lacuna::nn::layers::Init;
 use lacuna::nn::params::ParamTable;
-use lacuna::nn::{Input, Tokens, ops};
-use lacuna::train::optimizer::Optimizer;
+use lacuna::nn::{Classifier, Tokens, ops};
 use lacuna::train::state::State;
-use lacuna::train::trainer;
+use lacuna::train::{Optimizer, trainer};
 use serde_json::json;
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -32,7 +30,6 @@ const BATCH: &[(&str, usize, Option<usize>)] = &[
 const BATCHES: usize = 4;
 /// Of a sequence.
 const TOKENS: usize = 128;
-const WEIGHT_DECAY: f64 = 1e-4;
 
 const PRUNED90: &str = "
 training_modifiers:
@@ -57,7 +54,8 @@ struct Batch {
 
 enum Data {
     Images(Vec<f32>, [usize; 4]),
-    Tokens(Vec<i64>, [usize; 2]),
+    /// And 1 for each that is there, 0 where a sequence was filled up.
+    Tokens(Vec<i64>, Vec<f32>, [usize; 2]),
 }
 
 struct Training {
@@ -71,6 +69,7 @@ struct Training {
 }
 
 fn main() {
+    // A training runs inside the pool, as one of its threads.
     rayon::scope(|_| serve());
 }
 
@@ -114,7 +113,11 @@ impl Training {
             BATCH.iter().find(|(name, ..)| *name == model).expect("a batch for each model");
         let device = Device::flex().autodiff();
         let mut module = (row.build)(&mut Init::new(&device, 0));
-        let mut state = State::new(&module, WEIGHT_DECAY);
+        let (optimizer, lr, weight_decay) = match row.input {
+            InputShape::Image(_) => (Optimizer::SGD, 0.01, 1e-4),
+            InputShape::Tokens { .. } => (Optimizer::ADAMW, 1e-4, 0.01),
+        };
+        let mut state = State::new(&module, weight_decay);
         let recipe = match variant {
             "" => None,
             "pruned90" => Some(PRUNED90),
@@ -129,36 +132,38 @@ impl Training {
             }
         }
         let mut random = Random(0x2545_f491_4f6c_dd1d);
-        let input = match (&row.input, side) {
-            (&InputShape::Image([c, ..]), &Some(side)) => InputShape::Image([c, side, side]),
-            (input, _) => input.clone(),
+        let shape = match (row.input, side) {
+            (InputShape::Image([c, ..]), &Some(side)) => InputShape::Image([c, side, side]),
+            (shape, _) => shape,
         };
-        let batches = (0..BATCHES).map(|_| noise(&input, row.classes, *batch, &mut random)).collect();
-        let (optimizer, lr) = match row.input {
-            InputShape::Image(_) => (Optimizer::SGD, 0.01),
-            InputShape::Tokens { .. } => (Optimizer::ADAMW, 1e-4),
-        };
+        let batches = (0..BATCHES).map(|_| noise(shape, row.classes, *batch, &mut random)).collect();
         Training { module, state, device, batches, optimizer, lr, steps: 0 }
     }
 
     /// Forward, loss, backward, update.
     fn step(mut self) -> (Training, f32) {
-        let batch = &self.batches[self.steps % BATCHES];
+        let batch = &mut self.batches[self.steps % BATCHES];
         self.steps += 1;
-        let input: Input = match &batch.input {
+        let labels = TensorData::new(batch.labels.clone(), [batch.labels.len()]);
+        let labels = Tensor::<1, Int>::from_data(labels, &self.device);
+        let (logits, images) = match &mut batch.input {
             Data::Images(x, dims) => {
-                Tensor::<4>::from_data(TensorData::new(x.clone(), *dims), &self.device).into()
+                // As in training, the memory of the images is lent to the tensors of the step.
+                let x = Tensor::<4>::from_data(TensorData::new(std::mem::take(x), *dims), &self.device);
+                (self.module.forward(x.clone(), &self.state.pass), Some(x))
             }
-            Data::Tokens(ids, dims) => {
-                let ids = Tensor::<2, Int>::from_data(TensorData::new(ids.clone(), *dims), &self.device);
-                Tokens { ids, mask: Some(Tensor::ones(*dims, &self.device)) }.into()
+            Data::Tokens(ids, mask, dims) => {
+                let ids = Tensor::from_data(TensorData::new(ids.clone(), *dims), &self.device);
+                let mask = Tensor::from_data(TensorData::new(mask.clone(), *dims), &self.device);
+                (self.module.forward(Tokens { ids, mask: Some(mask) }, &self.state.pass), None)
             }
         };
-        let labels = TensorData::new(batch.labels.clone(), [batch.labels.len()]);
-        let logits = self.module.forward(input, &self.state.pass);
-        let loss = ops::cross_entropy(logits, Tensor::from_data(labels, &self.device));
+        let loss = ops::cross_entropy(logits, labels);
         let value = loss.clone().into_scalar();
         self.module = self.state.step(self.module, loss.backward(), &self.optimizer, self.lr);
+        if let (Some(images), Data::Images(x, _)) = (images, &mut batch.input) {
+            *x = images.without_autodiff().into_data().try_into_vec().expect("images are f32");
+        }
         (self, value)
     }
 }
@@ -174,15 +179,18 @@ impl Random {
 }
 
 /// A batch of noise of variance one, or of random tokens, with labels that stay: enough to see the loss fall.
-fn noise(shape: &InputShape, classes: usize, batch: usize, random: &mut Random) -> Batch {
-    let input = match *shape {
+fn noise(shape: InputShape, classes: usize, batch: usize, random: &mut Random) -> Batch {
+    let input = match shape {
         InputShape::Image([c, h, w]) => {
             let x = (0..batch * c * h * w).map(|_| (random.next() - 0.5) * 12f32.sqrt()).collect();
             Data::Images(x, [batch, c, h, w])
         }
         InputShape::Tokens { vocabulary, .. } => {
             let ids = (0..batch * TOKENS).map(|_| (random.next() * vocabulary as f32) as i64).collect();
-            Data::Tokens(ids, [batch, TOKENS])
+            let lengths = (0..batch).map(|_| TOKENS / 2 + (random.next() * (TOKENS / 2 + 1) as f32) as usize);
+            let mask =
+                lengths.flat_map(|length| (0..TOKENS).map(move |i| (i < length) as u8 as f32)).collect();
+            Data::Tokens(ids, mask, [batch, TOKENS])
         }
     };
     let labels = (0..batch).map(|_| (random.next() * classes as f32) as i64).collect();
