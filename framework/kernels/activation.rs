@@ -71,14 +71,6 @@ fn power_of_two(n: i32) -> f32 {
 /// (e^r - 1 - r) / r² for |r| <= ln 2 / 2: relative error of e^r 2e-9 (minimax fit, lowest power first).
 const EXP: [f32; 5] = [0.499_999_93, 0.166_665_2, 0.041_668_39, 0.008_368_78, 0.001_381_45];
 
-/// Replaces every value by its exponential.
-#[inline(always)]
-pub fn exp16(x: &mut [f32; 16]) {
-    for x in x {
-        *x = exp(*x);
-    }
-}
-
 /// 1 / (1 + e^-x), at least 6e-39.
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
@@ -226,11 +218,6 @@ pub fn forward(act: Act, x: &[f32], y: &mut [f32]) {
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| forward_part(act, x, y));
 }
 
-/// x = act(x).
-pub fn forward_in_place(act: Act, x: &mut [f32]) {
-    x.par_chunks_mut(CHUNK).for_each(|x| forward_in_place_part(act, x));
-}
-
 /// dx = dy · act'(x). For ReLU and ReLU6, and for them alone, `x` may be the result of [`forward`].
 ///
 /// # Panics
@@ -241,15 +228,6 @@ pub fn backward(act: Act, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     parts.for_each(|(dx, (x, dy))| backward_part(act, x, dy, dx));
 }
 
-/// [`backward`] with `dy` as it comes and dx as it goes.
-///
-/// # Panics
-/// If lengths differ.
-pub fn backward_in_place(act: Act, x: &[f32], dy: &mut [f32]) {
-    assert_eq!(x.len(), dy.len(), "x and dy differ in length");
-    dy.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| backward_in_place_part(act, x, dy));
-}
-
 by_isa! {
     fn forward_part(act: Act, x: &[f32], y: &mut [f32]) {
         with_function!(act, F => for (y, &x) in y.iter_mut().zip(x) { *y = F::value(x) })
@@ -257,19 +235,7 @@ by_isa! {
 }
 
 by_isa! {
-    fn forward_in_place_part(act: Act, x: &mut [f32]) {
-        with_function!(act, F => for x in x { *x = F::value(*x) })
-    }
-}
-
-by_isa! {
     fn backward_part(act: Act, x: &[f32], dy: &[f32], dx: &mut [f32]) {
         with_function!(act, F => for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) { *dx = F::gradient(x, dy) })
-    }
-}
-
-by_isa! {
-    fn backward_in_place_part(act: Act, x: &[f32], dy: &mut [f32]) {
-        with_function!(act, F => for (dy, &x) in dy.iter_mut().zip(x) { *dy = F::gradient(x, *dy) })
     }
 }

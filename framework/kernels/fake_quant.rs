@@ -97,16 +97,6 @@ pub fn backward(x: &[f32], dy: &[f32], grid: Grid, dx: &mut [f32]) {
     parts.for_each(|(dx, (x, dy))| gate_part(x, dy, lo, hi, dx));
 }
 
-/// [`backward`] with `dy` as it comes and dx as it goes.
-///
-/// # Panics
-/// As [`backward`].
-pub fn backward_in_place(x: &[f32], dy: &mut [f32], grid: Grid) {
-    assert_eq!(x.len(), dy.len(), "x and dy differ in length");
-    let (lo, hi) = grid.inside();
-    dy.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| gate_in_place_part(x, dy, lo, hi));
-}
-
 /// Smallest and largest element; (+inf, -inf) of nothing. NaN is ignored.
 pub fn range(x: &[f32]) -> (f32, f32) {
     x.par_chunks(CHUNK).map(range_block).reduce(|| NOTHING, join)
@@ -250,14 +240,6 @@ by_isa! {
     fn gate_part(x: &[f32], dy: &[f32], lo: f32, hi: f32, dx: &mut [f32]) {
         for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
             *dx = if x >= lo && x <= hi { dy } else { 0.0 };
-        }
-    }
-}
-
-by_isa! {
-    fn gate_in_place_part(x: &[f32], dy: &mut [f32], lo: f32, hi: f32) {
-        for (dy, &x) in dy.iter_mut().zip(x) {
-            *dy = if x >= lo && x <= hi { *dy } else { 0.0 };
         }
     }
 }

@@ -86,33 +86,3 @@ fn cross_entropy_of<V: Vector>(
     }
     total
 }
-
-/// The mean binary cross-entropy between sigmoid(logits) and `targets` (in 0..=1); writes its gradient.
-///
-/// # Panics
-/// If the slices differ in length.
-pub fn binary_cross_entropy(logits: &[f32], targets: &[f32], gradient: &mut [f32]) -> f32 {
-    let len = logits.len();
-    assert!(
-        targets.len() == len && gradient.len() == len,
-        "logits, targets and gradient of different lengths"
-    );
-    let weight = 1.0 / len.max(1) as f32;
-    let per_task = rows_per_task(len, 1);
-    let mut losses = vec![0.0_f64; len.div_ceil(per_task)];
-    let (gradient, shared_losses) = (Shared::new(gradient), Shared::new(&mut losses));
-    each(len.div_ceil(per_task), |task| {
-        let from = task * per_task;
-        let here = per_task.min(len - from);
-        // SAFETY: tasks have elements, and a loss, of their own.
-        let (gradient, loss) = unsafe { (gradient.part(from, here), &mut shared_losses.part(task, 1)[0]) };
-        for ((&x, &target), gradient) in logits[from..].iter().zip(&targets[from..]).zip(gradient) {
-            // e^-|x| cannot overflow.
-            let small = (-x.abs()).exp();
-            let sigmoid = if x >= 0.0 { 1.0 } else { small } / (1.0 + small);
-            *loss += f64::from(x.max(0.0) - x * target + small.ln_1p());
-            *gradient = (sigmoid - target) * weight;
-        }
-    });
-    (losses.iter().sum::<f64>() * f64::from(weight)) as f32
-}

@@ -1,4 +1,4 @@
-//! Pooling of NHWC images: the mean of an image, and maximum and mean of windows, with gradients.
+//! Pooling of NHWC images: the mean of an image, and maximum of windows, with gradients.
 //!
 //! Gradients are gathered: each place of dx adds up the windows it lies in, so that it is written once and places are
 //! independent of each other.
@@ -104,59 +104,6 @@ pub fn max_backward(dy: &[f32], at: &[u8], s: &ConvShape, dx: &mut [f32]) {
         for (ix, dx) in dx.chunks_exact_mut(s.c).enumerate() {
             taps_of_input(s, line, ix, &mut taps);
             sum_where_maximum(dy, at, &taps, dx);
-        }
-    });
-}
-
-/// y[n,oh,ow,c] = mean of each window; over all its places if `count_padding` (PyTorch's default), else over those in
-/// the image (ONNX's).
-///
-/// # Panics
-/// If lengths do not fit.
-pub fn average(x: &[f32], s: &ConvShape, count_padding: bool, y: &mut [f32]) {
-    check(s, x.len(), y.len());
-    if y.is_empty() {
-        return;
-    }
-    y.par_chunks_mut(s.ow * s.c).enumerate().for_each(|(line, y)| {
-        let mut taps = Vec::new();
-        for (ox, y) in y.chunks_exact_mut(s.c).enumerate() {
-            taps_of_output(s, line, ox, &mut taps);
-            let count = if count_padding { s.kh * s.kw } else { taps.len().max(1) };
-            sum_of_taps(x, &taps, y);
-            y.iter_mut().for_each(|y| *y /= count as f32);
-        }
-    });
-}
-
-/// dx[n,h,w,c] of [`average`].
-///
-/// # Panics
-/// If lengths do not fit.
-pub fn average_backward(dy: &[f32], s: &ConvShape, count_padding: bool, dx: &mut [f32]) {
-    check(s, dx.len(), dy.len());
-    if dx.is_empty() {
-        return;
-    }
-    // Places of a window along one axis that lie in the image.
-    let inside = |o: usize, axis: usize, k: usize, size: usize| {
-        (0..k).filter(|&t| input_of(s, o, axis, t, size).is_some()).count()
-    };
-    let along_y: Vec<usize> = (0..s.oh).map(|o| inside(o, 0, s.kh, s.h)).collect();
-    let along_x: Vec<usize> = (0..s.ow).map(|o| inside(o, 1, s.kw, s.w)).collect();
-    dx.par_chunks_mut(s.w * s.c).enumerate().for_each(|(line, dx)| {
-        let mut taps = Vec::new();
-        for (ix, dx) in dx.chunks_exact_mut(s.c).enumerate() {
-            taps_of_input(s, line, ix, &mut taps);
-            dx.fill(0.0);
-            for tap in &taps {
-                let pixel = tap.at / s.c % (s.oh * s.ow);
-                let own = along_y[pixel / s.ow] * along_x[pixel % s.ow];
-                let count = if count_padding { s.kh * s.kw } else { own };
-                for (dx, dy) in dx.iter_mut().zip(&dy[tap.at..][..s.c]) {
-                    *dx += dy / count as f32;
-                }
-            }
         }
     });
 }
@@ -281,16 +228,6 @@ by_isa! {
             for ((dx, &dy), &at) in dx.iter_mut().zip(&dy[tap.at..][..c]).zip(&at[tap.at..][..c]) {
                 *dx += if at == tap.place { dy } else { 0.0 };
             }
-        }
-    }
-}
-
-by_isa! {
-    fn sum_of_taps(x: &[f32], taps: &[Tap], y: &mut [f32]) {
-        y.fill(0.0);
-        let c = y.len();
-        for tap in taps {
-            y.iter_mut().zip(&x[tap.at..][..c]).for_each(|(y, x)| *y += x);
         }
     }
 }

@@ -56,11 +56,11 @@ fn exponential_is_good_to_two_ulp() {
 
 #[test]
 fn exponential_of_extremes() {
-    let mut x = [0.0; 16];
+    let mut x = [0.0f32; 8];
     x[..7].copy_from_slice(&[0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, 88.8, -200.0, f32::NAN]);
     // Below the smallest normal number the result has fewer bits, not none.
     x[7] = -95.0;
-    activation::exp16(&mut x);
+    x.iter_mut().for_each(|x| *x = activation::exp(*x));
     assert_eq!(x[..6], [1.0, 1.0, f32::INFINITY, 0.0, f32::INFINITY, 0.0]);
     assert!(x[6].is_nan());
     assert!((x[7] as f64 - (-95f64).exp()).abs() < 2e-45, "{}", x[7]);
@@ -89,9 +89,6 @@ fn values_agree_with_f64_at_every_length() {
                 let error = (y as f64 - expected).abs();
                 assert!(error <= 2e-7 * (1.0 + x.abs() as f64), "{act:?}({x}) = {y}, not {expected}");
             }
-            let mut in_place = x.clone();
-            activation::forward_in_place(act, &mut in_place);
-            assert_eq!(in_place, y, "{act:?} in place");
         }
     }
 }
@@ -114,9 +111,6 @@ fn gradients_agree_with_differences_at_every_length() {
                 let error = (dx[i] as f64 - dy[i] as f64 * slope).abs();
                 assert!(error < 1e-6 * dy[i] as f64, "{act:?}'({at}) · {} = {}, not {slope}", dy[i], dx[i]);
             }
-            let mut in_place = dy.clone();
-            activation::backward_in_place(act, &x, &mut in_place);
-            assert_eq!(in_place, dx, "{act:?} in place");
         }
     }
 }

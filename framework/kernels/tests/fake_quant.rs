@@ -42,10 +42,9 @@ fn values_and_gradients_are_those_of_the_grid() {
                 x[i]
             );
         }
-        let (mut y_in_place, mut dx_in_place) = (x.clone(), dy.clone());
-        fake_quant::quantize_in_place(&mut y_in_place, grid);
-        fake_quant::backward_in_place(&x, &mut dx_in_place, grid);
-        assert_eq!((y_in_place, dx_in_place), (y, dx));
+        let mut in_place = x.clone();
+        fake_quant::quantize_in_place(&mut in_place, grid);
+        assert_eq!(in_place, y);
     }
 }
 

@@ -74,31 +74,6 @@ fn the_first_of_equals_and_any_nan_is_the_maximum() {
 }
 
 #[test]
-fn averages_and_their_gradients() {
-    for s in shapes() {
-        for count_padding in [false, true] {
-            let x = values(s.x_len());
-            let mut y = vec![f32::NAN; s.y_len()];
-            pool::average(&x, &s, count_padding, &mut y);
-            let dy: Vec<f32> = (0..s.y_len()).map(|i| (i % 31) as f32).collect();
-            let mut expected = vec![0f64; x.len()];
-            for i in 0..y.len() {
-                let places = window(&s, i);
-                let count = if count_padding { s.kh * s.kw } else { places.len() } as f64;
-                let mean = places.iter().map(|&(_, at)| x[at] as f64).sum::<f64>() / count;
-                assert!((y[i] as f64 - mean).abs() < 1e-6, "{s:?} at {i}");
-                places.iter().for_each(|&(_, at)| expected[at] += dy[i] as f64 / count);
-            }
-            let mut dx = vec![f32::NAN; x.len()];
-            pool::average_backward(&dy, &s, count_padding, &mut dx);
-            for (dx, e) in dx.iter().zip(expected) {
-                assert!((*dx as f64 - e).abs() < 1e-5, "{s:?}: {dx} {e}");
-            }
-        }
-    }
-}
-
-#[test]
 fn the_average_of_an_image() {
     for c in [1, 3, 16, 24, 40, 64, 300, 1152] {
         for (n, pixels) in [(1, 1), (3, 49), (2, 200)] {
@@ -125,12 +100,13 @@ fn bytes_do_not_depend_on_threads() {
     let run = |threads: usize| {
         let threads = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         threads.install(|| {
-            let dy = values(s.y_len());
+            let (x, mut y, mut at) = (values(s.x_len()), vec![f32::NAN; s.y_len()], vec![0; s.y_len()]);
+            pool::max(&x, &s, &mut y, &mut at);
             let mut dx = vec![f32::NAN; s.x_len()];
-            pool::average_backward(&dy, &s, false, &mut dx);
-            let mut y = vec![f32::NAN; 3 * 24];
-            pool::global_average(&dx, [3, 900, 24], &mut y);
-            (dx, y)
+            pool::max_backward(&y, &at, &s, &mut dx);
+            let mut mean = vec![f32::NAN; 3 * 24];
+            pool::global_average(&dx, [3, 900, 24], &mut mean);
+            (y, dx, mean)
         })
     };
     assert_eq!(run(1), run(2));
