@@ -1,16 +1,16 @@
 //! The ops on burn's flex device: tensors in, slices to the kernels of `lacuna-kernels`, tensors out.
 
 use super::autodiff::TrainKernels;
-use super::{Act, Grid, Observed, Op, pool};
+use super::slices::{Buffer, dense, dims4, filled, matrix, nhwc, ordered_like, pixels, row_major, values};
+use super::{Act, Grid, Observed, Op};
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{Bytes, DType, Shape};
-use burn_flex::{FlexTensor, Layout};
+use burn_flex::FlexTensor;
 use lacuna_kernels::attention::{self, AttentionShape, Rows, RowsMut};
 use lacuna_kernels::batch_norm::Skip;
 use lacuna_kernels::sparse::{self, Pattern};
 use lacuna_kernels::{
     ConvShape, activation, add, batch_norm, conv, embedding, fake_quant, gemm, layer_norm, loss,
-    pool as pooling, softmax, transpose,
+    pool as pooling, softmax,
 };
 use std::cell::Cell;
 use std::sync::Arc;
@@ -32,121 +32,6 @@ impl From<Vec<FlexTensor>> for Saved {
     }
 }
 
-// ---- tensors as slices -------------------------------------------------------------------------
-
-/// The elements of a tensor whose memory order is known to be the one wanted.
-fn values(x: &FlexTensor) -> &[f32] {
-    let at = x.layout().start_offset();
-    &x.storage()[at..at + x.layout().num_elements()]
-}
-
-/// Memory for a result.
-struct Buffer(Bytes);
-
-impl Buffer {
-    fn new(len: usize) -> Buffer {
-        Buffer(pool::floats(len))
-    }
-
-    fn values(&mut self) -> &mut [f32] {
-        bytemuck::cast_slice_mut(&mut self.0)
-    }
-
-    fn tensor(self, shape: &[usize]) -> FlexTensor {
-        FlexTensor::new(self.0, Layout::contiguous(Shape::from(shape.to_vec())), DType::F32)
-    }
-
-    /// An image tensor [n,c,h,w] of memory that holds NHWC.
-    fn image(self, dims: [usize; 4]) -> FlexTensor {
-        FlexTensor::new(self.0, image_layout(dims), DType::F32)
-    }
-
-    /// A tensor with the shape and memory order of `x`, which is dense in some order.
-    fn like(self, x: &FlexTensor) -> FlexTensor {
-        let layout = Layout::new(x.shape(), x.layout().strides().to_vec(), 0);
-        FlexTensor::new(self.0, layout, DType::F32)
-    }
-}
-
-fn filled(len: usize, write: impl FnOnce(&mut [f32])) -> Buffer {
-    let mut buffer = Buffer::new(len);
-    write(buffer.values());
-    buffer
-}
-
-fn image_strides([_, c, h, w]: [usize; 4]) -> [isize; 4] {
-    [(h * w * c) as isize, 1, (w * c) as isize, c as isize]
-}
-
-fn image_layout(dims: [usize; 4]) -> Layout {
-    Layout::new(Shape::from(dims.to_vec()), image_strides(dims).to_vec(), 0)
-}
-
-fn dims4(x: &FlexTensor) -> [usize; 4] {
-    x.shape().dims()
-}
-
-/// Whether the tensor's memory is `strides`, looking at axes of more than one element only.
-fn lies_as(x: &FlexTensor, strides: &[isize]) -> bool {
-    let dims = x.shape();
-    let own = x.layout().strides();
-    (0..strides.len()).all(|axis| dims[axis] <= 1 || own[axis] == strides[axis])
-}
-
-/// The image in NHWC memory order: itself, or a copy.
-fn nhwc(x: FlexTensor) -> FlexTensor {
-    let dims = dims4(&x);
-    if lies_as(&x, &image_strides(dims)) {
-        return x;
-    }
-    let x = x.to_contiguous();
-    let [n, c, h, w] = dims;
-    filled(n * c * h * w, |out| transpose::nchw_to_nhwc(values(&x), n, c, h * w, out)).image(dims)
-}
-
-/// In row-major order: itself, or a copy.
-fn row_major(x: FlexTensor) -> FlexTensor {
-    if x.is_contiguous() {
-        return x;
-    }
-    if x.shape().num_dims() == 4 && lies_as(&x, &image_strides(dims4(&x))) {
-        let [n, c, h, w] = dims4(&x);
-        let copy = filled(n * c * h * w, |out| transpose::nhwc_to_nchw(values(&x), n, c, h * w, out));
-        return copy.tensor(&[n, c, h, w]);
-    }
-    x.to_contiguous()
-}
-
-/// Dense in whatever order, for elementwise ops: itself, or a row-major copy.
-fn dense(x: FlexTensor) -> FlexTensor {
-    let is_image = x.shape().num_dims() == 4 && lies_as(&x, &image_strides(dims4(&x)));
-    if is_image { x } else { row_major(x) }
-}
-
-/// `x` in the memory order of `model`, which has its shape.
-fn ordered_like(x: FlexTensor, model: &FlexTensor) -> FlexTensor {
-    if lies_as(&x, model.layout().strides()) {
-        x
-    } else if model.is_contiguous() {
-        row_major(x)
-    } else {
-        nhwc(x)
-    }
-}
-
-/// Rows and columns of a tensor seen as a matrix over its last axis.
-fn matrix(x: &FlexTensor) -> (usize, usize) {
-    let shape = x.shape();
-    let columns = shape[shape.num_dims() - 1];
-    (shape.num_elements() / columns.max(1), columns)
-}
-
-/// Pixels and channels of an image.
-fn pixels(x: &FlexTensor) -> (usize, usize) {
-    let [n, c, h, w] = dims4(x);
-    (n * h * w, c)
-}
-
 /// The inputs of an op: `N` that it always has, and one that it may have.
 fn take<const N: usize>(inputs: Vec<FlexTensor>) -> ([FlexTensor; N], Option<FlexTensor>) {
     let mut inputs = inputs.into_iter();
@@ -159,8 +44,6 @@ fn saved<const N: usize>(tensors: Vec<FlexTensor>) -> ([FlexTensor; N], Option<F
     take(tensors)
 }
 
-// ---- the ops -----------------------------------------------------------------------------------
-
 impl TrainKernels for Flex {
     type Saved = Saved;
 
@@ -171,6 +54,7 @@ impl TrainKernels for Flex {
                 let (x, w) = (nhwc(x), row_major(w));
                 let shape = ConvShape::new(dims4(&x), dims4(&w), window);
                 let pattern = open_weights(sparse, values(&w), &shape);
+                let bias = bias.map(row_major);
                 let bias = bias.as_ref().map(values);
                 let y = filled(shape.y_len(), |y| match &pattern {
                     Some(pattern) => sparse::conv_forward(values(&x), pattern, bias, &shape, y),
@@ -182,7 +66,7 @@ impl TrainKernels for Flex {
             }
             Op::BatchNorm { eps, act, observed } => {
                 let ([x, gamma, beta], residual) = take(inputs);
-                let x = nhwc(x);
+                let (x, gamma, beta) = (nhwc(x), row_major(gamma), row_major(beta));
                 let residual = residual.map(nhwc);
                 let (rows, c) = pixels(&x);
                 let (mut mean, mut var) = (Buffer::new(c), Buffer::new(c));
@@ -221,7 +105,7 @@ impl TrainKernels for Flex {
             }
             Op::Affine { act } => {
                 let ([x, scale, shift], residual) = take(inputs);
-                let x = nhwc(x);
+                let (x, scale, shift) = (nhwc(x), row_major(scale), row_major(shift));
                 let residual = residual.map(nhwc);
                 let (rows, c) = pixels(&x);
                 let y = filled(rows * c, |y| {
@@ -248,6 +132,7 @@ impl TrainKernels for Flex {
                 let (x, w) = (row_major(x), row_major(w));
                 let ((m, k), (n, _)) = (matrix(&x), matrix(&w));
                 let pattern = open_weights(sparse, values(&w), &sparse::linear_shape(m, k, n));
+                let bias = bias.map(row_major);
                 let bias = bias.as_ref().map(values);
                 let y = filled(m * n, |y| match &pattern {
                     Some(pattern) => sparse::linear_forward(values(&x), pattern, bias, m, y),
@@ -259,7 +144,7 @@ impl TrainKernels for Flex {
             }
             Op::LayerNorm { eps } => {
                 let ([x, gamma, beta], residual) = take(inputs);
-                let x = row_major(x);
+                let (x, gamma, beta) = (row_major(x), row_major(gamma), row_major(beta));
                 let residual = residual.map(row_major);
                 let (rows, width) = matrix(&x);
                 let (mut y, mut mean, mut inv) =
@@ -295,7 +180,7 @@ impl TrainKernels for Flex {
             }
             Op::Attention { heads } => {
                 let ([q, k, v], mask) = take(inputs);
-                let (q, k, v) = (row_major(q), row_major(k), row_major(v));
+                let (q, k, v, mask) = (row_major(q), row_major(k), row_major(v), mask.map(row_major));
                 let shape = attention_shape(&q, &k, heads);
                 let mut kept = Buffer::new(shape.saved_len());
                 let out = filled(values(&q).len(), |out| {
@@ -369,7 +254,7 @@ impl TrainKernels for Flex {
             }
             Op::FakeQuantWeight { lo, hi } => {
                 let ([w, scales], fold) = take(inputs);
-                let w = row_major(w);
+                let (w, scales, fold) = (row_major(w), row_major(scales), fold.map(row_major));
                 let y = filled(values(&w).len(), |y| {
                     let fold = fold.as_ref().map(values);
                     fake_quant::quantize_folded(values(&w), fold, values(&scales), lo, hi, y)

@@ -13,6 +13,7 @@ pub mod autodiff;
 pub mod flex;
 pub mod plain;
 pub mod pool;
+mod slices;
 
 pub use crate::quant::Observed;
 use autodiff::TrainOps;

@@ -329,6 +329,37 @@ fn cross_entropy_has_burns_values_and_slopes() {
 }
 
 #[test]
+fn inputs_may_lie_anyhow_in_memory() {
+    let window = Window::new(1, 1);
+    let w = || constant([6, 4, 3, 3], 8);
+    type Seen = fn(Tensor<4>) -> Tensor<4>;
+    let views: [(&str, Seen); 4] = [
+        ("some channels", |x| x.narrow(1, 1, 4)),
+        ("turned", |x| x.narrow(1, 0, 4).swap_dims(2, 3)),
+        ("some images of a convolution's result", |x| {
+            ops::conv2d(x, constant([4, 6, 1, 1], 2), None, Window::new(1, 0), false).narrow(0, 1, 2)
+        }),
+        ("one channel four times", |x| x.narrow(1, 2, 1).expand([3, 4, 5, 7])),
+    ];
+    for (what, view) in views {
+        let x = |l: &[Tensor<1>]| view(l[0].clone().reshape([3, 6, 5, 7]));
+        let own = |l: &[Tensor<1>]| weighed(ops::conv2d(x(l), w(), None, window, false));
+        let burns = |l: &[Tensor<1>]| weighed(plain::conv2d(x(l), w(), None, window));
+        check(what, &[3 * 6 * 5 * 7], &own, &burns);
+        let own = |l: &[Tensor<1>]| weighed(ops::activation(x(l), Act::Silu));
+        let burns = |l: &[Tensor<1>]| weighed(plain::activation(x(l), Act::Silu));
+        check(what, &[3 * 6 * 5 * 7], &own, &burns);
+    }
+    // One mask for all sequences; heads from one tensor.
+    let mask = || constant([1, 5], 4).expand([2, 5]);
+    let part = |l: &[Tensor<1>], i: usize| l[0].clone().reshape([2, 5, 24]).narrow(2, 8 * i, 8);
+    let own = |l: &[Tensor<1>]| weighed(ops::attention(part(l, 0), part(l, 1), part(l, 2), Some(mask()), 2));
+    let burns =
+        |l: &[Tensor<1>]| weighed(plain::attention(part(l, 0), part(l, 1), part(l, 2), Some(mask()), 2));
+    check("parts of one tensor", &[240], &own, &burns);
+}
+
+#[test]
 fn a_fork_adds_the_gradients_of_its_ends() {
     let dims = [2, 20, 6, 5];
     let weight = constant([20, 20, 1, 1], 9);
