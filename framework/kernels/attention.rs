@@ -149,10 +149,10 @@ impl<'a> RowsMut<'a> {
     }
 }
 
-/// Writes `out` [batch * queries][heads * width] and `saved` [batch][heads][queries] (the logarithm of each query's sum
+/// Writes `out` `[batch * queries][heads * width]` and `saved` `[batch][heads][queries]` (the logarithm of each query's sum
 /// of exponentials, for [`backward`]).
 ///
-/// `q` holds batch * queries rows, `k` and `v` batch * keys rows, each of heads * width columns. `mask` [batch][keys] is
+/// `q` holds batch * queries rows, `k` and `v` batch * keys rows, each of heads * width columns. `mask` `[batch][keys]` is
 /// added to the scores: 0, or minus infinity for a key that is not to be seen. A query that sees no key gets 0.
 ///
 /// # Panics
