@@ -6,8 +6,9 @@
 mod product;
 
 use crate::isa::Isa;
+use crate::scratch;
 use crate::shared::Shared;
-use crate::tasks::{each, with_scratch};
+use crate::tasks::each;
 use crate::transpose::scatter;
 use crate::vector::{Vector, by_vector};
 use product::{Left, PANEL, Right, Sizes, Target, product};
@@ -148,10 +149,10 @@ impl<'a> RowsMut<'a> {
     }
 }
 
-/// Writes `out` [batch * queries][heads * width] and `saved` [batch][heads][queries] (the logarithm of each query's sum
+/// Writes `out` `[batch * queries][heads * width]` and `saved` `[batch][heads][queries]` (the logarithm of each query's sum
 /// of exponentials, for [`backward`]).
 ///
-/// `q` holds batch * queries rows, `k` and `v` batch * keys rows, each of heads * width columns. `mask` [batch][keys] is
+/// `q` holds batch * queries rows, `k` and `v` batch * keys rows, each of heads * width columns. `mask` `[batch][keys]` is
 /// added to the scores: 0, or minus infinity for a key that is not to be seen. A query that sees no key gets 0.
 ///
 /// # Panics
@@ -175,7 +176,7 @@ pub fn forward(
         let (n, first) = (task / heads, task % heads * width);
         let [k, v] = [k, v].map(|x| x.part(n * keys, first));
         let lens = [padded.panels, padded.keys, padded.scores];
-        with_scratch(lens, |[k_panels, mask_row, scores]| {
+        scratch::with_parts(lens, |[k_panels, mask_row, scores]| {
             into_panels(k, keys, width, k_panels);
             fill_mask(mask.map(|mask| &mask[n * keys..][..keys]), keys, mask_row);
             for from in (0..queries).step_by(BLOCK) {
@@ -226,7 +227,7 @@ pub fn backward(
         let (n, first) = (task / heads, task % heads * width);
         let [k, v] = [k, v].map(|x| x.part(n * keys, first));
         let lens = [padded.panels, padded.panels, padded.keys, padded.scores, padded.scores];
-        with_scratch(lens, |[k_panels, v_panels, mask_row, p, ds]| {
+        scratch::with_parts(lens, |[k_panels, v_panels, mask_row, p, ds]| {
             into_panels(k, keys, width, k_panels);
             into_panels(v, keys, width, v_panels);
             fill_mask(mask.map(|mask| &mask[n * keys..][..keys]), keys, mask_row);

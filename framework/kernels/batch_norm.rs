@@ -1,7 +1,7 @@
 //! Batch normalisation (Ioffe and Szegedy, 2015) fused with what follows it: the residual sum, the activation and,
 //! in quantisation-aware training, the observer and the fake quantisation of the result.
 //!
-//! x is [rows][c], a row per pixel. All of it is bound by memory: training reads x twice and writes y once, and its
+//! x is `[rows][c]`, a row per pixel. All of it is bound by memory: training reads x twice and writes y once, and its
 //! gradient reads x and dy twice and writes dx once. The gradient computes the value before the activation again from x,
 //! instead of reading what the forward pass could have kept.
 //!
@@ -25,14 +25,14 @@ pub type Observer<'a> = &'a dyn Fn(f32, f32) -> Option<Grid>;
 #[derive(Clone, Copy, Debug)]
 pub enum Skip<'a> {
     None,
-    /// What was added, [rows][c].
+    /// What was added, `[rows][c]`.
     Residual(&'a [f32]),
-    /// Something was added, and this is the result y [rows][c], not quantised. Enough for [`Act::None`], [`Act::Relu`]
+    /// Something was added, and this is the result y `[rows][c]`, not quantised. Enough for [`Act::None`], [`Act::Relu`]
     /// and [`Act::Relu6`].
     Output(&'a [f32]),
 }
 
-/// How [rows][c] is cut. Depends on shape only.
+/// How `[rows][c]` is cut. Depends on shape only.
 struct Plan {
     c: usize,
     rows: usize,
@@ -79,7 +79,7 @@ impl Plan {
         (task * self.task..end).step_by(block).map(move |start| (start, block.min(end - start)))
     }
 
-    /// Adds up what tasks left in [tasks][2][width], over tasks and the rows of a group, to 2 sums of each channel.
+    /// Adds up what tasks left in `[tasks][2][width]`, over tasks and the rows of a group, to 2 sums of each channel.
     fn join(&self, parts: &mut [f64]) -> Vec<[f64; 2]> {
         let (total, others) = parts.split_at_mut(2 * self.width);
         for part in others.chunks_exact(total.len()) {
@@ -112,7 +112,7 @@ pub fn fold(gamma: &[f32], beta: &[f32], mean: &[f32], var: &[f32], eps: f64) ->
 }
 
 /// `y = act(gamma · (x - mean) / sqrt(var + eps) + beta [+ residual])` with the mean and biased variance of each
-/// column, which are returned in `mean` and `var` \[c\]. x, residual and y are [rows][c].
+/// column, which are returned in `mean` and `var` `[c]`. x, residual and y are `[rows][c]`.
 ///
 /// With an `observer`, y is put on the grid it answers for the range of the activated values. That range takes no pass
 /// over memory unless there is a residual. It is exact where the activation is monotonous; of one with a minimum
@@ -300,8 +300,8 @@ fn apply(
     tasks.reduce(|| fake_quant::NOTHING, fake_quant::join)
 }
 
-/// Gradients of [`forward`]: of x in `dx` [rows][c], of gamma and beta in `d_gamma` and `d_beta` \[c\], and of the residual
-/// in `d_residual` [rows][c] if it is wanted. (It is `dy` itself for [`Act::None`] without a grid.)
+/// Gradients of [`forward`]: of x in `dx` `[rows][c]`, of gamma and beta in `d_gamma` and `d_beta` `[c]`, and of the residual
+/// in `d_residual` `[rows][c]` if it is wanted. (It is `dy` itself for [`Act::None`] without a grid.)
 ///
 /// `mean` and `var` are those of the forward pass, and `skip` what it added. `grid` is the grid its result was put
 /// on, if any: the gradient of values that the grid clamps is zero.
@@ -411,7 +411,7 @@ pub fn backward(
     });
 }
 
-/// Σ dz · x and Σ dz of each column of x and dz [rows][c]: the gradients of scale and shift of [`forward_with`], where dz is
+/// Σ dz · x and Σ dz of each column of x and dz `[rows][c]`: the gradients of scale and shift of [`forward_with`], where dz is
 /// the gradient before the activation.
 ///
 /// # Panics

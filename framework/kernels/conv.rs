@@ -26,7 +26,7 @@ thread_local! {
     static WEIGHTS: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
 }
 
-/// y[n,oh,ow,o] = x[n,h,w,c] * w[o,c/groups,kh,kw] + bias[o].
+/// `y[n,oh,ow,o]` = `x[n,h,w,c]` * `w[o,c/groups,kh,kw]` + `bias[o]`.
 ///
 /// # Panics
 /// If a slice has another length than the shape says.
@@ -45,7 +45,7 @@ pub fn forward_direct(x: &[f32], w: &[f32], bias: Option<&[f32]>, shape: &ConvSh
     forward_on(Isa::best(), x, w, bias, shape, y);
 }
 
-/// dx[n,h,w,c] from w[o,c/groups,kh,kw] and dy[n,oh,ow,o].
+/// `dx[n,h,w,c]` from `w[o,c/groups,kh,kw]` and `dy[n,oh,ow,o]`.
 ///
 /// # Panics
 /// If a slice has another length than the shape says.
@@ -53,7 +53,7 @@ pub fn input_gradient(w: &[f32], dy: &[f32], shape: &ConvShape, dx: &mut [f32]) 
     input_gradient_on(Isa::best(), w, dy, shape, dx);
 }
 
-/// dw[o,c/groups,kh,kw] from x[n,h,w,c] and dy[n,oh,ow,o].
+/// `dw[o,c/groups,kh,kw]` from `x[n,h,w,c]` and `dy[n,oh,ow,o]`.
 ///
 /// # Panics
 /// If a slice has another length than the shape says.
@@ -238,7 +238,7 @@ fn weight_gradient_on(isa: Isa, x: &[f32], dy: &[f32], s: &ConvShape, dw: &mut [
     }
 }
 
-/// db[channels] = Σ over pixels of dy[pixels][channels].
+/// `db[channels]` = Σ over pixels of `dy[pixels][channels]`.
 ///
 /// # Panics
 /// If `dy` is not whole pixels, or `db` has another length.

@@ -1,7 +1,7 @@
 //! Convolution with one filter per channel, forward and backward, for any window.
 //!
 //! Registers lie along channels, 16 of an image's at once. The forward pass and the input gradient are one computation:
-//! each position gathers a few positions of the other image ([`Axis`] says which), so that every output is written once
+//! each position gathers a few positions of the other image (`Axis` says which), so that every output is written once
 //! and no sum crosses tasks. The weight gradient keeps the sums of one channel block in registers along rows.
 
 /// Repeats `$body` for the first `$count` of up to 19 columns, a constant each time: what an unrolled loop would be, where
@@ -37,7 +37,7 @@ const TASK_STEPS: usize = 16 << 10;
 /// More than threads, so that the last to finish is not far behind.
 const MAX_TASKS: usize = 32;
 
-/// y = x * w (+ bias). x is [n, h, w, c], w is [c, 1, kh, kw], bias is [c], y is [n, oh, ow, c].
+/// y = x * w (+ bias). x is `[n, h, w, c]`, w is `[c, 1, kh, kw]`, bias is `[c]`, y is `[n, oh, ow, c]`.
 ///
 /// # Panics
 /// If `shape` is not depthwise or a slice does not fit it.

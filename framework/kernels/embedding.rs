@@ -32,7 +32,7 @@ pub fn first_bad_id<I: RowId>(ids: &[I], vocabulary: usize) -> Option<usize> {
     ids.iter().position(|id| id.index() >= vocabulary)
 }
 
-/// Writes row `ids[i]` of `table` [vocabulary][width] to row i of `out` [ids][width].
+/// Writes row `ids[i]` of `table` `[vocabulary][width]` to row i of `out` `[ids][width]`.
 ///
 /// # Panics
 /// If an id is not a row of the table (see [`first_bad_id`]), or a slice does not hold whole rows.
@@ -51,7 +51,7 @@ pub fn forward<I: RowId>(table: &[f32], width: usize, ids: &[I], out: &mut [f32]
     });
 }
 
-/// Writes the gradient of the whole table [vocabulary][width] from `dy` [ids][width]: row r is the sum of the rows of
+/// Writes the gradient of the whole table `[vocabulary][width]` from `dy` `[ids][width]`: row r is the sum of the rows of
 /// `dy` whose id is r, in their order, or 0.
 ///
 /// # Panics

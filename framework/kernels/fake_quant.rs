@@ -159,7 +159,7 @@ pub fn quantize_folded(w: &[f32], fold: Option<&[f32]>, scales: &[f32], lo: i32,
 }
 
 /// Gradients of [`quantize_folded`]: `dw` = d_out where the grid did not clamp, and, if asked for, that of the
-/// factors, d_fold[i] = Σ d_out · (w where not clamped - out) / f.
+/// factors, `d_fold[i]` = Σ d_out · (w where not clamped - out) / f.
 ///
 /// # Panics
 /// If lengths do not fit.

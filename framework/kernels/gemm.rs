@@ -143,7 +143,7 @@ fn pointwise(m: usize, k: usize, n: usize) -> ConvShape {
     ConvShape::new([m, k, 1, 1], [n, k, 1, 1], Window::new(1, 0))
 }
 
-/// y[m][n] = x[m][k] · w[n][k]ᵀ + bias[n].
+/// `y[m][n]` = `x[m][k]` · `w[n][k]`ᵀ + `bias[n]`.
 ///
 /// # Panics
 /// If a slice has another length.
@@ -151,7 +151,7 @@ pub fn linear(x: &[f32], w: &[f32], bias: Option<&[f32]>, m: usize, k: usize, n:
     conv::forward(x, w, bias, &pointwise(m, k, n), y);
 }
 
-/// dx[m][k] = dy[m][n] · w[n][k].
+/// `dx[m][k]` = `dy[m][n]` · `w[n][k]`.
 ///
 /// # Panics
 /// If a slice has another length.
@@ -159,7 +159,7 @@ pub fn linear_input_gradient(w: &[f32], dy: &[f32], m: usize, k: usize, n: usize
     conv::input_gradient(w, dy, &pointwise(m, k, n), dx);
 }
 
-/// dw[n][k] = dy[m][n]ᵀ · x[m][k].
+/// `dw[n][k]` = `dy[m][n]`ᵀ · `x[m][k]`.
 ///
 /// # Panics
 /// If a slice has another length.

@@ -1,8 +1,9 @@
 //! Layer normalisation over the last axis (Ba, Kiros and Hinton, 2016), with the residual sum in front of it:
 //! y = gamma * (s - mean) / std + beta, s = x + residual.
 
+use crate::scratch;
 use crate::shared::Shared;
-use crate::tasks::{each, rows_per_task, with_scratch};
+use crate::tasks::{each, rows_per_task};
 use crate::vector::{Vector, by_vector, each_vector};
 
 /// Writes `y`, and per row the `mean` and the inverse of the standard deviation (of variance + `epsilon`), for
@@ -78,7 +79,7 @@ pub fn backward(
     let per_task = rows_per_task(rows, width);
     let tasks = rows.div_ceil(per_task);
     let dx = Shared::new(dx);
-    with_scratch([tasks * 2 * width], |[partial]| {
+    scratch::with_parts([tasks * 2 * width], |[partial]| {
         let shared = Shared::new(partial);
         each(tasks, |task| {
             let row = task * per_task;

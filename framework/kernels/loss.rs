@@ -10,7 +10,7 @@ pub const IGNORED: i64 = -100;
 
 /// The mean over rows of the cross-entropy between softmax(logits) and the targets; writes its gradient.
 ///
-/// `logits` and `gradient` are [rows][classes], `targets` [rows] with class numbers or [`IGNORED`]. With `smoothing` s the
+/// `logits` and `gradient` are `[rows][classes]`, `targets` `[rows]` with class numbers or [`IGNORED`]. With `smoothing` s the
 /// target distribution is 1 - s on the target plus s / classes on every class (Szegedy et al., 2016). 0 if no row counts.
 ///
 /// # Panics

@@ -22,7 +22,7 @@ const LANES: usize = 64;
 /// Rows whose sum is left to f32.
 const ROWS: usize = 64;
 
-/// y[n][c] = mean of x[n][pixels][c] over the pixels.
+/// `y[n][c]` = mean of `x[n][pixels][c]` over the pixels.
 ///
 /// # Panics
 /// If lengths do not fit, or there are no pixels.
@@ -43,7 +43,7 @@ pub fn global_average(x: &[f32], [n, pixels, c]: [usize; 3], y: &mut [f32]) {
     });
 }
 
-/// dx[n][pixels][c] = dy[n][c] / pixels.
+/// `dx[n][pixels][c]` = `dy[n][c]` / pixels.
 ///
 /// # Panics
 /// If lengths do not fit, or there are no pixels.
@@ -65,7 +65,7 @@ pub fn global_average_backward(dy: &[f32], [n, pixels, c]: [usize; 3], dx: &mut 
     });
 }
 
-/// y[n,oh,ow,c] = maximum of each window, and in `at` the place of it in its window, row by row (the first of equals;
+/// `y[n,oh,ow,c]` = maximum of each window, and in `at` the place of it in its window, row by row (the first of equals;
 /// NaN counts as largest). Padding takes no part.
 ///
 /// # Panics
@@ -88,7 +88,7 @@ pub fn max(x: &[f32], s: &ConvShape, y: &mut [f32], at: &mut [u8]) {
     });
 }
 
-/// dx[n,h,w,c] of [`max`].
+/// `dx[n,h,w,c]` of [`max`].
 ///
 /// # Panics
 /// As [`max`].
@@ -159,7 +159,7 @@ fn taps_of_input(s: &ConvShape, line: usize, ix: usize, taps: &mut Vec<Tap>) {
 }
 
 by_isa! {
-    /// y = means of columns at..at + y.len() of x[..][c].
+    /// y = means of columns at..at + y.len() of `x[..][c]`.
     fn column_means(x: &[f32], c: usize, at: usize, y: &mut [f32]) {
         let count = (x.len() / c) as f64;
         for (tile, y) in y.chunks_mut(LANES).enumerate() {

@@ -41,3 +41,20 @@ pub(crate) fn with<T: Default, R>(buffer: &'static LocalKey<RefCell<T>>, f: impl
     buffer.set(taken);
     result
 }
+
+thread_local! {
+    static PARTS: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
+}
+
+/// Gives `run` parts of this thread's scratch memory, as long as `lens` and each starting at a cache line. They hold
+/// anything (of earlier calls). The memory stays with the thread for the next call.
+pub(crate) fn with_parts<const N: usize, R>(lens: [usize; N], run: impl FnOnce([&mut [f32]; N]) -> R) -> R {
+    with(&PARTS, |buffer| {
+        let mut rest = buffer.at_least(lens.iter().map(|len| len.next_multiple_of(16)).sum());
+        run(lens.map(|len| {
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut(len.next_multiple_of(16));
+            rest = behind;
+            &mut part[..len]
+        }))
+    })
+}

@@ -1,6 +1,6 @@
 //! Shapes of a 2-D convolution.
 
-/// x[n,h,w,c] * w[o, c / groups, kh, kw] -> y[n,oh,ow,o]. Fields are in elements; pairs are (vertical, horizontal).
+/// `x[n,h,w,c]` * `w[o, c / groups, kh, kw]` -> `y[n,oh,ow,o]`. Fields are in elements; pairs are (vertical, horizontal).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvShape {
     pub n: usize,

@@ -75,7 +75,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// y[n,oh,ow,o] of x[n,h,w,c], the weight's open elements and, if any, a bias [o].
+/// `y[n,oh,ow,o]` of `x[n,h,w,c]`, the weight's open elements and, if any, a bias `[o]`.
 ///
 /// # Panics
 /// If a slice has another length or the pattern is of another weight's shape, stride, padding or dilation.
@@ -83,7 +83,7 @@ pub fn conv_forward(x: &[f32], pattern: &Pattern, bias: Option<&[f32]>, s: &Conv
     forward(Isa::best(), x, pattern, bias, s, y);
 }
 
-/// dx[n,h,w,c] of dy[n,oh,ow,o] and the weight's open elements.
+/// `dx[n,h,w,c]` of `dy[n,oh,ow,o]` and the weight's open elements.
 ///
 /// # Panics
 /// As [`conv_forward`].
@@ -91,7 +91,7 @@ pub fn conv_input_gradient(dy: &[f32], pattern: &Pattern, s: &ConvShape, dx: &mu
     input_gradient(Isa::best(), dy, pattern, s, dx);
 }
 
-/// dw[o,c,kh,kw] of x[n,h,w,c] and dy[n,oh,ow,o] where the weight is open, and +0.0 where it is masked.
+/// `dw[o,c,kh,kw]` of `x[n,h,w,c]` and `dy[n,oh,ow,o]` where the weight is open, and +0.0 where it is masked.
 ///
 /// # Panics
 /// As [`conv_forward`].
@@ -99,7 +99,7 @@ pub fn conv_weight_gradient(x: &[f32], dy: &[f32], pattern: &Pattern, s: &ConvSh
     weight_gradient(Isa::best(), x, dy, pattern, s, dw);
 }
 
-/// y[m,n] = x[m,k] wᵀ + bias for w[n,k].
+/// `y[m,n]` = `x[m,k]` wᵀ + bias for `w[n,k]`.
 ///
 /// # Panics
 /// If a slice has another length or the pattern is not [`linear_shape`]'s.
@@ -107,7 +107,7 @@ pub fn linear_forward(x: &[f32], pattern: &Pattern, bias: Option<&[f32]>, m: usi
     conv_forward(x, pattern, bias, &of_tokens(pattern, m), y);
 }
 
-/// dx[m,k] = dy[m,n] w.
+/// `dx[m,k]` = `dy[m,n]` w.
 ///
 /// # Panics
 /// As [`linear_forward`].
@@ -115,7 +115,7 @@ pub fn linear_input_gradient(dy: &[f32], pattern: &Pattern, m: usize, dx: &mut [
     conv_input_gradient(dy, pattern, &of_tokens(pattern, m), dx);
 }
 
-/// dw[n,k] = dyᵀ[n,m] x[m,k] where the weight is open, and +0.0 where it is masked.
+/// `dw[n,k]` = `dyᵀ[n,m]` `x[m,k]` where the weight is open, and +0.0 where it is masked.
 ///
 /// # Panics
 /// As [`linear_forward`].
@@ -123,7 +123,7 @@ pub fn linear_weight_gradient(x: &[f32], dy: &[f32], pattern: &Pattern, m: usize
     conv_weight_gradient(x, dy, pattern, &of_tokens(pattern, m), dw);
 }
 
-/// The shape under which a linear weight w[n,k] and `m` rows are known here.
+/// The shape under which a linear weight `w[n,k]` and `m` rows are known here.
 pub fn linear_shape(m: usize, k: usize, n: usize) -> ConvShape {
     ConvShape::new([m, k, 1, 1], [n, k, 1, 1], Window::new(1, 0))
 }

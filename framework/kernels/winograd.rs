@@ -65,7 +65,7 @@ fn steps<S: Scheme>(s: &ConvShape) -> f64 {
     (elements * ((tiles + of_weight) * s.c * s.o + OF_ELEMENT * tiles * (s.c + s.o))) as f64
 }
 
-/// y[n,oh,ow,o] = x[n,h,w,c] * w[o,c,3,3] + bias[o].
+/// `y[n,oh,ow,o]` = `x[n,h,w,c]` * `w[o,c,3,3]` + `bias[o]`.
 ///
 /// # Panics
 /// If the shape is another convolution than [`fits`] says or a slice has another length.
@@ -73,7 +73,7 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, shape: &ConvShape, y:
     forward_on(Isa::best(), x, w, bias, shape, y);
 }
 
-/// dx[n,h,w,c] from w[o,c,3,3] and dy[n,oh,ow,o].
+/// `dx[n,h,w,c]` from `w[o,c,3,3]` and `dy[n,oh,ow,o]`.
 ///
 /// # Panics
 /// As [`forward`].
@@ -121,7 +121,7 @@ fn input_gradient_by<S: Scheme>(isa: Isa, w: &[f32], dy: &[f32], s: &ConvShape, 
     convolve::<S>(isa, dy, None, &geometry, dx, |o, c, tap| w[(o * s.c + c) * 9 + 8 - tap]);
 }
 
-/// Images [from] of `c` channels, padded at the top and left, convolved into images [to] of `o` channels.
+/// Images `[from]` of `c` channels, padded at the top and left, convolved into images `[to]` of `o` channels.
 struct Geometry {
     n: usize,
     from: [usize; 2],
@@ -163,7 +163,7 @@ fn convolve<S: Scheme>(
     });
 }
 
-/// Writes [element][panel][c][lane].
+/// Writes `[element][panel][c][lane]`.
 fn transform_weight(
     transforms: &Transforms,
     g: &Geometry,

@@ -56,7 +56,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Sizes of a product: c is [rows][columns], and `depth` products are summed for each element.
+/// Sizes of a product: c is `[rows][columns]`, and `depth` products are summed for each element.
 #[derive(Clone, Copy)]
 pub struct Sizes {
     pub rows: usize,

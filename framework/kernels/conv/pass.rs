@@ -44,7 +44,7 @@ pub fn panels(columns: usize) -> Vec<Panel> {
     (0..count).map(|i| Panel { first: cut(i), columns: cut(i + 1) - cut(i) }).collect()
 }
 
-/// Lays a weight out as [panel][step][lanes]: `pack` writes one panel. Lanes beyond the columns are never read.
+/// Lays a weight out as `[panel][step][lanes]`: `pack` writes one panel. Lanes beyond the columns are never read.
 pub fn pack_panels(
     panels: &[Panel],
     steps: usize,
@@ -66,14 +66,14 @@ pub fn pack_panels(
     }
 }
 
-/// y(output, panel.first + j) = bias[j] + Σ_tap Σ_channel x(pixel of the tap, channel) * weight(step, j)
+/// y(output, panel.first + j) = `bias[j]` + Σ_tap Σ_channel x(pixel of the tap, channel) * weight(step, j)
 pub struct Pass<'a> {
     pub isa: Isa,
     pub reading: Reading,
     pub x: &'a [f32],
     pub channels: Channels,
     pub panels: &'a [Panel],
-    /// [panel][packed steps][lanes]; the pass takes those from `first_step` on, [tap][channel].
+    /// `[panel][packed steps][lanes]`; the pass takes those from `first_step` on, `[tap][channel]`.
     pub weights: &'a [f32],
     pub packed_steps: usize,
     pub first_step: usize,

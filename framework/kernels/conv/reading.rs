@@ -7,7 +7,7 @@
 use crate::shape::ConvShape;
 use std::ops::Range;
 
-/// Images [n][h][w] and the pixels that outputs [n][rows][cols] read of them.
+/// Images `[n][h][w]` and the pixels that outputs `[n][rows][cols]` read of them.
 #[derive(Clone, Debug)]
 pub struct Reading {
     pub n: usize,
@@ -161,7 +161,7 @@ impl Reading {
         }
     }
 
-    /// Copies what each output of a band reads into `out` [output][channels]; only for one tap.
+    /// Copies what each output of a band reads into `out` `[output][channels]`; only for one tap.
     pub fn gather(&self, x: &[f32], band: &Band, channels: &Channels, out: &mut [f32]) {
         let [tap] = self.taps[..] else { panic!("{} taps", self.taps.len()) };
         let Channels { first, count, pitch } = *channels;

@@ -1,4 +1,4 @@
-//! The gradient of a weight: dwᵀ[tap, c][o] = Σ_pixel x[pixel + tap][c] * dy[pixel][o].
+//! The gradient of a weight: `dwᵀ[tap, c][o]` = Σ_pixel `x[pixel + tap][c]` * `dy[pixel][o]`.
 //!
 //! A row of the product is a tap and an input channel, a step is a pixel, so that neither operand is turned round. A task
 //! is a block of input channels, a block of output channels and a part of the pixels. It lays out a band of x and of dy
@@ -65,7 +65,7 @@ fn cuts(len: usize, most: usize) -> Vec<(usize, usize)> {
     (0..parts).map(|i| (cut(i), cut(i + 1) - cut(i))).collect()
 }
 
-/// Writes dw[o][c][tap] of the group's channels.
+/// Writes `dw[o][c][tap]` of the group's channels.
 pub fn run(g: &WeightGradient<'_>, dw: &mut [f32]) {
     let taps = g.reading.taps.len();
     let (c, o) = (g.channels.count, g.outputs.count);

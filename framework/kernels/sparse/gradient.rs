@@ -42,7 +42,7 @@ impl Cut {
     }
 }
 
-/// dw[o][c][taps] where the list by output is open, of x as `reading` reads it and dy as `results` lays it out.
+/// `dw[o][c][taps]` where the list by output is open, of x as `reading` reads it and dy as `results` lays it out.
 pub fn gradient(
     isa: Isa,
     tile: Tile,

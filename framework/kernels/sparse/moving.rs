@@ -32,7 +32,7 @@ pub struct Part {
     pub channels: Range<usize>,
 }
 
-/// Copies the lines that a band needs: lines[channel][row][line of the row].
+/// Copies the lines that a band needs: `lines[channel][row][line of the row]`.
 pub fn fill(isa: Isa, data: &[f32], p: &Planes, part: Part, stage: &mut Stage, lines: &mut [Line]) {
     let (first, count) = (p.first_row(part.band), part.channels.len());
     let stage = &mut stage.0;
@@ -73,7 +73,7 @@ pub fn fill(isa: Isa, data: &[f32], p: &Planes, part: Part, stage: &mut Stage, l
     }
 }
 
-/// Where results go: result (i, j) of phase (a, b) is pixel (i * phases[0] + a, j * phases[1] + b).
+/// Where results go: result (i, j) of phase (a, b) is pixel (i * `phases[0]` + a, j * `phases[1]` + b).
 #[derive(Clone, Copy)]
 pub struct Results {
     pub to: Side,
@@ -95,7 +95,7 @@ impl Results {
         (self.to.height.div_ceil(self.phases[0]), self.to.width.div_ceil(self.phases[1]))
     }
 
-    /// Writes sums[channel][tile] to where its pixels lie; those beyond the edge are dropped.
+    /// Writes `sums[channel][tile]` to where its pixels lie; those beyond the edge are dropped.
     ///
     /// # Safety
     /// No other task writes these channels of these pixels.

@@ -16,7 +16,7 @@ pub struct Entry {
     pub place: u32,
 }
 
-/// Open weights of a matrix [rows][channels][taps], blocks of channels outermost: `(block, row)` owns
+/// Open weights of a matrix `[rows][channels][taps]`, blocks of channels outermost: `(block, row)` owns
 /// `entries[starts[block * rows + row]..starts[block * rows + row + 1]]`, channels ascending.
 #[derive(Clone, Debug)]
 pub struct List {
@@ -29,7 +29,7 @@ pub struct List {
     pub entries: Vec<Entry>,
 }
 
-/// The open positions and values of one weight [o][c][kh][kw], by output channel and by input channel.
+/// The open positions and values of one weight `[o][c][kh][kw]`, by output channel and by input channel.
 ///
 /// A weight is masked where its bits are those of +0.0.
 #[derive(Clone, Debug)]

@@ -45,7 +45,7 @@ fn rows_of_part(rows: usize, units: usize) -> usize {
     rows.div_ceil(parts).next_multiple_of(LANES)
 }
 
-/// results[phase][channel] = bias + the open weights of row (phase, channel) times what they read of `data`.
+/// `results[phase][channel]` = bias + the open weights of row (phase, channel) times what they read of `data`.
 pub fn product(
     isa: Isa,
     tile: Tile,

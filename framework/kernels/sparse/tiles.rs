@@ -123,7 +123,7 @@ pub fn compress(isa: Isa, w: &[f32], open: &mut [Entry]) -> usize {
     count
 }
 
-/// lines[channel * plane][lane] = data[lane * stride + channel] for `channels` channels; lanes from `lanes` on are 0.
+/// `lines[channel * plane][lane]` = `data[lane * stride + channel]` for `channels` channels; lanes from `lanes` on are 0.
 pub fn gather(
     isa: Isa,
     data: &[f32],
@@ -149,7 +149,7 @@ pub fn gather(
     }
 }
 
-/// data[lane * stride + channel] = lines[channel * plane][lane] for all 16 lanes. Channels up to the next multiple of 16
+/// `data[lane * stride + channel]` = `lines[channel * plane][lane]` for all 16 lanes. Channels up to the next multiple of 16
 /// may be overwritten.
 pub fn scatter(isa: Isa, lines: &[Line], plane: usize, channels: usize, stride: usize, data: &mut [f32]) {
     assert!(channels > 0 && (channels - 1) * plane < lines.len());
