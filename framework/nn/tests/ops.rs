@@ -237,7 +237,7 @@ fn layer_norms_have_burns_values_and_slopes() {
 
 #[test]
 fn activations_have_burns_values_and_slopes() {
-    for act in [Act::Relu, Act::Relu6, Act::Silu, Act::HardSwish, Act::Gelu] {
+    for act in [Act::Relu, Act::Relu6, Act::Silu, Act::HardSwish, Act::Sigmoid, Act::Gelu, Act::GeluTanh] {
         let shape = [3, 5, 7, 2];
         let scaled = |l: &[Tensor<1>]| l[0].clone().mul_scalar(4.0).reshape(shape);
         let own = |l: &[Tensor<1>]| weighed(ops::activation(scaled(l), act));
