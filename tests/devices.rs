@@ -78,7 +78,9 @@ fn close(what: &str, a: &[f32], b: &[f32], bound: f32) {
 #[test]
 fn every_device_trains_alike() {
     let mut flex = Net::new(device(DeviceName::Flex).unwrap());
-    let plain: Vec<f32> = (0..3).map(|_| flex.step(Quant::Off)).collect();
+    let mut plain = vec![flex.step(Quant::Off)];
+    let after_one = flex.tensors();
+    plain.extend((0..2).map(|_| flex.step(Quant::Off)));
     println!("flex: losses {plain:?}");
     assert!(plain[2] < plain[0], "three steps on one batch lower the loss");
     if !DEVICES.contains(&"ndarray") {
@@ -86,13 +88,15 @@ fn every_device_trains_alike() {
         return;
     }
     let mut other = Net::new(device(DeviceName::Ndarray).unwrap());
-    let theirs: Vec<f32> = (0..3).map(|_| other.step(Quant::Off)).collect();
+    let mut theirs = vec![other.step(Quant::Off)];
+    for (row, (a, b)) in after_one.iter().zip(other.tensors()).enumerate() {
+        // Batch norm's gradient is a difference of large sums: f32 keeps some three digits of it. Later steps start from
+        // there, and a ReLU that opens on one device only moves a weight by more: of those, losses are compared.
+        close(&format!("tensor {row} after a step"), a, &b, 0.01);
+    }
+    theirs.extend((0..2).map(|_| other.step(Quant::Off)));
     println!("ndarray: losses {theirs:?}");
     close("losses of plain steps", &plain, &theirs, 1e-4);
-    for (row, (a, b)) in flex.tensors().iter().zip(other.tensors()).enumerate() {
-        // Batch norm's gradient is a difference of large sums: f32 keeps some three digits of it.
-        close(&format!("tensor {row} after plain steps"), a, &b, 0.01);
-    }
 
     // The largest weight of a channel lies at a tie of its grid, where the last bit of a weight decides: fake
     // quantisation is compared from the same bytes on.
@@ -105,6 +109,16 @@ fn every_device_trains_alike() {
     println!("a quantised step from the same bytes: losses {losses:?}");
     close("loss with fake quantisation", &losses[..1], &losses[1..], 0.005);
     for (row, (a, b)) in flex.tensors().iter().zip(other.tensors()).enumerate() {
-        close(&format!("tensor {row} after a quantised step"), a, &b, 0.02);
+        // A value next to a tie of its grid may round to the other side on one device: the kernels on flex sum in another
+        // order and by Winograd's algorithm. (With LACUNA_TRAIN_OPS=plain the devices agree to 1e-6.) So tensors are
+        // compared as a whole.
+        let distance = |f: &dyn Fn((&f32, &f32)) -> f32| -> f32 {
+            a.iter().zip(&b).map(|pair| f(pair).powi(2)).sum::<f32>().sqrt()
+        };
+        let (off, size) = (distance(&|(a, b)| a - b), distance(&|(a, _)| *a));
+        assert!(
+            off <= 0.05 * size.max(1e-3),
+            "tensor {row} after a quantised step: {off} off, of length {size}"
+        );
     }
 }
