@@ -204,5 +204,10 @@ pub fn conv_norm(
 
 fn convolve(x: &Activation<4>, w: Tensor<4>, conv: &Conv2d, pass: &Pass) -> Tensor<4> {
     let [_, _, height, width] = x.x.dims();
-    ops::conv2d(x.x.clone(), w, None, conv.window([height, width]), pass.sparse)
+    let window = conv.window([height, width]);
+    match pass.quant {
+        Quant::Off => ops::conv2d(x.x.clone(), w, None, window, pass.sparse),
+        // Winograd's rounding would move values across the ties of their grids.
+        _ => ops::conv2d_direct(x.x.clone(), w, window, pass.sparse),
+    }
 }

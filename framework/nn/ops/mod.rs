@@ -113,6 +113,14 @@ pub fn conv2d(
     run(Op::Conv { window, sparse, exact: false }, inputs!(x, w; bias))
 }
 
+/// [`conv2d`] of values on grids: sums are taken as the integer engine takes them.
+pub fn conv2d_direct(x: Tensor<4>, w: Tensor<4>, window: Window, sparse: bool) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return plain::conv2d(x, w, None, window);
+    }
+    run(Op::Conv { window, sparse, exact: true }, inputs!(x, w))
+}
+
 /// Batch norm over a training batch (Ioffe and Szegedy, 2015), plus the residual, then `act`. Returns y and the batch's
 /// mean and biased variance [c].
 pub fn batch_norm(
