@@ -246,7 +246,7 @@ fn summary(mut times: Vec<u64>, seconds: f64, batch: usize, streams: usize, core
     }
 }
 
-/// One tensor per input: numbers in 0..1, or small whole numbers; always the same.
+/// One tensor per input: numbers in 0..1, or the whole numbers 0 and 1; always the same.
 pub fn random_inputs(ports: &[Port], shapes: &[Vec<usize>]) -> Result<Vec<Tensor>> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut draw = move || {
@@ -267,8 +267,9 @@ pub fn random_inputs(ports: &[Port], shapes: &[Vec<usize>]) -> Result<Vec<Tensor
             }
             DType::U8 => Tensor::from_u8(dims, (0..n).map(|_| draw() as u8).collect()),
             DType::I8 => Tensor::from_i8(dims, (0..n).map(|_| draw() as i8).collect()),
-            DType::I32 => Tensor::from_i32(dims, (0..n).map(|_| (draw() % 100) as i32).collect()),
-            DType::I64 => Tensor::from_i64(dims, (0..n).map(|_| (draw() % 100) as i64).collect()),
+            // Rows of any table of embeddings, and masks.
+            DType::I32 => Tensor::from_i32(dims, (0..n).map(|_| (draw() % 2) as i32).collect()),
+            DType::I64 => Tensor::from_i64(dims, (0..n).map(|_| (draw() % 2) as i64).collect()),
             DType::Bool => Tensor::from_bool(dims, (0..n).map(|_| (draw() % 2) as u8).collect()),
         });
     }

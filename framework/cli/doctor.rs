@@ -11,7 +11,9 @@ use lacuna_models::MODELS;
 use lacuna_nn::ops::{has_kernels, kernels_are_off};
 use serde_json::{Value, json};
 use std::fs;
+use std::hint::black_box;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 #[derive(clap::Args, Debug)]
 pub struct Doctor {
@@ -130,12 +132,34 @@ fn processor() -> Value {
         "name": field("model name"),
         "threads": cores,
         "cores": field("cpu cores").and_then(|n| n.parse::<u64>().ok()),
+        "clock_ghz": clock_ghz(),
         "instruction_sets": instruction_sets(),
         "memory_bytes": bytes("MemTotal:"),
         "memory_available_bytes": bytes("MemAvailable:"),
         "caches": caches(),
         "huge_pages": read("/sys/kernel/mm/transparent_hugepage/enabled"),
     })
+}
+
+/// The clock under load, from a chain of multiplications (3 cycles) and exclusive ors (1 cycle) that wait for each other.
+#[cfg(target_arch = "x86_64")]
+fn clock_ghz() -> Option<f64> {
+    const LINKS: u32 = 2_000_000;
+    let factor = black_box(0x2545_f491_4f6c_dd1du64);
+    let run = || {
+        let start = Instant::now();
+        black_box((0..LINKS).fold(factor, |x, _| x.wrapping_mul(factor) ^ factor));
+        start.elapsed().as_secs_f64()
+    };
+    // The quickest of several: the processor has sped up, and nothing else ran.
+    let seconds = (0..10).map(|_| run()).fold(f64::INFINITY, f64::min);
+    Some(4.0 * LINKS as f64 / seconds / 1e9)
+}
+
+/// Other processors take other times for a multiplication.
+#[cfg(not(target_arch = "x86_64"))]
+fn clock_ghz() -> Option<f64> {
+    None
 }
 
 /// What this processor has of the instruction sets that kernels ask for.
@@ -200,9 +224,10 @@ fn show(report: &Value) {
         (
             "threads",
             format!(
-                "{} ({} cores); training uses {}, the engine {}",
+                "{} ({} cores{}); training uses {}, the engine {}",
                 cpu["threads"],
                 or(&cpu["cores"], "unknown number of"),
+                cpu["clock_ghz"].as_f64().map_or(String::new(), |ghz| format!(" at {ghz:.2} GHz")),
                 report["threads"]["training"],
                 report["threads"]["engine"]
             ),
