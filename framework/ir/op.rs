@@ -9,6 +9,7 @@
 
 use crate::reference;
 use crate::shape;
+use crate::tensor::DType;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
@@ -144,6 +145,51 @@ pub struct QPoolAttr {
     pub out: Requant,
 }
 
+/// A normalisation over the dimensions from `axis` on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormAttr {
+    pub axis: i32,
+    pub epsilon: f32,
+}
+
+/// What an eight-bit operand stands for: `(q - zero) as f32 * mult`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    pub mult: f32,
+    pub zero: i32,
+}
+
+/// Sum and normalisation of rows, see [`OpKind::AddNorm`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AddNormAttr {
+    /// Meaning of `a` and `b` where they are u8.
+    pub a: Affine,
+    pub b: Affine,
+    pub epsilon: f32,
+    /// One over the u8 result's scale.
+    pub y_mult: f32,
+    /// Absent: there is no u8 result.
+    pub out: Option<Requant>,
+    /// Whether there is an f32 result. There is one if `out` is absent.
+    pub keep: bool,
+}
+
+/// Integer attention, see [`OpKind::QAttention`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QAttentionAttr {
+    pub heads: u32,
+    pub q_zero: i32,
+    pub k_zero: i32,
+    pub v_zero: i32,
+    /// From the integer product of q and k to the exponent of two: both scales, the attention's own, and log2(e).
+    pub score_mult: f32,
+    /// One over the scale of the probabilities, whose zero point is 0.
+    pub p_mult: f32,
+    /// From the integer product of probabilities and v to units of the output's scale.
+    pub out_mult: f32,
+    pub out: Requant,
+}
+
 /// Attributes of one op: a small `Copy` value, one column of the graph.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Attr {
@@ -163,6 +209,13 @@ pub enum Attr {
     QGemm(QGemmAttr),
     QAdd(QAddAttr),
     QPool(QPoolAttr),
+    Norm(NormAttr),
+    /// The dtype that Cast makes.
+    Cast(DType),
+    /// A list of axes (Squeeze, Unsqueeze).
+    Axes(Axes),
+    AddNorm(AddNormAttr),
+    QAttention(QAttentionAttr),
 }
 
 /// One kind of op. `inputs` is the fewest and the most; a trailing optional input may be `ValueId::NONE`.
@@ -228,6 +281,19 @@ ops! {
     Flatten              Model  1..=1    Axis     flatten         layout::flatten;
     Transpose            Model  1..=1    Perm     transpose       layout::transpose;
     Concat               Model  1..=64   Axis     concat          layout::concat;
+    /// x, indices (i64 or i32) along one axis; a negative one counts from the end.
+    Gather               Model  2..=2    Axis     gather          layout::gather;
+    /// x, scale and optional bias over the trailing dimensions: `(x - mean) / sqrt(var + epsilon) * scale + bias`.
+    LayerNormalization   Model  2..=3    Norm     layer_norm      norm::layer_norm;
+    /// The error function, within 5e-7.
+    Erf                  Model  1..=1    None     same_f32        elementwise::erf;
+    Tanh                 Model  1..=1    None     same_f32        elementwise::tanh;
+    /// Floats become integers towards zero and within i64; integers wrap.
+    Cast                 Model  1..=1    Cast     cast            elementwise::cast;
+    /// New dimensions of 1, at these axes of the result.
+    Unsqueeze            Model  1..=1    Axes     unsqueeze       layout::unsqueeze;
+    /// Drops dimensions of 1: these, or all.
+    Squeeze              Model  1..=1    Axes     squeeze         layout::squeeze;
     /// x f32, scale, zero point: `clamp(rne(x / scale) + zero)`. The zero point's dtype is the result's; per axis if scale is 1-D with more than one element.
     QuantizeLinear       Model  3..=3    Axis     quantize        quant::quantize_linear;
     /// q, scale, zero point: `(q - zero) * scale`.
@@ -240,7 +306,7 @@ ops! {
     /// `acc = bias[o] + Σ (x - x_zero) · w` in i32; `f = acc as f32 * mult[o]`; with a residual
     /// `f = f + (r - residual_zero) as f32 * residual_mult` (two roundings, never fused); then `out` ([`Requant`]).
     QConv                Engine 4..=5    QConv    qconv           conv::qconv;
-    /// x `u8[M,K]`, w `i8[N,K]`, bias `i32[N]`, mult `f32[N]`. `f` as in `QConv`; result f32 `f` itself when `out` is absent.
+    /// x `u8[..,K]`, w `i8[N,K]`, bias `i32[N]`, mult `f32[N]`, to `[..,N]`. `f` as in `QConv`; result f32 `f` itself when `out` is absent.
     QGemm                Engine 4..=4    QGemm    qgemm           gemm::qgemm;
     /// a u8, b u8 of one shape: `f = (a - a_zero) as f32 * a_mult + (b - b_zero) as f32 * b_mult`, then `out`.
     QAdd                 Engine 2..=2    QAdd     qadd            quant::qadd;
@@ -252,6 +318,13 @@ ops! {
     AveragePoolNhwc      Engine 1..=1    Pool     pool_nhwc_f32   pool::average_pool_nhwc;
     /// x `f32[N,H,W,C]` to `f32[N,1,1,C]`.
     GlobalAvgPoolNhwc    Engine 1..=1    None     global_pool_nhwc pool::global_avg_pool_nhwc;
+    /// a `[..,C]` (u8 or f32), scale `f32[C]`, bias `f32[C]`, optional b like a (u8 or f32): normalised rows of `a + b`,
+    /// as u8, then as f32 ([`AddNormAttr`] says which). One sequence of f32 operations:
+    /// [`reference::norm::add_norm_row`].
+    AddNorm              Engine 3..=4    AddNorm  add_norm        norm::add_norm;
+    /// q `u8[B,T,H*D]`, k and v `u8[B,S,H*D]`, optional mask `f32[B or 1,1,1,S]` that is added to scores, to `u8[B,T,H*D]`.
+    /// The arithmetic is that of [`reference::attention::row`].
+    QAttention           Engine 3..=4    QAttention qattention    attention::qattention;
 }
 
 impl OpKind {
@@ -286,6 +359,11 @@ impl Attr {
             Attr::QGemm(_) => "QGemm",
             Attr::QAdd(_) => "QAdd",
             Attr::QPool(_) => "QPool",
+            Attr::Norm(_) => "Norm",
+            Attr::Cast(_) => "Cast",
+            Attr::Axes(_) => "Axes",
+            Attr::AddNorm(_) => "AddNorm",
+            Attr::QAttention(_) => "QAttention",
         }
     }
 }

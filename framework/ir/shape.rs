@@ -243,9 +243,7 @@ pub fn same_f32(attr: &Attr, inputs: Inputs<'_>) -> Facts {
 /// Batch normalisation: x[N,C,...] and four vectors of C, all f32.
 pub fn first_f32(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let Attr::Epsilon(epsilon) = attr else { return Err(wrong_attr(attr)) };
-    if !(epsilon.is_finite() && *epsilon >= 0.0) {
-        return Err(format!("epsilon is {epsilon}: it must be finite and not negative"));
-    }
+    check_epsilon(*epsilon)?;
     let x = typed(inputs, 0, DType::F32)?;
     let channels = *x.dims.get(1).ok_or("input 0 needs at least 2 dimensions [N,C,...]")?;
     number(0, "the channel dimension", channels)?;
@@ -470,7 +468,10 @@ pub fn qgemm(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     if let Some(out) = &a.out {
         check_u8(out)?;
     }
-    let [m, k] = rank(0, &typed(inputs, 0, DType::U8)?)?;
+    let x = typed(inputs, 0, DType::U8)?;
+    let (Some((&k, rows)), true) = (x.dims.split_last(), x.dims.len() >= 2) else {
+        return Err(format!("input 0 has {} dimensions, it must have at least 2", x.dims.len()));
+    };
     let [n, kw] = rank(1, &typed(inputs, 1, DType::I8)?)?;
     if k != kw {
         return Err(format!("inner dimensions {} and {} differ", show(&[k]), show(&[kw])));
@@ -478,7 +479,92 @@ pub fn qgemm(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     number(1, "the row count", n)?;
     expect_dims(2, &typed(inputs, 2, DType::I32)?, &[n])?;
     expect_dims(3, &typed(inputs, 3, DType::F32)?, &[n])?;
-    one(if a.out.is_some() { DType::U8 } else { DType::F32 }, vec![m, n])
+    let dims = rows.iter().copied().chain([n]).collect();
+    one(if a.out.is_some() { DType::U8 } else { DType::F32 }, dims)
+}
+
+/// Integer attention: q[B,T,HD], k and v[B,S,HD], mask[B or 1,1,1,S].
+pub fn qattention(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    let Attr::QAttention(a) = attr else { return Err(wrong_attr(attr)) };
+    check_u8(&a.out)?;
+    for (what, zero) in [("q_zero", a.q_zero), ("k_zero", a.k_zero), ("v_zero", a.v_zero)] {
+        check_zero(what, zero)?;
+    }
+    let dims @ [batch, _, width] = rank::<3>(0, &typed(inputs, 0, DType::U8)?)?;
+    let [_, keys, _] = rank::<3>(1, &typed(inputs, 1, DType::U8)?)?;
+    for i in 1..3 {
+        expect_dims(i, &typed(inputs, i, DType::U8)?, &[batch, keys, width])?;
+    }
+    let wide = number(0, "the width", width)?;
+    if a.heads == 0 || wide == 0 || !wide.is_multiple_of(a.heads as u64) {
+        return Err(format!("{} heads do not divide a width of {wide}", a.heads));
+    }
+    // Sums of 255 · 255 fit i32.
+    if [keys, Dim::Fixed(wide / a.heads as u64)].iter().any(|d| d.fixed().is_some_and(|n| n > 1 << 15)) {
+        return Err("more than 32768 keys, or as wide a head".to_string());
+    }
+    if keys == Dim::Fixed(0) {
+        return Err("attends to no keys".to_string());
+    }
+    if let Some(mask) = optional(inputs, 3) {
+        expect_dtype(3, &mask, DType::F32)?;
+        let one = Dim::Fixed(1);
+        let first = mask.dims.first().copied().filter(|d| *d == batch).unwrap_or(one);
+        expect_dims(3, &mask, &[first, one, one, keys])?;
+    }
+    one(DType::U8, dims.to_vec())
+}
+
+/// Layer normalisation: scale and bias have the trailing dimensions of x.
+pub fn layer_norm(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    let Attr::Norm(a) = attr else { return Err(wrong_attr(attr)) };
+    check_epsilon(a.epsilon)?;
+    let x = typed(inputs, 0, DType::F32)?;
+    let axis = axis_index(a.axis as i64, x.dims.len())?;
+    for i in 1..3 {
+        if i == 1 || optional(inputs, i).is_some() {
+            expect_dims(i, &typed(inputs, i, DType::F32)?, &x.dims[axis..])?;
+        }
+    }
+    one(x.dtype, x.dims.to_vec())
+}
+
+/// Rows of u8 or f32, summed and normalised; a u8 result, an f32 result, or both.
+pub fn add_norm(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    let Attr::AddNorm(a) = attr else { return Err(wrong_attr(attr)) };
+    check_epsilon(a.epsilon)?;
+    let x = input(inputs, 0)?;
+    let &width = x.dims.last().ok_or("input 0 needs a dimension")?;
+    if number(0, "the width", width)? == 0 {
+        return Err("cannot normalise rows of no elements".to_string());
+    }
+    for i in 1..3 {
+        expect_dims(i, &typed(inputs, i, DType::F32)?, &[width])?;
+    }
+    let operands = [Some((0, x, a.a)), optional(inputs, 3).map(|b| (3, b, a.b))];
+    for (i, operand, affine) in operands.into_iter().flatten() {
+        if !matches!(operand.dtype, DType::F32 | DType::U8) {
+            return Err(format!("input {i} is {}, it must be u8 or f32", operand.dtype));
+        }
+        check_zero("a zero point", affine.zero)?;
+        expect_dims(i, &operand, x.dims)?;
+    }
+    let mut facts = Vec::with_capacity(2);
+    if let Some(out) = &a.out {
+        check_u8(out)?;
+        facts.extend(one(DType::U8, x.dims.to_vec())?);
+    }
+    if a.keep {
+        facts.extend(one(DType::F32, x.dims.to_vec())?);
+    }
+    if facts.is_empty() { Err("has no result: neither u8 nor f32".to_string()) } else { Ok(facts) }
+}
+
+fn check_epsilon(epsilon: f32) -> Result<(), String> {
+    if epsilon.is_finite() && epsilon >= 0.0 {
+        return Ok(());
+    }
+    Err(format!("epsilon is {epsilon}: it must be finite and not negative"))
 }
 
 pub fn qadd(attr: &Attr, inputs: Inputs<'_>) -> Facts {
@@ -616,6 +702,59 @@ pub fn transpose(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let x = input(inputs, 0)?;
     let perm = permutation(perm, x.dims.len())?;
     one(x.dtype, perm.iter().map(|&p| x.dims[p]).collect())
+}
+
+/// The dtype becomes the attribute's.
+pub fn cast(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    let Attr::Cast(dtype) = *attr else { return Err(wrong_attr(attr)) };
+    one(dtype, input(inputs, 0)?.dims.to_vec())
+}
+
+/// The axes as flags over `rank` dimensions.
+fn axis_flags(axes: &Axes, rank: usize) -> Result<Vec<bool>, String> {
+    let mut flags = vec![false; rank];
+    for &axis in axes.as_slice() {
+        if std::mem::replace(&mut flags[axis_index(axis as i64, rank)?], true) {
+            return Err(format!("axis {axis} is given twice"));
+        }
+    }
+    Ok(flags)
+}
+
+/// Axes count dimensions of the result.
+pub fn unsqueeze(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    let Attr::Axes(axes) = attr else { return Err(wrong_attr(attr)) };
+    let x = input(inputs, 0)?;
+    let new = axis_flags(axes, x.dims.len() + axes.as_slice().len())?;
+    let mut old = x.dims.iter();
+    let dims = new.iter().map(|&new| if new { Some(Dim::Fixed(1)) } else { old.next().copied() });
+    one(x.dtype, dims.collect::<Option<Vec<Dim>>>().ok_or("the axes do not fit")?)
+}
+
+/// Without axes every dimension of 1 goes.
+pub fn squeeze(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    let Attr::Axes(axes) = attr else { return Err(wrong_attr(attr)) };
+    let x = input(inputs, 0)?;
+    let is_one = |d: &Dim| *d == Dim::Fixed(1);
+    let gone = match axes.as_slice() {
+        [] => x.dims.iter().map(is_one).collect(),
+        _ => axis_flags(axes, x.dims.len())?,
+    };
+    if let Some(at) = (0..gone.len()).find(|&i| gone[i] && !is_one(&x.dims[i])) {
+        return Err(format!("dimension {at} of {} is not 1", show(x.dims)));
+    }
+    one(x.dtype, x.dims.iter().zip(gone).filter(|(_, gone)| !gone).map(|(&d, _)| d).collect())
+}
+
+/// The indices' dimensions stand in place of the axis.
+pub fn gather(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    let Attr::Axis(axis) = attr else { return Err(wrong_attr(attr)) };
+    let (x, indices) = (input(inputs, 0)?, input(inputs, 1)?);
+    if !matches!(indices.dtype, DType::I64 | DType::I32) {
+        return Err(format!("input 1 is {}, it must be i64 or i32", indices.dtype));
+    }
+    let axis = axis_index(*axis as i64, x.dims.len())?;
+    one(x.dtype, [&x.dims[..axis], indices.dims, &x.dims[axis + 1..]].concat())
 }
 
 pub fn concat(attr: &Attr, inputs: Inputs<'_>) -> Facts {

@@ -244,6 +244,25 @@ fn attr_fields(attr: &Attr) -> Fields {
             f.extend([("x_zero", q.x_zero.to_string()), ("mult", f32_text(q.mult))]);
             requant_fields(&mut f, &q.out);
         }
+        Attr::Norm(n) => f.extend([("axis", n.axis.to_string()), ("epsilon", f32_text(n.epsilon))]),
+        Attr::Cast(dtype) => f.push(("to", dtype.to_string())),
+        Attr::Axes(a) => f.push(("axes", list(a.as_slice()))),
+        Attr::AddNorm(n) => {
+            f.extend([("a_mult", f32_text(n.a.mult)), ("a_zero", n.a.zero.to_string())]);
+            f.extend([("b_mult", f32_text(n.b.mult)), ("b_zero", n.b.zero.to_string())]);
+            f.extend([("epsilon", f32_text(n.epsilon)), ("y_mult", f32_text(n.y_mult))]);
+            flag(&mut f, "keep", n.keep);
+            if let Some(out) = &n.out {
+                requant_fields(&mut f, out);
+            }
+        }
+        Attr::QAttention(a) => {
+            f.extend([("heads", a.heads.to_string()), ("q_zero", a.q_zero.to_string())]);
+            f.extend([("k_zero", a.k_zero.to_string()), ("v_zero", a.v_zero.to_string())]);
+            f.extend([("score_mult", f32_text(a.score_mult)), ("p_mult", f32_text(a.p_mult))]);
+            f.push(("out_mult", f32_text(a.out_mult)));
+            requant_fields(&mut f, &a.out);
+        }
     }
     f
 }
@@ -330,6 +349,10 @@ impl<'a> Read<'a> {
         Axes::new(&items).ok_or_else(|| format!("{key} must be at most eight small numbers"))
     }
 
+    fn affine(&mut self, mult: &str, zero: &str) -> Result<Affine, String> {
+        Ok(Affine { mult: self.float(mult, None)?, zero: self.number(zero, None)? })
+    }
+
     fn window(&mut self) -> Result<Window, String> {
         Ok(Window {
             kernel: self.array("kernel", None)?,
@@ -401,6 +424,31 @@ fn attr_from(variant: &str, r: &mut Read<'_>) -> Result<Attr, String> {
         "QPool" => Attr::QPool(QPoolAttr {
             x_zero: r.number("x_zero", None)?,
             mult: r.float("mult", None)?,
+            out: r.requant()?,
+        }),
+        "Norm" => Attr::Norm(NormAttr { axis: r.number("axis", None)?, epsilon: r.float("epsilon", None)? }),
+        "Cast" => {
+            let name = r.take("to").ok_or("to is missing")?;
+            let dtype = DType::ALL.into_iter().find(|d| d.name() == name);
+            Attr::Cast(dtype.ok_or_else(|| format!("to={name} is no element type"))?)
+        }
+        "Axes" => Attr::Axes(r.axes("axes")?),
+        "AddNorm" => {
+            let (a, b) = (r.affine("a_mult", "a_zero")?, r.affine("b_mult", "b_zero")?);
+            let (epsilon, y_mult) = (r.float("epsilon", None)?, r.float("y_mult", None)?);
+            let keep = r.flag("keep")?;
+            let has_out = r.fields.iter().any(|(k, _)| *k == "zero");
+            let out = if has_out { Some(r.requant()?) } else { None };
+            Attr::AddNorm(AddNormAttr { a, b, epsilon, y_mult, out, keep })
+        }
+        "QAttention" => Attr::QAttention(QAttentionAttr {
+            heads: r.number("heads", None)?,
+            q_zero: r.number("q_zero", None)?,
+            k_zero: r.number("k_zero", None)?,
+            v_zero: r.number("v_zero", None)?,
+            score_mult: r.float("score_mult", None)?,
+            p_mult: r.float("p_mult", None)?,
+            out_mult: r.float("out_mult", None)?,
             out: r.requant()?,
         }),
         _ => Attr::None,

@@ -16,7 +16,7 @@ use crate::read::Reader;
 use crate::tensor::Constant;
 use crate::write::NodeOut;
 use bytes::Bytes;
-use lacuna_ir::op::{Attr, Axes, ClipAttr, ConvAttr, GemmAttr, PoolAttr, ReduceAttr, Window};
+use lacuna_ir::op::{Attr, Axes, ClipAttr, ConvAttr, GemmAttr, NormAttr, PoolAttr, ReduceAttr, Window};
 use lacuna_ir::{DType, Dim, OpKind, ValueId};
 
 /// One ONNX op.
@@ -111,6 +111,22 @@ pub const ONNX_OPS: &[OnnxOp] = &[
     op("Flatten", OpKind::Flatten, &["axis"], read_flatten, write_axis),
     op("Transpose", OpKind::Transpose, &["perm"], read_transpose, write_transpose),
     op("Concat", OpKind::Concat, &["axis"], read_concat, write_axis),
+    op("Gather", OpKind::Gather, &["axis"], read_gather, write_axis),
+    OnnxOp {
+        spare_outputs: true,
+        ..op(
+            "LayerNormalization",
+            OpKind::LayerNormalization,
+            &["axis", "epsilon", "stash_type"],
+            read_layer_norm,
+            write_layer_norm,
+        )
+    },
+    op("Erf", OpKind::Erf, &[], read_plain, write_plain),
+    op("Tanh", OpKind::Tanh, &[], read_plain, write_plain),
+    op("Cast", OpKind::Cast, &["to", "saturate"], read_cast, write_cast),
+    op("Unsqueeze", OpKind::Unsqueeze, &["axes"], read_axes, write_axes),
+    op("Squeeze", OpKind::Squeeze, &["axes"], read_axes, write_axes),
     op(
         "QuantizeLinear",
         OpKind::QuantizeLinear,
@@ -157,6 +173,10 @@ fn read_concat(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId
     if node.int("axis")?.is_none() {
         return Err(node.attribute("axis", "is absent, it is required"));
     }
+    Ok((Attr::Axis(node.axis(0)?), r.inputs(node)?))
+}
+
+fn read_gather(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {
     Ok((Attr::Axis(node.axis(0)?), r.inputs(node)?))
 }
 
@@ -422,6 +442,65 @@ fn read_reshape(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueI
         return Err(node.unsupported(" to a tensor without elements (allowzero)"));
     }
     Ok((Attr::None, r.inputs(node)?))
+}
+
+/// In the graph sums are f32, whatever `stash_type` says.
+fn read_layer_norm(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {
+    node.int("stash_type")?;
+    let attr = NormAttr { axis: node.axis(-1)?, epsilon: node.finite("epsilon", 1e-5)? };
+    Ok((Attr::Norm(attr), r.inputs(node)?))
+}
+
+fn write_layer_norm(attr: &Attr, out: &mut NodeOut<'_>) -> Result<(), String> {
+    let Attr::Norm(norm) = attr else { return Err(wrong(attr)) };
+    out.int("axis", i64::from(norm.axis));
+    out.float("epsilon", norm.epsilon);
+    Ok(())
+}
+
+fn read_cast(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {
+    node.flag("saturate", true)?;
+    let code = node.int("to")?.ok_or_else(|| node.attribute("to", "is absent, it is required"))?;
+    let code = i32::try_from(code).map_err(|_| node.attribute("to", format!("is {code}")))?;
+    Ok((Attr::Cast(crate::tensor::dtype(code, &node.name)?), r.inputs(node)?))
+}
+
+fn write_cast(attr: &Attr, out: &mut NodeOut<'_>) -> Result<(), String> {
+    let Attr::Cast(dtype) = attr else { return Err(wrong(attr)) };
+    out.int("to", i64::from(crate::tensor::code(*dtype)));
+    Ok(())
+}
+
+/// Axes are an attribute before operator set 13, an input from then on; Squeeze may have none.
+fn read_axes(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {
+    let input = match r.constant(node, 1)? {
+        None => None,
+        Some(v) => {
+            let axes = r.graph.const_i64(v);
+            Some(axes.ok_or_else(|| node.arity(format!("axes are {}, they must be i64", r.dtype(v))))?)
+        }
+    };
+    let attr = node.ints("axes")?;
+    if (attr.is_some() && node.opset >= 13) || (input.is_some() && node.opset < 13) {
+        return Err(node.attribute("axes", "is an input since operator set 13, an attribute before"));
+    }
+    let axes = match (input.as_deref(), attr) {
+        (Some(axes), _) | (None, Some(axes)) => axes,
+        (None, None) if node.proto.op_type == "Squeeze" => &[],
+        (None, None) => return Err(node.attribute("axes", "is absent, it is required")),
+    };
+    let axes =
+        Axes::new(axes).ok_or_else(|| node.attribute("axes", format!("{axes:?} are not at most 8 axes")))?;
+    Ok((Attr::Axes(axes), vec![r.required(node, 0)?]))
+}
+
+fn write_axes(attr: &Attr, out: &mut NodeOut<'_>) -> Result<(), String> {
+    let Attr::Axes(axes) = attr else { return Err(wrong(attr)) };
+    if !axes.as_slice().is_empty() {
+        let axes: Vec<i64> = axes.as_slice().iter().map(|a| i64::from(*a)).collect();
+        out.constant("axes", Constant::list_i64(&axes));
+    }
+    Ok(())
 }
 
 fn read_transpose(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {

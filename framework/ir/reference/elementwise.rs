@@ -1,10 +1,11 @@
 //! Elementwise ops and numpy broadcasting.
 
+use super::fixed::erf_value;
 use super::gemm::broadcast_steps;
 use super::{Inputs, Outputs, f32s, output_dims, tensor, wrong_attr};
 use crate::op::{Attr, ClipAttr};
 use crate::shape;
-use crate::tensor::{Elements, Tensor};
+use crate::tensor::{DType, Elements, Tensor};
 
 /// `max(x, 0)`; not a number stays so.
 pub fn relu(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
@@ -55,6 +56,37 @@ pub fn clip(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
 
 pub fn sqrt(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     map_f32(attr, inputs, f32::sqrt)
+}
+
+pub fn erf(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    map_f32(attr, inputs, erf_value)
+}
+
+pub fn tanh(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    map_f32(attr, inputs, f32::tanh)
+}
+
+pub fn cast(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    fn to<T: Copy>(x: &[T], dtype: DType, float: fn(T) -> f32, int: fn(T) -> i64) -> Elements {
+        match dtype {
+            DType::F32 => Elements::F32(x.iter().map(|&x| float(x)).collect()),
+            DType::I64 => Elements::I64(x.iter().map(|&x| int(x)).collect()),
+            DType::I32 => Elements::I32(x.iter().map(|&x| int(x) as i32).collect()),
+            DType::U8 => Elements::U8(x.iter().map(|&x| int(x) as u8).collect()),
+            DType::I8 => Elements::I8(x.iter().map(|&x| int(x) as i8).collect()),
+            DType::Bool => Elements::Bool(x.iter().map(|&x| u8::from(float(x) != 0.0)).collect()),
+        }
+    }
+    let dims = output_dims(shape::cast, attr, inputs)?;
+    let Attr::Cast(dtype) = *attr else { return Err(wrong_attr(attr)) };
+    let elements = match &tensor(inputs, 0)?.elements {
+        Elements::F32(x) => to(x, dtype, |x| x, |x| x as i64),
+        Elements::I64(x) => to(x, dtype, |x| x as f32, |x| x),
+        Elements::I32(x) => to(x, dtype, |x| x as f32, i64::from),
+        Elements::U8(x) | Elements::Bool(x) => to(x, dtype, f32::from, i64::from),
+        Elements::I8(x) => to(x, dtype, f32::from, i64::from),
+    };
+    Ok(vec![Tensor { dims, elements }])
 }
 
 pub fn identity(_: &Attr, inputs: Inputs<'_>) -> Outputs {

@@ -88,7 +88,8 @@ pub fn qgemm(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     let dims = output_dims(shape::qgemm, attr, inputs)?;
     let Attr::QGemm(q) = attr else { return Err(wrong_attr(attr)) };
     let (x, w, bias, mult) = (u8s(inputs, 0)?, i8s(inputs, 1)?, i32s(inputs, 2)?, f32s(inputs, 3)?);
-    let mnk = [dims[0], dims[1], tensor(inputs, 0)?.dims[1]];
+    let [n, k] = [tensor(inputs, 1)?.dims[0], tensor(inputs, 1)?.dims[1]];
+    let mnk = [dims[..dims.len() - 1].iter().product(), n, k];
     let mut y = Tensor::zeros(if q.out.is_some() { DType::U8 } else { DType::F32 }, &dims);
     match &mut y.elements {
         Elements::U8(y) => qgemm_u8(mnk, x, w, bias, mult, q, y),

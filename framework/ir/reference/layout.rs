@@ -6,7 +6,7 @@ use crate::shape;
 use crate::tensor::{Elements, Tensor};
 
 /// Builds a tensor of `dims` whose element `i` is element `f(i)` of `x`.
-fn gather(x: &Tensor, dims: Vec<usize>, f: impl Fn(usize) -> usize) -> Tensor {
+fn pick(x: &Tensor, dims: Vec<usize>, f: impl Fn(usize) -> usize) -> Tensor {
     let n: usize = dims.iter().product();
     let elements = match &x.elements {
         Elements::F32(x) => Elements::F32((0..n).map(|i| x[f(i)]).collect()),
@@ -37,7 +37,43 @@ pub fn transpose(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     let perm = shape::permutation(perm, x.dims.len())?;
     let (own, out) = (strides(&x.dims), strides(&dims));
     let from = |i: usize| (0..perm.len()).map(|d| i / out[d] % dims[d] * own[perm[d]]).sum();
-    Ok(vec![gather(x, dims.clone(), from)])
+    Ok(vec![pick(x, dims.clone(), from)])
+}
+
+pub fn unsqueeze(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::unsqueeze, attr, inputs)?;
+    Ok(vec![Tensor { dims, elements: tensor(inputs, 0)?.elements.clone() }])
+}
+
+pub fn squeeze(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::squeeze, attr, inputs)?;
+    Ok(vec![Tensor { dims, elements: tensor(inputs, 0)?.elements.clone() }])
+}
+
+/// An index that is out of range is an error.
+pub fn gather(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::gather, attr, inputs)?;
+    let Attr::Axis(axis) = attr else { return Err(wrong_attr(attr)) };
+    let (x, indices) = (tensor(inputs, 0)?, tensor(inputs, 1)?);
+    let axis = shape::axis_index(*axis as i64, x.dims.len())?;
+    let limit = x.dims[axis];
+    let at = |i: i64| {
+        let from_front = if i < 0 { i.saturating_add(limit as i64) } else { i };
+        usize::try_from(from_front)
+            .ok()
+            .filter(|&i| i < limit)
+            .ok_or_else(|| format!("index {i} does not exist: axis {axis} of input 0 has {limit} elements"))
+    };
+    let indices: Result<Vec<usize>, String> = match &indices.elements {
+        Elements::I64(i) => i.iter().map(|&i| at(i)).collect(),
+        Elements::I32(i) => i.iter().map(|&i| at(i64::from(i))).collect(),
+        _ => return Err("input 1 must be i64 or i32".to_string()),
+    };
+    let indices = indices?;
+    let inner: usize = x.dims[axis + 1..].iter().product();
+    let run = indices.len() * inner;
+    let from = |i: usize| (i / run * limit + indices[i % run / inner]) * inner + i % inner;
+    Ok(vec![pick(x, dims, from)])
 }
 
 pub fn concat(attr: &Attr, inputs: Inputs<'_>) -> Outputs {

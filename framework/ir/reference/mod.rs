@@ -6,8 +6,10 @@
 //! tested against them. Sums run in one documented order; nothing is fused or reassociated behind the reader's
 //! back, except integer sums, which wrap and therefore do not depend on order.
 
+pub mod attention;
 pub mod conv;
 pub mod elementwise;
+pub mod fixed;
 pub mod gemm;
 pub mod layout;
 pub mod norm;

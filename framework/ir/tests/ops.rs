@@ -1,7 +1,7 @@
 //! Every op on values worked out by hand, and the convolutions against a second, differently written one.
 
 use lacuna_ir::op::*;
-use lacuna_ir::{Dim, Elements, Graph, OPS, Tensor, ValueId, interp, verify};
+use lacuna_ir::{DType, Dim, Elements, Graph, OPS, Tensor, ValueId, interp, verify};
 
 struct Case {
     kind: OpKind,
@@ -119,6 +119,14 @@ fn model_cases() -> Vec<Case> {
             &[n(&[3], &[-7, 7, i32::MIN]), n(&[3], &[2, 2, -1])],
             n(&[3], &[-3, 3, i32::MIN]),
         ),
+        case(Erf, Attr::None, &[f(&[3], &[0., 9., -9.])], f(&[3], &[0., 1., -1.])),
+        case(Tanh, Attr::None, &[f(&[3], &[0., 90., -90.])], f(&[3], &[0., 1., -1.])),
+        case(
+            LayerNormalization,
+            Attr::Norm(NormAttr { axis: 1, epsilon: 0.0 }),
+            &[f(&[2, 1, 2], &[1., 3., 8., 4.]), f(&[1, 2], &[2., 3.]), f(&[1, 2], &[0., 1.])],
+            f(&[2, 1, 2], &[-2., 4., 2., -2.]),
+        ),
         case(Sqrt, Attr::None, &[f(&[2], &[4., 2.])], f(&[2], &[2., std::f32::consts::SQRT_2])),
         case(MaxPool, pool(2, 2, [0; 4], true, false), &[x9()], f(&[1, 1, 2, 2], &[5., 6., 8., 9.])),
         case(
@@ -151,6 +159,20 @@ fn layout_cases() -> Vec<Case> {
         case(Softmax, Attr::Axis(-1), &[f(&[2, 2], &[1., 1., 0., -1000.])], f(&[2, 2], &[0.5, 0.5, 1., 0.])),
         case(Softmax, Attr::Axis(0), &[f(&[2, 1], &[7., 7.])], f(&[2, 1], &[0.5, 0.5])),
         case(Reshape, Attr::None, &[x6(), l(&[2], &[-1, 2])], f(&[3, 2], x6().as_f32().unwrap())),
+        case(Unsqueeze, Attr::Axes(axes(&[0, -1])), &[u(&[2], &[1, 2])], u(&[1, 2, 1], &[1, 2])),
+        case(Squeeze, Attr::Axes(axes(&[])), &[u(&[1, 2, 1], &[1, 2])], u(&[2], &[1, 2])),
+        case(Squeeze, Attr::Axes(axes(&[-1])), &[u(&[1, 2, 1], &[1, 2])], u(&[1, 2], &[1, 2])),
+        case(
+            Gather,
+            Attr::Axis(0),
+            &[x6(), l(&[3], &[1, 0, -1])],
+            f(&[3, 3], &[4., 5., 6., 1., 2., 3., 4., 5., 6.]),
+        ),
+        case(Gather, Attr::Axis(1), &[x6(), l(&[], &[-1])], f(&[2], &[3., 6.])),
+        case(Gather, Attr::Axis(-1), &[x6(), n(&[1, 2], &[1, 0])], f(&[2, 1, 2], &[2., 1., 5., 4.])),
+        case(Cast, Attr::Cast(DType::F32), &[n(&[2], &[-3, 7])], f(&[2], &[-3., 7.])),
+        case(Cast, Attr::Cast(DType::I64), &[f(&[3], &[-1.9, 2.5, f32::NAN])], l(&[3], &[-1, 2, 0])),
+        case(Cast, Attr::Cast(DType::U8), &[n(&[2], &[-1, 256])], u(&[2], &[255, 0])),
         case(Flatten, Attr::Axis(2), &[u(&[1, 2, 1, 2], &[1, 2, 3, 4])], u(&[2, 2], &[1, 2, 3, 4])),
         case(Transpose, Attr::Perm(axes(&[1, 0])), &[x6()], f(&[3, 2], &[1., 4., 2., 5., 3., 6.])),
         case(
@@ -207,6 +229,20 @@ fn engine_cases() -> Vec<Case> {
     let qgemm = |out| Attr::QGemm(QGemmAttr { x_zero: 1, out });
     let qgemm_in = [u(&[1, 2], &[1, 2]), i(&[2, 2], &[1, 2, 3, -4]), n(&[2], &[0, 1]), f(&[2], &[1.5, 0.25])];
     let qconv_in = [u(&[1, 1, 2, 1], &[10, 20]), i(&[1, 1, 1, 1], &[3]), n(&[1], &[5]), f(&[1], &[0.5])];
+    let mut rank3 = qgemm_in.to_vec();
+    rank3[0] = u(&[1, 1, 2], &[1, 2]);
+    let half = Affine { mult: 0.5, zero: 0 };
+    let add_norm = AddNormAttr { a: half, b: half, epsilon: 0.0, y_mult: 1.0, out: None, keep: true };
+    let attention = QAttentionAttr {
+        heads: 2,
+        q_zero: 1,
+        k_zero: 1,
+        v_zero: 10,
+        score_mult: 2.0,
+        p_mult: 5.0,
+        out_mult: 0.2,
+        out: out(100, 0),
+    };
     let mut with_residual = qconv_in.to_vec();
     with_residual.push(u(&[1, 1, 2, 1], &[11, 255]));
     vec![
@@ -222,6 +258,43 @@ fn engine_cases() -> Vec<Case> {
             f(&[1, 1, 2, 1], &[6., 0.]),
         ),
         // 5·0.5 = 2.5 ties to 2; 35·0.5 = 17.5 ties to 18.
+        // Rows 1, 3 and 2, 3 become -1, 1; times 3 and halved, 1.5 ties to 2.
+        case(
+            AddNorm,
+            Attr::AddNorm(AddNormAttr { y_mult: 0.5, out: Some(out(10, 0)), ..add_norm }),
+            &[
+                u(&[2, 2], &[4, 8, 4, 6]),
+                f(&[2], &[3., 3.]),
+                f(&[2], &[0., 0.]),
+                f(&[2, 2], &[-1., -1., 0., 0.]),
+            ],
+            u(&[2, 2], &[8, 12, 8, 12]),
+        ),
+        case(
+            AddNorm,
+            Attr::AddNorm(add_norm),
+            &[f(&[1, 2], &[1., 3.]), f(&[2], &[3., 3.]), f(&[2], &[0., 1.])],
+            f(&[1, 2], &[-3., 4.]),
+        ),
+        // Two heads of one channel: scores 2 and 0 (as powers of two) make 4/5 and 1/5; equal ones a tie, 2.5.
+        case(
+            QAttention,
+            Attr::QAttention(attention),
+            &[u(&[1, 1, 2], &[2, 3]), u(&[1, 2, 2], &[2, 5, 1, 5]), u(&[1, 2, 2], &[14, 20, 24, 255])],
+            u(&[1, 1, 2], &[106, 202]),
+        ),
+        case(
+            QAttention,
+            Attr::QAttention(attention),
+            &[
+                u(&[1, 1, 2], &[2, 3]),
+                u(&[1, 2, 2], &[2, 5, 1, 5]),
+                u(&[1, 2, 2], &[14, 20, 24, 255]),
+                f(&[1, 1, 1, 2], &[0., -1e4]),
+            ],
+            u(&[1, 1, 2], &[104, 110]),
+        ),
+        case(QGemm, qgemm(None), &rank3, f(&[1, 1, 2], &[3., -0.75])),
         case(QConv, Attr::QConv(qconv), &qconv_in, u(&[1, 1, 2, 1], &[102, 118])),
         // With (r - 7)·0.25 = 1 and 62: 3.5 and 79.5 tie to 4 and 80.
         case(QConv, Attr::QConv(qconv), &with_residual, u(&[1, 1, 2, 1], &[104, 180])),

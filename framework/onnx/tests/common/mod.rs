@@ -175,12 +175,14 @@ fn products(c: &mut Cases) {
 
 fn elementwise(c: &mut Cases) {
     let x: (DType, &[usize]) = (DType::F32, &[BATCH, 4, 5]);
-    for kind in [OpKind::Relu, OpKind::Sigmoid, OpKind::Identity] {
+    for kind in [OpKind::Relu, OpKind::Sigmoid, OpKind::Identity, OpKind::Erf, OpKind::Tanh] {
         c.one("f32", kind, Attr::None, x, vec![]);
     }
     c.one("i64", OpKind::Identity, Attr::None, (DType::I64, &[BATCH, 4]), vec![]);
     let positive = c.random.positive(&[BATCH, 4, 5]);
     c.given("f32", OpKind::Sqrt, Attr::None, positive, vec![]);
+    c.one("i64_f32", OpKind::Cast, Attr::Cast(DType::F32), (DType::I64, &[BATCH, 4]), vec![]);
+    c.one("f32_i32", OpKind::Cast, Attr::Cast(DType::I32), x, vec![]);
     for (label, min, max) in [
         ("both", -0.5, 1.5),
         ("min", -0.5, f32::INFINITY),
@@ -216,6 +218,16 @@ fn reductions_and_layout(c: &mut Cases) {
     c.one("last", OpKind::Softmax, Attr::Axis(-1), x, vec![]);
     c.one("middle", OpKind::Softmax, Attr::Axis(1), x, vec![]);
     c.one("batch", OpKind::Reshape, Attr::None, x, vec![Tensor::from_i64(&[3], vec![0, 2, -1])]);
+    c.one("two", OpKind::Unsqueeze, Attr::Axes(axes(&[1, -1])), x, vec![]);
+    c.one("one", OpKind::Squeeze, Attr::Axes(axes(&[-2])), (DType::F32, &[BATCH, 1, 5]), vec![]);
+    c.one("all", OpKind::Squeeze, Attr::Axes(axes(&[])), (DType::F32, &[BATCH, 1, 5, 1]), vec![]);
+    c.one("row", OpKind::Gather, Attr::Axis(1), x, vec![Tensor::from_i64(&[], vec![-1])]);
+    c.one("some", OpKind::Gather, Attr::Axis(-1), x, vec![Tensor::from_i64(&[2, 2], vec![4, 0, 1, -2])]);
+    let (scale, bias) = (c.random.tensor(DType::F32, &[5]), c.random.tensor(DType::F32, &[5]));
+    let norm = |axis| Attr::Norm(NormAttr { axis, epsilon: 1e-3 });
+    c.one("last", OpKind::LayerNormalization, norm(-1), x, vec![scale, bias]);
+    let scale = c.random.tensor(DType::F32, &[4, 5]);
+    c.one("nobias", OpKind::LayerNormalization, norm(1), x, vec![scale]);
     c.one("first", OpKind::Flatten, Attr::Axis(1), x, vec![]);
     c.one("back", OpKind::Flatten, Attr::Axis(-2), x, vec![]);
     c.one("nhwc", OpKind::Transpose, Attr::Perm(axes(&[0, 2, 1])), x, vec![]);

@@ -1,0 +1,109 @@
+//! f32 functions that are one fixed sequence of operations, and sums in one fixed order: vector code that repeats
+//! them gives the same bits. `mul_add` is rounded once, on every machine.
+
+/// Sums have this many lanes: element `i` is added to lane `i % LANES`.
+pub const LANES: usize = 16;
+
+/// The sum of the lanes: neighbours half of what is left apart, halving.
+#[inline(always)]
+pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// 1.5 * 2^23: adding it to `|x| < 2^22` and taking it away again rounds to nearest even.
+pub const ROUND: f32 = 12_582_912.0;
+
+/// What [`exp2_value`] takes as the smallest exponent, and for what is not a number.
+pub const EXP2_MIN: f32 = -100.0;
+
+/// `(2^f - 1) / f` for |f| <= 1/2, lowest power first: a minimax fit.
+pub const EXP2: [f32; 4] = [0.693_124_2, 0.240_240_99, 0.055_906_43, 0.009_582_851];
+
+/// 2^x for x up to 127, within 3e-6 of the result; 2^-100 below that.
+#[inline(always)]
+pub fn exp2_value(x: f32) -> f32 {
+    let x = if x > EXP2_MIN { x } else { EXP2_MIN };
+    let shifted = x + ROUND;
+    let f = x - (shifted - ROUND);
+    let mut p = EXP2[3];
+    for c in [EXP2[2], EXP2[1], EXP2[0], 1.0] {
+        p = p.mul_add(f, c);
+    }
+    // The low bits of `shifted` are the whole part; those above leave the word.
+    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+}
+
+/// `erf(x) / x` in x² for |x| <= 1, lowest power first: a minimax fit.
+pub const ERF: [f32; 6] =
+    [1.128_379_1, -0.376_123_55, 0.112_804_115, -0.026_717_707, 0.004_924_789, -0.000_566_015_3];
+
+/// `-log2(1 - erf(x))` for 1 <= x <= 4, lowest power first: a minimax fit.
+pub const ERFC: [f32; 6] =
+    [0.003_854_434_5, 1.612_123, 0.944_227_8, 0.127_872_14, -0.021_320_343, 0.001_659_711_1];
+
+/// The error function, within 5e-7.
+#[inline(always)]
+pub fn erf_value(x: f32) -> f32 {
+    let a = x.abs();
+    let z = x * x;
+    let mut small = ERF[5];
+    for i in (0..5).rev() {
+        small = small.mul_add(z, ERF[i]);
+    }
+    let a4 = if a < 4.0 { a } else { 4.0 };
+    let mut power = ERFC[5];
+    for i in (0..5).rev() {
+        power = power.mul_add(a4, ERFC[i]);
+    }
+    let large = (1.0 - exp2_value(-power)).copysign(x);
+    if a < 1.0 {
+        small * x
+    } else if a.is_nan() {
+        x
+    } else {
+        large
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn powers_and_the_error_function_are_as_near_as_they_say() {
+        for i in -99_000..127_000 {
+            let x = i as f32 * 1e-3;
+            let want = f64::from(x).exp2();
+            assert!((f64::from(exp2_value(x)) / want - 1.0).abs() < 3.2e-6, "{x}");
+        }
+        let least = exp2_value(-100.0);
+        assert_eq!([exp2_value(f32::NEG_INFINITY), exp2_value(f32::NAN), exp2_value(-1e9)], [least; 3]);
+        // The integral, by Simpson's rule.
+        let (step, mut integral) = (1.0 / 1024.0, 0.0f64);
+        let density = |x: f64| (-x * x).exp() * std::f64::consts::FRAC_2_SQRT_PI;
+        for i in 0..6 * 1024 {
+            let x = i as f64 * step;
+            assert!((f64::from(erf_value(x as f32)) - integral).abs() < 5e-7, "{x}");
+            assert!((f64::from(erf_value(-x as f32)) + integral).abs() < 5e-7, "{x}");
+            integral += step / 6.0 * (density(x) + 4.0 * density(x + step / 2.0) + density(x + step));
+        }
+        assert_eq!([erf_value(f32::INFINITY), erf_value(-1e30), erf_value(0.0)], [1.0, -1.0, 0.0]);
+        assert!(erf_value(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn lanes_are_summed_by_halves() {
+        let mut lanes = [0.0; LANES];
+        (lanes[0], lanes[8], lanes[4]) = (1.0, -1.0, 3.0);
+        assert_eq!(sum_lanes(lanes), 3.0);
+        (lanes[0], lanes[8], lanes[1]) = (1e30, -1e30, 5.0);
+        assert_eq!(sum_lanes(lanes), 8.0);
+    }
+}
