@@ -41,8 +41,14 @@ pub fn exp2_value(x: f32) -> f32 {
 }
 
 /// `erf(x) / x` in x² for |x| <= 1, lowest power first: a minimax fit.
-pub const ERF: [f32; 6] =
-    [1.128_379_1, -0.376_123_55, 0.112_804_115, -0.026_717_707, 0.004_924_789, -0.000_566_015_3];
+pub const ERF: [f32; 6] = [
+    std::f32::consts::FRAC_2_SQRT_PI,
+    -0.376_123_55,
+    0.112_804_115,
+    -0.026_717_707,
+    0.004_924_789,
+    -0.000_566_015_3,
+];
 
 /// `-log2(1 - erf(x))` for 1 <= x <= 4, lowest power first: a minimax fit.
 pub const ERFC: [f32; 6] =
