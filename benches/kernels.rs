@@ -97,7 +97,14 @@ fn time(kernel: &ConvKernel, layer: &str, dims: [u32; 5], sparsity: f64) {
     };
     let packed = (kernel.pack)(&weights, &g);
     let mut x = AlignedBytes::zeroed(READ_BEFORE + g.x_image as usize * size + READ_AFTER);
-    x.iter_mut().for_each(|b| *b = (random() % 64) as u8);
+    match kernel.dtype {
+        KernelType::Int8 => x.iter_mut().for_each(|b| *b = (random() % 64) as u8),
+        // Bytes at random would be denormal numbers now and then, which take a hundred times as long.
+        KernelType::F32 => {
+            let floats = bytemuck::cast_slice_mut::<u8, f32>(&mut x);
+            floats.iter_mut().for_each(|v| *v = (random() % 64) as f32);
+        }
+    }
     let mut y = AlignedBytes::zeroed(g.y_image as usize * size);
     let e = QEpilogue {
         x_zero: 0,

@@ -34,6 +34,8 @@ mod depthwise;
 pub mod lane_gather;
 mod packed;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod sparse_f32;
 pub mod steps;
 #[cfg(all(test, unix))]
 mod tests;
@@ -251,6 +253,28 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         supports: one_group,
         pack: lane_gather::pack,
         run: lane_gather::avx512::run,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_f32_64x64_avx2_sparse",
+        isa: Isa::Avx2,
+        dtype: KernelType::F32,
+        sparse: true,
+        oc_granule: 64,
+        supports: one_group,
+        pack: sparse_f32::pack,
+        run: sparse_f32::run_avx2,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_f32_64x64_avx512vnni_sparse",
+        isa: Isa::Avx512Vnni,
+        dtype: KernelType::F32,
+        sparse: true,
+        oc_granule: 64,
+        supports: one_group,
+        pack: sparse_f32::pack,
+        run: sparse_f32::run_avx512,
     },
 ];
 

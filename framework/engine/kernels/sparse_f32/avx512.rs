@@ -1,0 +1,139 @@
+//! The sparse f32 kernel's loops on AVX-512: vectors of 16 pixels.
+
+use super::{Multiply, PIXELS, Scatter, VECTOR, Vectors};
+use std::arch::x86_64::*;
+
+pub const VECTORS: Vectors =
+    Vectors { gather, multiply: [multiply::<1>, multiply::<2>, multiply::<3>, multiply::<4>], scatter };
+
+/// Vector `j` of the result holds element `4 * q + j` of all rows.
+///
+/// Quarters of rows are put in place as they are loaded, so that what is left is to transpose within 128 bits.
+///
+/// # Safety
+/// AVX-512 F; 16 elements may be read at each row.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn quarter(rows: &[*const f32; 16], q: usize) -> [__m512; 4] {
+    let mut a = [_mm512_setzero_ps(); 4];
+    for i in 0..4 {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let part = |row: usize| _mm_loadu_ps(rows[row].add(4 * q));
+            let v = _mm512_castps128_ps512(part(i));
+            let v = _mm512_insertf32x4::<1>(v, part(4 + i));
+            let v = _mm512_insertf32x4::<2>(v, part(8 + i));
+            a[i] = _mm512_insertf32x4::<3>(v, part(12 + i));
+        }
+    }
+    let d = |v| _mm512_castps_pd(v);
+    let low = [_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpacklo_ps(a[2], a[3])];
+    let high = [_mm512_unpackhi_ps(a[0], a[1]), _mm512_unpackhi_ps(a[2], a[3])];
+    [
+        _mm512_castpd_ps(_mm512_unpacklo_pd(d(low[0]), d(low[1]))),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(d(low[0]), d(low[1]))),
+        _mm512_castpd_ps(_mm512_unpacklo_pd(d(high[0]), d(high[1]))),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(d(high[0]), d(high[1]))),
+    ]
+}
+
+/// # Safety
+/// See [`Vectors::gather`]; AVX-512 F.
+#[target_feature(enable = "avx512f")]
+unsafe fn gather(x: *const f32, pixels: &[usize], at: usize, rows: usize, tile: *mut f32) {
+    for (i, pixels) in pixels.chunks_exact(VECTOR).enumerate() {
+        let mut from = [x; 16];
+        for (from, &pixel) in from.iter_mut().zip(pixels) {
+            *from = from.wrapping_add(pixel + at);
+        }
+        for k in (0..rows).step_by(16) {
+            let from = from.map(|p| p.wrapping_add(k));
+            for q in 0..4 {
+                // SAFETY: as the caller promises, and the tile has room for whole steps of 16 rows.
+                unsafe {
+                    let v = quarter(&from, q);
+                    for j in 0..4 {
+                        _mm512_store_ps(tile.add((k + 4 * q + j) * PIXELS + i * VECTOR), v[j]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX-512 F; every offset is a row of the tile, sums hold the group.
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply<const V: usize>(s: &Multiply<'_>) {
+    let mut pair = s.pairs;
+    for &order in s.order {
+        let (lane, pairs) = ((order & 0xff) as usize, order >> 8);
+        if pairs == 0 && s.bias.is_none() {
+            break;
+        }
+        // SAFETY: as the caller promises.
+        unsafe {
+            let sums = s.sums.add(lane * PIXELS);
+            // Two sums of every vector: one alone would wait for itself.
+            let mut even = match s.bias {
+                Some(bias) => [_mm512_set1_ps(*bias.add(lane)); V],
+                None => {
+                    let mut sum = [_mm512_setzero_ps(); V];
+                    for v in 0..V {
+                        sum[v] = _mm512_load_ps(sums.add(v * VECTOR));
+                    }
+                    sum
+                }
+            };
+            let mut odd = [_mm512_setzero_ps(); V];
+            for _ in 0..pairs {
+                let [a, a_bits, b, b_bits] = *pair;
+                pair = pair.add(1);
+                let (w, x) = (_mm512_set1_ps(f32::from_bits(a_bits)), s.tile.byte_add(a as usize));
+                for v in 0..V {
+                    even[v] = _mm512_fmadd_ps(w, _mm512_load_ps(x.add(v * VECTOR)), even[v]);
+                }
+                let (w, x) = (_mm512_set1_ps(f32::from_bits(b_bits)), s.tile.byte_add(b as usize));
+                for v in 0..V {
+                    odd[v] = _mm512_fmadd_ps(w, _mm512_load_ps(x.add(v * VECTOR)), odd[v]);
+                }
+            }
+            for v in 0..V {
+                _mm512_store_ps(sums.add(v * VECTOR), _mm512_add_ps(even[v], odd[v]));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// See [`Vectors::scatter`]; AVX-512 F.
+#[target_feature(enable = "avx512f")]
+unsafe fn scatter(s: &Scatter<'_>) {
+    let (min, max) = (_mm512_set1_ps(s.min), _mm512_set1_ps(s.max));
+    for channel in (0..s.channels).step_by(16) {
+        let mask = (0xffffu32 >> (16 - (s.channels - channel).min(16))) as __mmask16;
+        for first in (0..s.y_at.len()).step_by(VECTOR) {
+            let rows = std::array::from_fn(|o| s.sums.wrapping_add((channel + o) * PIXELS + first));
+            for q in 0..4 {
+                // SAFETY: sums hold whole vectors of 16 channels; masks keep to the channels of the tile.
+                unsafe {
+                    let v = quarter(&rows, q);
+                    for j in 0..4 {
+                        let p = first + 4 * q + j;
+                        if p >= s.y_at.len() {
+                            break;
+                        }
+                        let mut sum = v[j];
+                        if let Some(r) = s.r {
+                            let r = r.wrapping_add(s.r_at[p] + channel);
+                            sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, r));
+                        }
+                        // Bounds come first: these instructions return their second operand when one is NaN.
+                        sum = _mm512_min_ps(max, _mm512_max_ps(min, sum));
+                        _mm512_mask_storeu_ps(s.y.wrapping_add(s.y_at[p] + channel), mask, sum);
+                    }
+                }
+            }
+        }
+    }
+}
