@@ -16,5 +16,5 @@ pub use error::{Error, Result};
 pub use memory::AlignedBytes;
 pub use passes::{PASSES, PassReport, lower};
 pub use plan::{KernelChoice, StepInfo};
-pub use session::{InputRef, Options, OutputMut, Port, Session, StepProfile};
+pub use session::{InputRef, Options, OutputMut, Port, Session, StepProfile, Tune};
 pub use target::{Isa, Target};

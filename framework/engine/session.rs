@@ -3,13 +3,26 @@
 use crate::error::{Error, Result};
 use crate::memory::AlignedBytes;
 use crate::passes::{PassReport, lower};
-use crate::plan::{Bases, KernelChoice, Plan, Root, StepInfo, Weights, build};
+use crate::plan::{
+    Bases, Blob, How, KernelChoice, Plan, Root, StepInfo, Weights, build, measure, packed_constants,
+};
 use crate::target::{Isa, Target};
 use crate::workers::Workers;
 use lacuna_ir::{DType, Dim, Graph, Id, Tensor, ValueId};
 use serde::Serialize;
 
-/// How a session is made. The default is all cores and the best kernels.
+/// Whether kernels are chosen by measurement. Integer results never depend on it; f32 results differ within the
+/// bound of [`crate::kernels`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tune {
+    /// By the cost model alone: the same choice every time, and the session is ready soonest.
+    #[default]
+    Off,
+    /// By the cost model, then by some ten runs of the plan when the session is made.
+    On,
+}
+
+/// How a session is made. The default is all cores and the best kernels by the cost model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Threads, the caller's included; all cores if absent.
@@ -19,8 +32,11 @@ pub struct Options {
     pub kernels: KernelChoice,
     /// The batch to bind at once, and to choose kernels for; 1 if absent. Other batches run too.
     pub batch: Option<usize>,
+    pub tune: Tune,
     /// Keep every value of the lowered graph after a run, for [`Session::value`]. Costs memory.
     pub keep_values: bool,
+    /// Give the graph's weights back once they are packed. [`Session::lowered`] then lacks them.
+    pub release_weights: bool,
 }
 
 /// An input or output: `None` stands for a dimension that a run binds.
@@ -107,6 +123,14 @@ unsafe impl Send for Pointers {}
 // SAFETY: as above; a shared session reads none of them.
 unsafe impl Sync for Pointers {}
 
+/// Where the packed weights lie.
+struct Blobs(Vec<Blob>);
+
+// SAFETY: the blobs are owned by the session's `Weights`, and read only.
+unsafe impl Send for Blobs {}
+// SAFETY: as above.
+unsafe impl Sync for Blobs {}
+
 /// A compiled graph. Not shared between threads: one run at a time, on the session's own threads.
 pub struct Session {
     graph: Graph,
@@ -116,6 +140,7 @@ pub struct Session {
     target: Target,
     options: Options,
     weights: Weights,
+    blobs: Blobs,
     /// What each symbol is bound to.
     symbols: Vec<u64>,
     /// Bytes of each output under this binding.
@@ -139,6 +164,54 @@ fn new_arena(plan: &Plan) -> Result<AlignedBytes> {
     AlignedBytes::try_zeroed(bytes).ok_or(Error::OutOfMemory { bytes: bytes as u64 })
 }
 
+/// Runs of a plan whose results nobody wants: inputs are zeros.
+struct Trial<'a> {
+    arena: &'a mut AlignedBytes,
+    workers: &'a mut Workers,
+    isa: Isa,
+    inputs: Vec<AlignedBytes>,
+    outputs: Vec<AlignedBytes>,
+}
+
+impl Trial<'_> {
+    fn new<'a>(
+        g: &Graph,
+        symbols: &[u64],
+        isa: Isa,
+        arena: &'a mut AlignedBytes,
+        workers: &'a mut Workers,
+    ) -> Trial<'a> {
+        let zeros = |&v: &ValueId| {
+            let dims = g.shape(v).iter().map(|d| bound_dim(d, symbols));
+            AlignedBytes::zeroed(dims.product::<usize>() * g.value_dtype[v].size())
+        };
+        let [inputs, outputs] = [&g.inputs, &g.outputs].map(|list| list.iter().map(zeros).collect());
+        Trial { arena, workers, isa, inputs, outputs }
+    }
+
+    fn run(&mut self, plan: &Plan, blobs: &[Blob], times: &mut [u64]) {
+        let inputs: Vec<*const u8> = self.inputs.iter().map(|x| x.as_ptr()).collect();
+        let outputs: Vec<*mut u8> = self.outputs.iter_mut().map(|y| y.as_mut_ptr()).collect();
+        let bases = Bases {
+            arena: self.arena.as_mut_ptr(),
+            weights: blobs.as_ptr(),
+            inputs: inputs.as_ptr(),
+            outputs: outputs.as_ptr(),
+            isa: self.isa,
+        };
+        // SAFETY: the arena is as large as the plan asks for, inputs and outputs are as large as the dims the plan
+        // was built for, and every blob that the plan's rows name is in the table.
+        unsafe { self.workers.run(plan, &bases, Some(times)) };
+    }
+}
+
+fn bound_dim(d: &Dim, symbols: &[u64]) -> usize {
+    match *d {
+        Dim::Fixed(n) => n as usize,
+        Dim::Symbol(s) => symbols[s.index()] as usize,
+    }
+}
+
 /// Sets every symbol that is the first dimension of an input.
 fn bind_batch(g: &Graph, batch: usize, symbols: &mut [u64]) {
     for &v in &g.inputs {
@@ -148,7 +221,7 @@ fn bind_batch(g: &Graph, batch: usize, symbols: &mut [u64]) {
     }
 }
 
-/// The graph with every symbol replaced by its number, verified again.
+/// The graph with every symbol replaced by its number; its shapes are verified again.
 fn bind_symbols(g: &Graph, symbols: &[u64]) -> Result<Graph> {
     let mut bound = g.clone();
     for dim in &mut bound.dims {
@@ -156,7 +229,7 @@ fn bind_symbols(g: &Graph, symbols: &[u64]) -> Result<Graph> {
             *dim = Dim::Fixed(symbols[s.index()]);
         }
     }
-    lacuna_ir::verify::verify(&bound)?;
+    lacuna_ir::verify::verify_shapes(&bound)?;
     Ok(bound)
 }
 
@@ -164,14 +237,24 @@ impl Session {
     /// Compiles `g`: runs the passes, packs the weights, plans for [`Options::batch`] (every other symbol is 1).
     pub fn new(g: &Graph, options: &Options) -> Result<Session> {
         let target = Target::new(options.isa, options.threads)?;
-        let (graph, reports) = lower(g, &target)?;
+        let (mut graph, reports) = lower(g, &target)?;
         let mut symbols = vec![1; graph.symbols.len()];
         bind_batch(&graph, options.batch.unwrap_or(1), &mut symbols);
         let mut weights = Weights::default();
         let bound = bind_symbols(&graph, &symbols)?;
-        let plan = build(&bound, &target, options.kernels, options.keep_values, &mut weights)?;
-        let workers = Workers::start(target.threads)
+        let how =
+            How { target: &target, choice: options.kernels, tune: options.tune == Tune::On, known: &[] };
+        let release = if options.release_weights { packed_constants(&graph) } else { Vec::new() };
+        let emptied = || release.iter().for_each(|&c| graph.consts[c] = Default::default());
+        let (mut plan, contests) = build(bound, &how, options.keep_values, &mut weights, emptied)?;
+        let mut workers = Workers::start(target.threads)
             .map_err(|e| Error::Options(format!("cannot start {} threads: {e}", target.threads)))?;
+        let mut arena = new_arena(&plan)?;
+        if !contests.is_empty() {
+            let mut trial = Trial::new(&graph, &symbols, target.isa, &mut arena, &mut workers);
+            let blobs = weights.table();
+            measure(&mut plan, &mut weights, contests, |plan, times| trial.run(plan, &blobs, times));
+        }
         let inputs: Vec<Port> = graph.inputs.iter().map(|&v| port(&graph, v)).collect();
         // Passes give values new names: outputs keep those of the caller's graph.
         let outputs: Vec<Port> = (g.outputs.iter().zip(&graph.outputs))
@@ -180,7 +263,8 @@ impl Session {
         let mut session = Session {
             input_pointers: Pointers(vec![std::ptr::null_mut(); inputs.len()]),
             output_pointers: Pointers(vec![std::ptr::null_mut(); outputs.len()]),
-            arena: new_arena(&plan)?,
+            arena,
+            blobs: Blobs(weights.table()),
             wanted: symbols.clone(),
             output_bytes: Vec::new(),
             options: *options,
@@ -215,7 +299,8 @@ impl Session {
         &self.reports
     }
 
-    /// The lowered graph: `lacuna_ir::interp` on it gives what the engine gives, bit for bit in integers.
+    /// The lowered graph: `lacuna_ir::interp` on it gives what the engine gives, bit for bit in integers. With
+    /// [`Options::release_weights`] packed weights are empty in it.
     pub fn lowered(&self) -> &Graph {
         &self.graph
     }
@@ -229,16 +314,13 @@ impl Session {
     }
 
     pub fn weight_bytes(&self) -> usize {
-        self.weights.bytes.len()
+        self.weights.bytes()
     }
 
     /// Dims of output `i` under the present binding.
     pub fn output_dims(&self, i: usize) -> Vec<usize> {
-        let fixed = |d: &Dim| match *d {
-            Dim::Fixed(n) => n as usize,
-            Dim::Symbol(s) => self.symbols[s.index()] as usize,
-        };
-        self.graph.shape(self.graph.outputs[i]).iter().map(fixed).collect()
+        let dims = self.graph.shape(self.graph.outputs[i]);
+        dims.iter().map(|d| bound_dim(d, &self.symbols)).collect()
     }
 
     /// Plans for this batch: every symbol that is the first dimension of an input becomes `batch`.
@@ -255,8 +337,10 @@ impl Session {
             return Ok(());
         }
         let bound = bind_symbols(&self.graph, &self.wanted)?;
-        let plan =
-            build(&bound, &self.target, self.options.kernels, self.options.keep_values, &mut self.weights)?;
+        // A new batch finds its weights packed; what is new is chosen by the cost model.
+        let how = How { target: &self.target, choice: self.options.kernels, tune: false, known: &[] };
+        let (plan, _) = build(bound, &how, self.options.keep_values, &mut self.weights, || ())?;
+        self.blobs.0 = self.weights.table();
         if plan.arena_bytes > self.arena.len() {
             self.arena = new_arena(&plan)?;
         }
@@ -333,7 +417,7 @@ impl Session {
         }
         let bases = Bases {
             arena: self.arena.as_mut_ptr(),
-            weights: self.weights.bytes.as_ptr(),
+            weights: self.blobs.0.as_ptr(),
             inputs: self.input_pointers.0.as_ptr().cast(),
             outputs: self.output_pointers.0.as_ptr(),
             isa: self.target.isa,

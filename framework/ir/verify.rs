@@ -30,6 +30,12 @@ pub fn verify(g: &Graph) -> Result<()> {
     ends(g)
 }
 
+/// What can break when symbols become numbers: shapes, and what ops make of them. Constants may be empty.
+pub fn verify_shapes(g: &Graph) -> Result<()> {
+    shapes(g)?;
+    order(g)
+}
+
 fn invalid<T>(why: String) -> Result<T> {
     Err(Error::Invalid(why))
 }

@@ -4,7 +4,7 @@
 //! of steps, `--check` compares the outputs with those of the interpreter on the lowered graph.
 
 use clap::Parser;
-use lacuna_engine::{InputRef, Isa, KernelChoice, Options, OutputMut, Port, Session, StepProfile};
+use lacuna_engine::{InputRef, Isa, KernelChoice, Options, OutputMut, Port, Session, StepProfile, Tune};
 use lacuna_ir::{DType, Elements, Tensor, interp};
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,9 @@ struct Args {
     /// Dense kernels only, or sparse ones wherever there are any.
     #[arg(long, default_value = "auto", value_parser = kernel_choice)]
     kernels: KernelChoice,
+    /// Chooses kernels by measurement.
+    #[arg(long)]
+    tune: bool,
     /// Numbers the random inputs follow from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -68,14 +71,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         isa: args.isa,
         kernels: args.kernels,
         batch: Some(args.batch),
+        tune: if args.tune { Tune::On } else { Tune::Off },
+        release_weights: !args.check,
         ..Options::default()
     };
     let mut session = Session::new(&graph, &options)?;
+    let compiled = start.elapsed() - loaded;
+    drop(graph);
     println!(
         "{}: loaded in {:.0} ms, compiled in {:.0} ms; {} steps, {} on {} threads; weights {:.1} MB, arena {:.1} MB",
         args.file.display(),
         loaded.as_secs_f64() * 1e3,
-        (start.elapsed() - loaded).as_secs_f64() * 1e3,
+        compiled.as_secs_f64() * 1e3,
         session.steps().len(),
         session.target().isa,
         session.target().threads,
@@ -100,6 +107,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let each =
             if args.batch > 1 { format!(", {:.3} ms each", ms / args.batch as f64) } else { String::new() };
         println!("batch {}: median {ms:.3} ms of {} runs{each}", args.batch, args.runs);
+        if let Some(mb) = peak_mb() {
+            println!("peak memory {mb:.1} MB");
+        }
     }
     if args.profile || args.kinds {
         let steps = session.profile(&inputs, args.runs.max(1))?;
@@ -160,6 +170,13 @@ fn median_ms(session: &mut Session, inputs: &[Tensor], runs: usize) -> Result<f6
     Ok(times[times.len() / 2])
 }
 
+/// The most memory this process held at any time, where the system tells.
+fn peak_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib = |line: &str| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok();
+    Some(status.lines().find_map(kib)? * 1024.0 / 1e6)
+}
+
 fn output_of(t: &mut Tensor) -> Result<OutputMut<'_>, String> {
     Ok(match &mut t.elements {
         Elements::F32(v) => OutputMut::f32(v),
@@ -216,13 +233,14 @@ fn print_steps(steps: &[StepProfile]) {
         let density = if step.weights > 0 { format!("{:.2}", step.density) } else { String::new() };
         let slots = step.slot_efficiency.map_or(String::new(), |s| format!("{s:.2}"));
         println!(
-            "{:>8.1} {:>5.1}% {:>8.1} {density:>5} {slots:>5}  {:<16} {:<38} {}",
+            "{:>8.1} {:>5.1}% {:>8.1} {density:>5} {slots:>5}  {:<16} {:<38} {}  {}",
             ns(step) / 1e3,
             100.0 * ns(step) / all,
             step.estimated_ns / 1e3,
             step.kind,
             step.kernel,
             step.op,
+            step.reason,
         );
     }
 }

@@ -4,10 +4,11 @@
 //! where a reader needs a layout that strides cannot give (a convolution and its border).
 
 use super::arena::{Interval, colour};
+use super::choose::{Contest, How, settle};
 use super::conv;
 use super::cost::map_ns;
 use super::place::{Demand, Place, Root, dense_strides};
-use super::weights::{KernelChoice, Weights};
+use super::weights::{Requests, Weights, pack};
 use super::{ARENA_BYTES_MAX, Plan, Slot, Space, StepInfo, StepKind};
 use crate::error::{Error, Result};
 use crate::kernels::steps::*;
@@ -30,9 +31,9 @@ type Operand = (Root, usize, usize);
 pub(super) struct Builder<'a> {
     pub g: &'a Graph,
     pub target: &'a Target,
-    pub choice: KernelChoice,
     pub weights: &'a mut Weights,
     pub plan: Plan,
+    pub requests: Requests,
     places: Vec<Option<Place>>,
     demands: Vec<Option<Demand>>,
     buffers: Vec<Buffer>,
@@ -42,21 +43,22 @@ pub(super) struct Builder<'a> {
 }
 
 /// Plans `g`, whose dimensions are all fixed. With `keep_values` no buffer is used twice, so that every value
-/// can be read after a run.
+/// can be read after a run. Layers that are to be measured come back beside the plan, which is complete without
+/// that. `emitted` is called once when the graph's constants are read no more and nothing is packed yet.
 pub fn build(
-    g: &Graph,
-    target: &Target,
-    choice: KernelChoice,
+    g: Graph,
+    how: &How<'_>,
     keep_values: bool,
     weights: &mut Weights,
-) -> Result<Plan> {
+    emitted: impl FnOnce(),
+) -> Result<(Plan, Vec<Contest>)> {
     let values = g.value_name.len();
     let mut b = Builder {
-        g,
-        target,
-        choice,
+        g: &g,
+        target: how.target,
         weights,
         plan: Plan::default(),
+        requests: Requests::default(),
         places: vec![None; values],
         demands: vec![None; values],
         buffers: Vec::new(),
@@ -67,7 +69,7 @@ pub fn build(
         b.dims(v)?;
     }
     for &op in &g.order {
-        if let Some((x, demand)) = conv::demand(g, op) {
+        if let Some((x, demand)) = conv::demand(&g, op) {
             let known = &mut b.demands[x.index()];
             *known = Some(known.map_or(demand, |k: Demand| k.join(demand).unwrap_or(k)));
         }
@@ -77,8 +79,18 @@ pub fn build(
         b.emit(op)?;
     }
     b.copy_outputs()?;
-    b.weights.seal();
-    b.finish(keep_values)
+    let (mut plan, Requests { layers, sources }) = b.finish(keep_values)?;
+    drop(g);
+    emitted();
+    let mut ranked = Vec::with_capacity(layers.len());
+    for (found, layer) in pack(&layers, sources, how).into_iter().zip(&layers) {
+        let StepInfo { op, kind, .. } = &plan.step_info[layer.step];
+        let none = || Error::Op { op: op.clone(), kind, why: "no kernel runs this convolution".to_string() };
+        ranked.push(found.ok_or_else(none)?);
+    }
+    let contests = settle(&mut plan, weights, layers, ranked, how);
+    drop_barriers(&mut plan);
+    Ok((plan, contests))
 }
 
 impl Builder<'_> {
@@ -595,8 +607,8 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Lays out the arena, resolves operands, and drops barriers that nothing needs.
-    fn finish(mut self, keep_values: bool) -> Result<Plan> {
+    /// Lays out the arena and resolves operands.
+    fn finish(mut self, keep_values: bool) -> Result<(Plan, Requests)> {
         let intervals: Vec<Interval> = self
             .buffers
             .iter()
@@ -617,7 +629,7 @@ impl Builder<'_> {
             .iter()
             .map(|&(root, at, size)| match root {
                 Root::Buffer(b) => Slot { space: Space::Arena, offset: offsets[b] + at * size },
-                Root::Const(start) => Slot { space: Space::Weights, offset: start + at * size },
+                Root::Const(blob) => Slot { space: Space::Weights(blob), offset: at * size },
                 Root::Input(i) => Slot { space: Space::Input(i as u32), offset: at * size },
                 Root::Output(i) => Slot { space: Space::Output(i as u32), offset: at * size },
             })
@@ -630,15 +642,14 @@ impl Builder<'_> {
             .filter_map(|v| self.places[v.index()].clone().map(|p| (v, p)))
             .filter(|(_, p)| matches!(p.root, Root::Buffer(_)))
             .collect();
-        drop_barriers(&mut self.plan);
-        Ok(self.plan)
+        Ok((self.plan, self.requests))
     }
 }
 
 /// Two steps of one part each run on the same thread, in order, and need not meet between. A fill and the step
 /// that writes its pixels may run together, but a fill must not start before what used its bytes is done, and
 /// what follows must see all of it.
-fn drop_barriers(p: &mut Plan) {
+pub fn drop_barriers(p: &mut Plan) {
     let mut shared_fill = false;
     for i in 0..p.steps() {
         if p.step_kind[i] == StepKind::Fill {

@@ -1,12 +1,15 @@
 //! Convolutions and matrix products with constant weights: geometry, epilogue, kernel, split.
 
 use super::build::{Builder, push};
+use super::choose::{apply, pick_for};
 use super::place::{Demand, Place};
+use super::weights::{Key, Request, Source};
 use super::{ConvStep, Split, StepKind};
 use crate::error::{Error, Result};
-use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights, QEpilogue};
-use lacuna_ir::op::{ConvAttr, GemmAttr, Requant};
-use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, ValueId};
+use crate::kernels::{ConvGeom, QEpilogue};
+use bytes::Bytes;
+use lacuna_ir::op::{ConvAttr, FusedConvAttr, GemmAttr, QConvAttr, Requant};
+use lacuna_ir::{Attr, ConstId, DType, Def, Graph, Id, OpId, OpKind, ValueId};
 
 /// The value that `op` convolves, and the border it needs around it.
 pub fn demand(g: &Graph, op: OpId) -> Option<(ValueId, Demand)> {
@@ -23,6 +26,35 @@ pub fn demand(g: &Graph, op: OpId) -> Option<(ValueId, Demand)> {
     Some((x, Demand { border: border(&conv, &x_dims, &y_dims), fill }))
 }
 
+/// Weights that nothing reads once they are packed, whatever the batch: their only readers are layers, and these
+/// have one tap, or input rows of a fixed length.
+pub fn packed_constants(g: &Graph) -> Vec<ConstId> {
+    let mut kept = vec![false; g.consts.len()];
+    let mut packed = vec![false; g.consts.len()];
+    for &op in &g.order {
+        for (i, &v) in g.inputs_of(op).iter().enumerate().filter(|(_, v)| !v.is_none()) {
+            let Def::Const(c) = g.value_def[v] else { continue };
+            let layer = match g.op_attr[op] {
+                Attr::QConv(QConvAttr { conv, .. }) | Attr::FusedConv(FusedConvAttr { conv, .. }) => {
+                    let row = &g.shape(g.inputs_of(op)[0])[2..];
+                    conv.window.kernel == [1, 1] || row.iter().all(|d| d.fixed().is_some())
+                }
+                _ => g.op_kind[op] == OpKind::QGemm || gemm_weights(g, op).is_some(),
+            };
+            match i == 1 && layer {
+                true => packed[c.index()] = true,
+                false => kept[c.index()] = true,
+            }
+        }
+    }
+    for &v in &g.outputs {
+        if let Def::Const(c) = g.value_def[v] {
+            kept[c.index()] = true;
+        }
+    }
+    g.consts.ids().filter(|c| packed[c.index()] && !kept[c.index()]).collect()
+}
+
 /// Pixels that taps reach beyond the image: top, left, bottom, right.
 fn border(conv: &ConvAttr, x: &[usize], y: &[usize]) -> [usize; 4] {
     let w = &conv.window;
@@ -34,8 +66,8 @@ fn border(conv: &ConvAttr, x: &[usize], y: &[usize]) -> [usize; 4] {
     [w.pads[0] as usize, w.pads[1] as usize, beyond(0), beyond(1)]
 }
 
-/// Constant f32 weights `[N,K]` (as stored, or transposed) of a Gemm or MatMul that a convolution kernel can run.
-pub fn gemm_weights(g: &Graph, op: OpId) -> Option<(Vec<f32>, Vec<f32>)> {
+/// The constant f32 weights of a Gemm or MatMul that a convolution kernel can run.
+pub fn gemm_weights(g: &Graph, op: OpId) -> Option<Source> {
     let trans_b = match (g.op_kind[op], g.op_attr[op]) {
         (OpKind::Gemm, Attr::Gemm(GemmAttr { alpha: 1.0, beta: 1.0, trans_a: false, trans_b })) => trans_b,
         (OpKind::MatMul, _) => false,
@@ -45,27 +77,23 @@ pub fn gemm_weights(g: &Graph, op: OpId) -> Option<(Vec<f32>, Vec<f32>)> {
         return None;
     }
     let b = g.input_of(op, 1)?;
-    let w = g.const_f32(b)?;
-    let dims = g.fixed_shape(b)?;
-    let [d0, d1] = dims[..] else { return None };
-    let (n, k) = if trans_b { (d0, d1) } else { (d1, d0) };
-    let w = match trans_b {
-        true => w.into_owned(),
-        false => (0..n * k).map(|i| w[(i % k) * n + i / k]).collect(),
-    };
+    let w = f32_bytes(g, b)?;
+    let [d0, d1] = g.fixed_shape(b)?[..] else { return None };
+    let channels = if trans_b { d0 } else { d1 };
     let bias = match g.input_of(op, 2) {
-        None => vec![0.0; n],
+        None => None,
         Some(c) => {
-            let bias = g.const_f32(c)?;
-            let dims = g.fixed_shape(c)?;
-            match dims.last() {
-                Some(&last) if last == n && bias.len() == n => bias.into_owned(),
-                _ if bias.len() == 1 => vec![bias[0]; n],
-                _ => return None,
-            }
+            let (bias, dims) = (f32_bytes(g, c)?, g.fixed_shape(c)?);
+            let elements = bias.len() / 4;
+            let fits = dims.last() == Some(&channels) && elements == channels;
+            (fits || elements == 1).then_some(Some(bias))?
         }
     };
-    Some((w, bias))
+    Some(Source::F32 { w, bias, channels, transposed: !trans_b })
+}
+
+fn f32_bytes(g: &Graph, v: ValueId) -> Option<Bytes> {
+    g.const_bytes(v).filter(|_| g.value_dtype[v] == DType::F32).cloned()
 }
 
 const NO_EPILOGUE: QEpilogue = QEpilogue {
@@ -220,63 +248,40 @@ fn emit(
     places: [Option<&Place>; 3],
     dtype: DType,
 ) -> Result<()> {
-    let g = b.g;
-    let inputs = g.inputs_of(op);
-    let from_gemm = gemm_weights(g, op);
-    let (w8, bias32, mult, w32, bias);
-    let weights = if dtype == DType::U8 {
-        w8 = g.const_elements::<i8>(inputs[1], DType::I8);
-        bias32 = g.const_elements::<i32>(inputs[2], DType::I32);
-        mult = g.const_f32(inputs[3]);
-        match (&w8, &bias32, &mult) {
-            (Some(w), Some(bias), Some(mult)) => ConvWeights::Int8 { w, bias, mult, x_zero: epilogue.x_zero },
-            _ => return b.error("its weights must be constants"),
-        }
-    } else if let Some((w, bias)) = &from_gemm {
-        ConvWeights::F32 { w, bias }
-    } else {
-        w32 = g.const_f32(inputs[1]);
-        bias = g.const_f32(inputs[2]);
-        match (&w32, &bias) {
-            (Some(w), Some(bias)) => ConvWeights::F32 { w, bias },
-            _ => return b.error("its weights must be constants"),
-        }
+    let Some(source) = source(b.g, op, dtype, epilogue.x_zero) else {
+        return b.error("its weights must be constants");
     };
-    let Some(chosen) = b.weights.choose(op, &geom, &weights, b.target, b.choice) else {
-        return b.error("no kernel runs this convolution");
-    };
-    let kernel = &CONV_KERNELS[chosen.kernel];
-    let split = split(&geom, kernel.oc_granule, b.target.threads);
-    let estimated_ns = chosen.estimated_ns(&geom);
-    let parts = if estimated_ns < PARALLEL_NS { 1 } else { b.target.threads };
-    let step = ConvStep { kernel: chosen.kernel, geom, epilogue, weights: chosen.bytes.clone(), split };
+    // Kernel, weights and split are filled in when they are chosen.
+    let step = ConvStep { kernel: 0, geom, epilogue, weights: 0, split: Split::Rows };
     let row = push(&mut b.plan.convs, step);
     let operands: Vec<_> = places.into_iter().flatten().map(|p| (p.root, 0, dtype.size())).collect();
-    b.step(StepKind::Conv, row, &operands, parts, kernel.name, 0);
-    let info = b.plan.step_info.last_mut().expect("a step was added");
-    info.weights = chosen.weights;
-    info.nonzeros = chosen.nonzeros;
-    info.slot_efficiency = chosen.slot_efficiency();
-    info.estimated_ns = estimated_ns;
-    info.reason = chosen.reason;
+    b.step(StepKind::Conv, row, &operands, b.target.threads, "", 0);
+    let (conv, step, key) = (row as usize, b.plan.steps() - 1, Key::new(op, &geom));
+    match b.weights.get(key) {
+        Some(chosen) => {
+            let (pick, ns) = pick_for(chosen, &geom, b.target.threads);
+            apply(&mut b.plan, conv, step, chosen, pick, ns);
+        }
+        None if source.is_released() && geom.depth() > 0 => {
+            return b.error("its weights were given back, and this shape needs them packed otherwise: make a session for it");
+        }
+        None => {
+            b.requests.layers.push(Request { key, conv, step, geom });
+            b.requests.sources.push(source);
+        }
+    }
     Ok(())
 }
 
-/// Below this a step stays on one thread: meeting costs more than it saves.
-const PARALLEL_NS: f64 = 1500.0;
-
-/// The split whose largest part is smallest; rows first, because each thread then packs its own activations
-/// into cache and reads the weights once.
-fn split(geom: &ConvGeom, granule: u32, threads: usize) -> Split {
-    const COLS: u32 = 16;
-    let balance = |units: u32| {
-        let units = units as usize;
-        units as f64 / (units.div_ceil(threads) * threads) as f64
-    };
-    let options = [
-        (Split::Rows, balance(geom.rows)),
-        (Split::Cols(COLS), balance(geom.ow.div_ceil(COLS)) - 0.05),
-        (Split::Channels(granule), balance(geom.oc.div_ceil(granule)) - 0.05),
-    ];
-    options.into_iter().fold(options[0], |best, o| if o.1 > best.1 { o } else { best }).0
+/// The weights of `op`, if they are constants.
+fn source(g: &Graph, op: OpId, dtype: DType, x_zero: i32) -> Option<Source> {
+    let inputs = g.inputs_of(op);
+    let constant = |i: usize| g.const_bytes(inputs[i]).cloned();
+    if dtype == DType::U8 {
+        return Some(Source::Int8 { w: constant(1)?, bias: constant(2)?, mult: constant(3)?, x_zero });
+    }
+    gemm_weights(g, op).or_else(|| {
+        let channels = g.fixed_shape(inputs[2])?.iter().product();
+        Some(Source::F32 { w: constant(1)?, bias: Some(constant(2)?), channels, transposed: false })
+    })
 }

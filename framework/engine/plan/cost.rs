@@ -66,3 +66,14 @@ fn epilogue_cycles(isa: Isa) -> f64 {
 pub fn map_ns(bytes: usize) -> f64 {
     STEP_NS + bytes as f64 / MAP_BYTES_PER_NS
 }
+
+/// Slots that packing for a dense kernel is expected to give: whole registers of channels.
+pub fn dense_slots(geom: &ConvGeom) -> u64 {
+    geom.oc.next_multiple_of(16) as u64 * geom.depth() as u64
+}
+
+/// Slots that packing for a sparse kernel is expected to give: most of them hold a weight.
+pub fn sparse_slots(geom: &ConvGeom, nonzeros: u64) -> u64 {
+    const SLOT_EFFICIENCY: f64 = 0.8;
+    ((nonzeros as f64 / SLOT_EFFICIENCY) as u64).min(dense_slots(geom))
+}

@@ -1,6 +1,6 @@
 //! Runs one part of one step.
 
-use super::{ConvStep, Plan, Slot, Space, Split, StepKind};
+use super::{Blob, ConvStep, Plan, Slot, Space, Split, StepKind};
 use crate::kernels::steps::{self, ARGS_MAX, share};
 use crate::kernels::{CONV_KERNELS, Tile};
 use crate::target::Isa;
@@ -9,7 +9,8 @@ use crate::target::Isa;
 #[derive(Clone, Copy, Debug)]
 pub struct Bases {
     pub arena: *mut u8,
-    pub weights: *const u8,
+    /// One row per blob.
+    pub weights: *const Blob,
     /// One pointer per input, per output.
     pub inputs: *const *const u8,
     pub outputs: *const *mut u8,
@@ -24,7 +25,7 @@ impl Bases {
         unsafe {
             match slot.space {
                 Space::Arena => self.arena.add(slot.offset),
-                Space::Weights => self.weights.add(slot.offset).cast_mut(),
+                Space::Weights(blob) => (*self.weights.add(blob as usize)).start.add(slot.offset).cast_mut(),
                 Space::Input(i) => (*self.inputs.add(i as usize)).add(slot.offset).cast_mut(),
                 Space::Output(i) => (*self.outputs.add(i as usize)).add(slot.offset),
             }
@@ -85,10 +86,11 @@ unsafe fn run_conv(
     if tile.rows.is_empty() || tile.cols.is_empty() || tile.ocs.is_empty() {
         return;
     }
-    // SAFETY: the packed bytes lie inside the weights (`run_step`); the kernel was chosen for this processor and
+    // SAFETY: the blob is one of the weights' (`run_step`); the kernel was chosen for this processor and
     // geometry.
     unsafe {
-        let packed = std::slice::from_raw_parts(bases.weights.add(s.weights.start), s.weights.len());
+        let blob = *bases.weights.add(s.weights as usize);
+        let packed = std::slice::from_raw_parts(blob.start, blob.len);
         (CONV_KERNELS[s.kernel].run)(g, &s.epilogue, packed, x, r, y, &tile);
     }
 }

@@ -7,6 +7,7 @@
 
 mod arena;
 mod build;
+mod choose;
 mod conv;
 mod cost;
 mod exec;
@@ -16,12 +17,13 @@ mod weights;
 use crate::kernels::steps::{FillStep, MapStep, MatMulStep, MeanStep, PoolStep, ReduceStep};
 use crate::kernels::{ConvGeom, QEpilogue};
 use lacuna_ir::{Range32, ValueId};
-use std::ops::Range;
 
 pub use build::build;
+pub use choose::{How, KernelChoice, measure};
+pub use conv::packed_constants;
 pub use exec::{Bases, run_step};
 pub use place::{Place, Root};
-pub use weights::{KernelChoice, Weights};
+pub use weights::{Blob, Weights};
 
 /// The most bytes an arena may have.
 pub const ARENA_BYTES_MAX: u64 = 1 << 36;
@@ -40,7 +42,8 @@ pub enum StepKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Space {
     Arena,
-    Weights,
+    /// A blob of the packed weights.
+    Weights(u32),
     Input(u32),
     Output(u32),
 }
@@ -69,8 +72,8 @@ pub struct ConvStep {
     pub kernel: usize,
     pub geom: ConvGeom,
     pub epilogue: QEpilogue,
-    /// Bytes of the packed weights.
-    pub weights: Range<usize>,
+    /// Blob of the packed weights.
+    pub weights: u32,
     pub split: Split,
 }
 

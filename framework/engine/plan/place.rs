@@ -17,8 +17,8 @@ pub enum Root {
     /// The caller's memory: dense, of any alignment above the element's, nothing readable around it.
     Input(usize),
     Output(usize),
-    /// Byte offset in the packed weights.
-    Const(usize),
+    /// A blob of the packed weights.
+    Const(u32),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,26 +1,37 @@
-//! The packed-weight arena: every convolution's weights in its kernel's own order, and constant operands.
+//! Packed weights: every convolution's in its kernel's own order, and constant operands, each in a blob of its own.
 //!
-//! Packing happens once per op: a new batch finds its weights here. Kernels are chosen here too, because the
-//! choice rests on what packing gives.
+//! Packing happens once per op: a new batch finds its weights here. While a plan is emitted, layers whose weights
+//! are not packed yet become requests; [`pack`] then packs all of them side by side, each for the kernels that may
+//! win. Blobs are shared: streams of one model read the same bytes.
 
-use super::cost::conv_ns;
-use crate::kernels::{CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, Packed};
-use crate::memory::{AlignedBytes, LINE};
-use crate::target::{Isa, Target};
+use super::choose::{How, Pick, Ranked, rank};
+use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights};
+use crate::memory::AlignedBytes;
+use bytes::Bytes;
 use lacuna_ir::{OpId, ValueId};
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
 
-/// Which kernels the planner may choose from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KernelChoice {
-    /// The cheaper one by the cost model.
-    #[default]
-    Auto,
-    /// Sparse kernels only where there is no dense one.
-    Dense,
-    /// Dense kernels only where there is no sparse one.
-    Sparse,
+/// Where a blob lies, for the length of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Blob {
+    pub start: *const u8,
+    pub len: usize,
+}
+
+/// Packed weights depend on the op and, where a window has more than one tap, on the strides of x.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key(OpId, u32, u32);
+
+impl Key {
+    pub fn new(op: OpId, geom: &ConvGeom) -> Key {
+        match (geom.kh, geom.kw) {
+            (1, 1) => Key(op, 0, 0),
+            _ => Key(op, geom.x_row, geom.x_pixel),
+        }
+    }
 }
 
 /// A kernel and its packed weights.
@@ -28,12 +39,15 @@ pub enum KernelChoice {
 pub struct Chosen {
     /// Row of `CONV_KERNELS`.
     pub kernel: usize,
-    pub bytes: Range<usize>,
+    pub blob: u32,
+    /// Elements of the weights, and how many of them are not zero.
     pub weights: u64,
     pub nonzeros: u64,
     pub slots: u64,
-    /// Why this kernel, with the estimates for the geometry it was chosen for.
+    /// Why this kernel, with the figures for the geometry it was chosen for.
     pub reason: String,
+    /// Measurement also says how to share this geometry out.
+    pub measured: Option<(ConvGeom, Pick)>,
 }
 
 impl Chosen {
@@ -42,145 +56,171 @@ impl Chosen {
         let of = |slots: u64| if slots == 0 { 1.0 } else { self.nonzeros as f64 / slots as f64 };
         CONV_KERNELS[self.kernel].sparse.then(|| of(self.slots))
     }
+}
 
-    /// Estimated nanoseconds on one thread.
-    pub fn estimated_ns(&self, geom: &ConvGeom) -> f64 {
-        conv_ns(&CONV_KERNELS[self.kernel], geom, self.slots)
+/// Weights as the graph has them. They share its bytes, and are given back when the layer is packed.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Int8 {
+        w: Bytes,
+        bias: Bytes,
+        mult: Bytes,
+        x_zero: i32,
+    },
+    F32 {
+        w: Bytes,
+        /// One per channel, one for all, or none.
+        bias: Option<Bytes>,
+        channels: usize,
+        /// `w` is `[K,N]`, not `[N,K]`.
+        transposed: bool,
+    },
+}
+
+/// Elements in bytes of any alignment.
+fn elements<T: bytemuck::Pod>(bytes: &Bytes) -> Cow<'_, [T]> {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(elements) => Cow::Borrowed(elements),
+        Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(bytes)),
     }
 }
 
+impl Source {
+    /// Whether the bytes were given back after an earlier packing.
+    pub fn is_released(&self) -> bool {
+        let (Source::Int8 { w, .. } | Source::F32 { w, .. }) = self;
+        w.is_empty()
+    }
+
+    /// Calls `f` with the weights as kernels pack them.
+    fn with<R>(&self, f: impl FnOnce(&ConvWeights<'_>) -> R) -> R {
+        match self {
+            Source::Int8 { w, bias, mult, x_zero } => {
+                let (w, bias, mult) = (elements(w), elements(bias), elements(mult));
+                f(&ConvWeights::Int8 { w: &w, bias: &bias, mult: &mult, x_zero: *x_zero })
+            }
+            Source::F32 { w, bias, channels, transposed } => {
+                let stored = elements::<f32>(w);
+                let n = *channels;
+                let w = match transposed {
+                    false => stored,
+                    true => Cow::Owned(transpose(&stored, n)),
+                };
+                let bias = match bias.as_ref().map(elements::<f32>) {
+                    None => Cow::Owned(vec![0.0; n]),
+                    Some(one) if one.len() != n => Cow::Owned(vec![one[0]; n]),
+                    Some(bias) => bias,
+                };
+                f(&ConvWeights::F32 { w: &w, bias: &bias })
+            }
+        }
+    }
+}
+
+/// `[K,N]` to `[N,K]`, in squares that fit the cache.
+fn transpose(x: &[f32], n: usize) -> Vec<f32> {
+    const SIDE: usize = 32;
+    let k = x.len() / n.max(1);
+    let mut out = vec![0.0; x.len()];
+    for i0 in (0..k).step_by(SIDE) {
+        for o0 in (0..n).step_by(SIDE) {
+            for i in i0..(i0 + SIDE).min(k) {
+                for o in o0..(o0 + SIDE).min(n) {
+                    out[o * k + i] = x[i * n + o];
+                }
+            }
+        }
+    }
+    out
+}
+
+/// A layer of a plan that has no kernel yet.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub key: Key,
+    /// Its row in `Plan::convs`, and its step.
+    pub conv: usize,
+    pub step: usize,
+    pub geom: ConvGeom,
+}
+
+/// The layers that wait for packing: row `i` of each column is one layer.
 #[derive(Debug, Default)]
+pub struct Requests {
+    pub layers: Vec<Request>,
+    pub sources: Vec<Source>,
+}
+
+#[derive(Clone, Debug, Default)]
 pub struct Weights {
-    /// What a run reads.
-    pub bytes: AlignedBytes,
-    /// Packed since `bytes` was made; they follow it.
-    pending: Vec<AlignedBytes>,
-    end: usize,
-    /// Weights depend on the op and on the strides of x.
-    chosen: HashMap<(OpId, u32, u32), Chosen>,
-    constants: HashMap<ValueId, usize>,
+    blobs: Vec<Arc<AlignedBytes>>,
+    chosen: HashMap<Key, Chosen>,
+    constants: HashMap<ValueId, u32>,
 }
 
 impl Weights {
-    fn push(&mut self, bytes: AlignedBytes) -> Range<usize> {
-        let start = self.end;
-        let range = start..start + bytes.len();
-        // Kernels may read a line past what they were given.
-        self.end = (range.end + LINE).next_multiple_of(LINE);
-        self.pending.push(bytes);
-        range
+    pub fn push(&mut self, bytes: AlignedBytes) -> u32 {
+        self.blobs.push(Arc::new(bytes));
+        u32::try_from(self.blobs.len() - 1).expect("fewer blobs than values")
     }
 
-    /// Byte offset of a constant operand.
-    pub fn constant(&mut self, v: ValueId, bytes: &[u8]) -> usize {
-        if let Some(&at) = self.constants.get(&v) {
-            return at;
+    /// Gives a blob's bytes back; its number stays.
+    pub fn release(&mut self, blob: u32) {
+        self.blobs[blob as usize] = Arc::default();
+    }
+
+    /// The blob of a constant operand.
+    pub fn constant(&mut self, v: ValueId, bytes: &[u8]) -> u32 {
+        if let Some(&blob) = self.constants.get(&v) {
+            return blob;
         }
         let mut copy = AlignedBytes::zeroed(bytes.len());
         copy.copy_from_slice(bytes);
-        let at = self.push(copy).start;
-        self.constants.insert(v, at);
-        at
+        let blob = self.push(copy);
+        self.constants.insert(v, blob);
+        blob
     }
 
-    /// Moves what was packed lately behind what was packed before.
-    pub fn seal(&mut self) {
-        if self.pending.is_empty() {
-            return;
-        }
-        let mut bytes = AlignedBytes::zeroed(self.end);
-        bytes[..self.bytes.len()].copy_from_slice(&self.bytes);
-        let mut at = self.bytes.len();
-        for part in self.pending.drain(..) {
-            bytes[at..at + part.len()].copy_from_slice(&part);
-            at = (at + part.len() + LINE).next_multiple_of(LINE);
-        }
-        self.bytes = bytes;
+    pub fn get(&self, key: Key) -> Option<&Chosen> {
+        self.chosen.get(&key)
     }
 
-    /// The kernel for `op` and its packed weights. `None` if no kernel does this geometry.
-    pub fn choose(
-        &mut self,
-        op: OpId,
-        geom: &ConvGeom,
-        weights: &ConvWeights<'_>,
-        target: &Target,
-        choice: KernelChoice,
-    ) -> Option<Chosen> {
-        let key = (op, geom.x_row, geom.x_pixel);
-        if let Some(known) = self.chosen.get(&key) {
-            return Some(known.clone());
-        }
-        let (mut chosen, packed) = pick(geom, weights, target.isa, choice)?;
-        chosen.bytes = self.push(packed.bytes);
-        self.chosen.insert(key, chosen.clone());
-        Some(chosen)
+    pub fn insert(&mut self, key: Key, chosen: Chosen) {
+        self.chosen.insert(key, chosen);
+    }
+
+    /// Bytes of all blobs.
+    pub fn bytes(&self) -> usize {
+        self.blobs.iter().map(|b| b.len()).sum()
+    }
+
+    /// Where every blob lies, for as long as nothing is added or released.
+    pub fn table(&self) -> Vec<Blob> {
+        self.blobs.iter().map(|b| Blob { start: b.as_ptr(), len: b.len() }).collect()
     }
 }
 
-fn type_of(weights: &ConvWeights<'_>) -> KernelType {
-    match weights {
-        ConvWeights::Int8 { .. } => KernelType::Int8,
-        ConvWeights::F32 { .. } => KernelType::F32,
-    }
-}
-
-/// Elements of the weights and how many are not zero.
-fn count(weights: &ConvWeights<'_>) -> (u64, u64) {
-    match weights {
-        ConvWeights::Int8 { w, .. } => (w.len() as u64, w.iter().filter(|&&x| x != 0).count() as u64),
-        ConvWeights::F32 { w, .. } => (w.len() as u64, w.iter().filter(|&&x| x != 0.0).count() as u64),
-    }
-}
-
-/// Packs for the best dense row and for every sparse row that may win, and keeps the cheapest.
-fn pick(
-    geom: &ConvGeom,
-    weights: &ConvWeights<'_>,
-    isa: Isa,
-    choice: KernelChoice,
-) -> Option<(Chosen, Packed)> {
-    let usable = |k: &ConvKernel| k.isa <= isa && k.dtype == type_of(weights) && (k.supports)(geom);
-    let rows: Vec<usize> = (0..CONV_KERNELS.len()).filter(|&i| usable(&CONV_KERNELS[i])).collect();
-    let (elements, nonzeros) = count(weights);
-    let density = nonzeros as f64 / elements.max(1) as f64;
-    let mut sparse: Vec<usize> = rows.iter().copied().filter(|&i| CONV_KERNELS[i].sparse).collect();
-    // Later rows are faster.
-    let dense = rows.iter().copied().rfind(|&i| !CONV_KERNELS[i].sparse);
-    // Above three quarters no sparse kernel can win: packing for it would be wasted.
-    let skip_sparse = match choice {
-        KernelChoice::Auto => density > 0.75,
-        KernelChoice::Dense => dense.is_some(),
-        KernelChoice::Sparse => false,
+/// Packs every layer for its best kernels, on as many threads as the plan is for; `None` where no kernel runs the
+/// geometry. A source's bytes go when its layer is done, not when all are.
+pub fn pack(layers: &[Request], sources: Vec<Source>, how: &How<'_>) -> Vec<Option<Ranked>> {
+    let sources: Vec<Mutex<Option<Source>>> = sources.into_iter().map(|s| Mutex::new(Some(s))).collect();
+    let ranked: Vec<OnceLock<Option<Ranked>>> = layers.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let i = next.fetch_add(1, Relaxed);
+            let Some(layer) = layers.get(i) else { return };
+            let source = sources[i].lock().expect("no thread panics with it").take();
+            let pack = |weights: &ConvWeights<'_>| rank(&layer.geom, weights, how, how.known.get(i));
+            let _ = ranked[i].set(source.and_then(|source| source.with(pack)));
+        }
     };
-    if skip_sparse && dense.is_some() {
-        sparse.clear();
-    }
-    let skip_dense = choice == KernelChoice::Sparse && !sparse.is_empty();
-    let candidates = sparse.into_iter().chain(dense.filter(|_| !skip_dense));
-    let mut tried: Vec<(f64, usize, Packed)> = candidates
-        .map(|i| {
-            let packed = (CONV_KERNELS[i].pack)(weights, geom);
-            (conv_ns(&CONV_KERNELS[i], geom, packed.slots), i, packed)
-        })
-        .collect();
-    tried.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut reason = format!("density {density:.3}");
-    for (ns, i, packed) in &tried {
-        let fill = packed.nonzeros as f64 / packed.slots.max(1) as f64;
-        reason += &match CONV_KERNELS[*i].sparse {
-            true => format!("; sparse {:.1} us at slot efficiency {fill:.2}", ns / 1e3),
-            false => format!("; dense {:.1} us", ns / 1e3),
-        };
-    }
-    match choice {
-        _ if tried.len() > 1 => {}
-        KernelChoice::Auto if density > 0.75 => reason += "; too dense for a sparse kernel",
-        KernelChoice::Auto => reason += "; the only kind of kernel for this",
-        KernelChoice::Dense | KernelChoice::Sparse => reason += "; as asked",
-    }
-    let (_, kernel, packed) = tried.into_iter().next()?;
-    let (nonzeros, slots) = (packed.nonzeros, packed.slots);
-    let chosen = Chosen { kernel, bytes: 0..0, weights: elements, nonzeros, slots, reason };
-    Some((chosen, packed))
+    std::thread::scope(|scope| {
+        // Where the system gives no more threads, this one does all.
+        for _ in 1..how.target.threads.min(layers.len()) {
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    ranked.into_iter().map(|r| r.into_inner().flatten()).collect()
 }

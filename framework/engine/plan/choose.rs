@@ -1,0 +1,339 @@
+//! Which kernel runs a layer, and how threads share it out: by the cost model, then by measurement if asked.
+//!
+//! The cost model ranks all kernels that can run a layer and says what to pack for. Measuring runs the whole plan
+//! a few times, each time with the next candidate of every layer, and times every step: candidates are compared
+//! in the place where they will run, with the caches as the steps before leave them. All candidates of an integer
+//! layer give the same bytes, so its results never depend on what was measured; those of an f32 layer differ
+//! within the bound of `crate::kernels`.
+
+use super::build::drop_barriers;
+use super::cost::{conv_ns, dense_slots, sparse_slots};
+use super::weights::{Chosen, Request, Weights};
+use super::{Plan, Split};
+use crate::kernels::{CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, Packed};
+use crate::target::Target;
+
+/// Which kernels the planner may choose from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelChoice {
+    /// The cheaper one.
+    #[default]
+    Auto,
+    /// Sparse kernels only where there is no dense one.
+    Dense,
+    /// Dense kernels only where there is no sparse one.
+    Sparse,
+}
+
+/// What choosing depends on, beside the layers.
+pub struct How<'a> {
+    pub target: &'a Target,
+    pub choice: KernelChoice,
+    /// Keep more than one candidate of a layer, to be measured.
+    pub tune: bool,
+    /// What was measured before, one row per layer; empty if nothing is known.
+    pub known: &'a [Known],
+}
+
+/// How the threads share a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pick {
+    pub split: Split,
+    pub parts: usize,
+}
+
+/// The outcome of a measurement, as it is kept on disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Known {
+    /// Row of `CONV_KERNELS`.
+    pub kernel: usize,
+    pub pick: Pick,
+    /// What was measured, in words.
+    pub reason: String,
+}
+
+/// A layer's weights packed for one kernel.
+#[derive(Debug)]
+pub struct Candidate {
+    pub kernel: usize,
+    pub packed: Packed,
+    /// Estimated nanoseconds on one thread.
+    pub ns: f64,
+}
+
+/// A layer's candidates, the best by estimate first.
+#[derive(Debug)]
+pub struct Ranked {
+    pub candidates: Vec<Candidate>,
+    /// Elements of the weights.
+    pub weights: u64,
+    pub reason: String,
+    pub known: Option<Known>,
+}
+
+/// Above this density no sparse kernel can win, and packing for one would be wasted.
+const SPARSE_DENSITY_MAX: f64 = 0.75;
+/// A candidate that is expected to take so many times as long as the best is not measured.
+const HOPELESS: f64 = 3.0;
+/// Kernels of one kind that are packed for to be measured.
+const KERNELS_MEASURED: usize = 2;
+/// Kernels and ways to share them out that are measured for one layer.
+const ENTRIES_MAX: usize = 6;
+/// Below this a step stays on one thread: meeting costs more than it saves.
+const PARALLEL_NS: f64 = 1500.0;
+
+/// Packs a layer's weights for the kernels that may be best. `None` if there is no kernel for the geometry.
+pub fn rank(
+    geom: &ConvGeom,
+    weights: &ConvWeights<'_>,
+    how: &How<'_>,
+    known: Option<&Known>,
+) -> Option<Ranked> {
+    let dtype = match weights {
+        ConvWeights::Int8 { .. } => KernelType::Int8,
+        ConvWeights::F32 { .. } => KernelType::F32,
+    };
+    let usable = |k: &ConvKernel| k.isa <= how.target.isa && k.dtype == dtype && (k.supports)(geom);
+    let (elements, nonzeros) = count(weights);
+    let density = nonzeros as f64 / elements.max(1) as f64;
+    let pack = |kernel: usize| {
+        let packed = (CONV_KERNELS[kernel].pack)(weights, geom);
+        Candidate { kernel, ns: conv_ns(&CONV_KERNELS[kernel], geom, packed.slots), packed }
+    };
+    if let Some(known) = known.filter(|k| usable(&CONV_KERNELS[k.kernel])) {
+        return Some(Ranked {
+            candidates: vec![pack(known.kernel)],
+            weights: elements,
+            reason: format!("density {density:.3}; {}", known.reason),
+            known: Some(known.clone()),
+        });
+    }
+    // The best of each kind, by what packing is expected to give; of equals the later row, which is faster.
+    let most = if how.tune { KERNELS_MEASURED } else { 1 };
+    let best = |sparse: bool| {
+        let slots = if sparse { sparse_slots(geom, nonzeros) } else { dense_slots(geom) };
+        let rows = CONV_KERNELS.iter().enumerate().filter(|(_, k)| k.sparse == sparse && usable(k));
+        let mut rows: Vec<(f64, usize)> = rows.map(|(i, k)| (conv_ns(k, geom, slots), i)).collect();
+        rows.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+        rows.truncate(most);
+        rows
+    };
+    let (mut sparse, mut dense) = (best(true), best(false));
+    match how.choice {
+        KernelChoice::Auto if density <= SPARSE_DENSITY_MAX => {}
+        KernelChoice::Auto | KernelChoice::Dense if !dense.is_empty() => sparse.clear(),
+        KernelChoice::Sparse if !sparse.is_empty() => dense.clear(),
+        _ => {}
+    }
+    let rows: Vec<(f64, usize)> = sparse.into_iter().chain(dense).collect();
+    let limit = HOPELESS * rows.iter().map(|r| r.0).reduce(f64::min)?;
+    let mut candidates: Vec<Candidate> =
+        rows.iter().filter(|r| r.0 <= limit).map(|&(_, kernel)| pack(kernel)).collect();
+    candidates.sort_by(|a, b| a.ns.total_cmp(&b.ns));
+    let mut reason = format!("density {density:.3}");
+    for Candidate { kernel, packed, ns } in &candidates {
+        let fill = packed.nonzeros as f64 / packed.slots.max(1) as f64;
+        reason += &match CONV_KERNELS[*kernel].sparse {
+            true => format!("; sparse {:.1} us at slot efficiency {fill:.2}", ns / 1e3),
+            false => format!("; dense {:.1} us", ns / 1e3),
+        };
+    }
+    match how.choice {
+        _ if candidates.len() > 1 => {}
+        KernelChoice::Auto if density > SPARSE_DENSITY_MAX => reason += "; too dense for a sparse kernel",
+        KernelChoice::Auto if rows.len() > 1 => reason += "; nothing else comes near",
+        KernelChoice::Auto => reason += "; the only kind of kernel for this",
+        KernelChoice::Dense | KernelChoice::Sparse => reason += "; as asked",
+    }
+    if !how.tune {
+        candidates.truncate(1);
+    }
+    Some(Ranked { candidates, weights: elements, reason, known: None })
+}
+
+/// Elements of the weights and how many are not zero.
+fn count(weights: &ConvWeights<'_>) -> (u64, u64) {
+    match weights {
+        ConvWeights::Int8 { w, .. } => (w.len() as u64, w.iter().filter(|&&x| x != 0).count() as u64),
+        ConvWeights::F32 { w, .. } => (w.len() as u64, w.iter().filter(|&&x| x != 0.0).count() as u64),
+    }
+}
+
+/// Ways to share a layer out, the best by balance first.
+///
+/// The best is that whose largest part is smallest; rows before the others, because each thread then packs its own
+/// activations into cache and reads the weights once.
+fn picks(geom: &ConvGeom, kernel: &ConvKernel, ns: f64, threads: usize) -> Vec<Pick> {
+    const COLS: u32 = 16;
+    /// Less balanced by so much than the best is not worth a measurement.
+    const UNBALANCED: f64 = 0.25;
+    if threads == 1 || ns < PARALLEL_NS {
+        return vec![Pick { split: Split::Rows, parts: 1 }];
+    }
+    let balance = |units: u32| {
+        let units = units as usize;
+        units as f64 / (units.div_ceil(threads) * threads) as f64
+    };
+    let channels = kernel.oc_granule;
+    let mut options = [
+        (Split::Rows, balance(geom.rows)),
+        (Split::Cols(COLS), balance(geom.ow.div_ceil(COLS)) - 0.05),
+        (Split::Channels(channels), balance(geom.oc.div_ceil(channels)) - 0.05),
+    ];
+    options.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let least = options[0].1 - UNBALANCED;
+    let good = options.into_iter().filter(|o| o.1 >= least);
+    good.map(|(split, _)| Pick { split, parts: threads }).collect()
+}
+
+/// How to share a layer whose kernel is known.
+pub fn pick_for(chosen: &Chosen, geom: &ConvGeom, threads: usize) -> (Pick, f64) {
+    let kernel = &CONV_KERNELS[chosen.kernel];
+    let ns = conv_ns(kernel, geom, chosen.slots);
+    let pick = match &chosen.measured {
+        Some((measured, pick)) if measured == geom => *pick,
+        _ => picks(geom, kernel, ns, threads)[0],
+    };
+    (pick, ns)
+}
+
+/// Writes a choice into the rows of a plan.
+pub fn apply(plan: &mut Plan, conv: usize, step: usize, chosen: &Chosen, pick: Pick, ns: f64) {
+    let row = &mut plan.convs[conv];
+    (row.kernel, row.weights, row.split) = (chosen.kernel, chosen.blob, pick.split);
+    plan.step_parts[step] = pick.parts as u32;
+    let info = &mut plan.step_info[step];
+    info.kernel = CONV_KERNELS[chosen.kernel].name;
+    (info.weights, info.nonzeros) = (chosen.weights, chosen.nonzeros);
+    info.slot_efficiency = chosen.slot_efficiency();
+    info.estimated_ns = ns;
+    info.reason.clone_from(&chosen.reason);
+}
+
+/// A layer with several candidates, the best by estimate first.
+pub struct Contest {
+    request: Request,
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    chosen: Chosen,
+    pick: Pick,
+    /// Estimated nanoseconds on one thread; the least that was measured, on all.
+    ns: f64,
+    measured: f64,
+}
+
+/// Gives every layer its best candidate, and returns those that are to be measured.
+pub fn settle(
+    plan: &mut Plan,
+    weights: &mut Weights,
+    layers: Vec<Request>,
+    ranked: Vec<Ranked>,
+    how: &How<'_>,
+) -> Vec<Contest> {
+    let mut contests = Vec::new();
+    for (request, ranked) in layers.into_iter().zip(ranked) {
+        let mut entries = Vec::new();
+        for Candidate { kernel, packed, ns } in ranked.candidates {
+            let mut chosen = Chosen {
+                kernel,
+                blob: 0,
+                weights: ranked.weights,
+                nonzeros: packed.nonzeros,
+                slots: packed.slots,
+                reason: ranked.reason.clone(),
+                measured: ranked.known.as_ref().map(|k| (request.geom, k.pick)),
+            };
+            let ways = match &ranked.known {
+                Some(known) => vec![known.pick],
+                None => picks(&request.geom, &CONV_KERNELS[kernel], ns, how.target.threads),
+            };
+            chosen.blob = weights.push(packed.bytes);
+            let entry = |(i, pick)| (i, Entry { chosen: chosen.clone(), pick, ns, measured: f64::INFINITY });
+            entries.extend(ways.into_iter().enumerate().map(entry));
+        }
+        // Every kernel's best way before any kernel's second.
+        entries.sort_by_key(|(i, _)| *i);
+        entries.truncate(ENTRIES_MAX);
+        let entries: Vec<Entry> = entries.into_iter().map(|(_, entry)| entry).collect();
+        let first = &entries[0];
+        apply(plan, request.conv, request.step, &first.chosen, first.pick, first.ns);
+        weights.insert(request.key, first.chosen.clone());
+        if how.tune && entries.len() > 1 {
+            contests.push(Contest { request, entries });
+        }
+    }
+    contests
+}
+
+/// Runs over the plan, at most: each tells the time of one candidate of every layer.
+const SWEEPS_MAX: usize = 5;
+/// What all runs together may take, per layer.
+const TUNE_NS_PER_LAYER: f64 = 2e6;
+/// A candidate must be faster than the one expected to be by this factor.
+const GAIN: f64 = 0.97;
+
+/// Times the candidates of all layers and gives each layer the fastest. `run` runs a plan and fills in the time
+/// of every step, in nanoseconds. Weights that lost are given back.
+pub fn measure(
+    plan: &mut Plan,
+    weights: &mut Weights,
+    mut contests: Vec<Contest>,
+    mut run: impl FnMut(&Plan, &mut [u64]),
+) {
+    let mut times = vec![0; plan.steps()];
+    // The first run is a cold one.
+    run(plan, &mut times);
+    let rounds = contests.iter().map(|c| c.entries.len()).max().unwrap_or(0);
+    let (mut spent, budget) = (0.0, TUNE_NS_PER_LAYER * plan.convs.len() as f64);
+    for _ in 0..SWEEPS_MAX {
+        for round in 0..rounds {
+            for Contest { request: r, entries } in &contests {
+                let e = &entries[round % entries.len()];
+                apply(plan, r.conv, r.step, &e.chosen, e.pick, e.ns);
+            }
+            run(plan, &mut times);
+            spent += times.iter().sum::<u64>() as f64;
+            for Contest { request, entries } in &mut contests {
+                let at = round % entries.len();
+                let ns = times[request.step] as f64;
+                entries[at].measured = entries[at].measured.min(ns);
+            }
+        }
+        if spent > budget {
+            break;
+        }
+    }
+    for Contest { request: r, mut entries } in contests {
+        let fastest = (1..entries.len()).fold(0, |best, i| {
+            let gain = if best == 0 { GAIN } else { 1.0 };
+            if entries[i].measured < entries[best].measured * gain { i } else { best }
+        });
+        let told: Vec<String> = entries.iter().map(Entry::tell).collect();
+        let winner = entries.swap_remove(fastest);
+        for loser in entries.iter().filter(|e| e.chosen.blob != winner.chosen.blob) {
+            weights.release(loser.chosen.blob);
+        }
+        let density = winner.chosen.nonzeros as f64 / winner.chosen.weights.max(1) as f64;
+        let reason = format!("density {density:.3}; measured {}", told.join(", "));
+        let chosen = Chosen { reason, measured: Some((r.geom, winner.pick)), ..winner.chosen };
+        apply(plan, r.conv, r.step, &chosen, winner.pick, winner.ns);
+        weights.insert(r.key, chosen);
+    }
+    drop_barriers(plan);
+}
+
+impl Entry {
+    fn tell(&self) -> String {
+        let kind = if CONV_KERNELS[self.chosen.kernel].sparse { "sparse" } else { "dense" };
+        let isa = CONV_KERNELS[self.chosen.kernel].isa;
+        let by = match self.pick.split {
+            _ if self.pick.parts == 1 => "on one thread",
+            Split::Rows => "by rows",
+            Split::Cols(_) => "by columns",
+            Split::Channels(_) => "by channels",
+        };
+        format!("{kind} {isa} {by} {:.1} us", self.measured / 1e3)
+    }
+}
