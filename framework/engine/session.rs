@@ -409,6 +409,7 @@ impl Session {
         self.read_symbols(inputs)?;
         self.bind_wanted()?;
         self.check_outputs(outputs)?;
+        self.check_indices(inputs)?;
         for (p, input) in self.input_pointers.0.iter_mut().zip(inputs) {
             *p = input.bytes.as_ptr().cast_mut();
         }
@@ -425,6 +426,25 @@ impl Session {
         // SAFETY: the arena is as large as the plan asks for; inputs and outputs were checked to have the dtypes,
         // dims and lengths the plan was built for, their types guarantee alignment, and the steps write no input.
         unsafe { self.workers.run(&self.plan, &bases, times) };
+        Ok(())
+    }
+
+    /// Indices among the inputs must find a row of what they look up.
+    fn check_indices(&self, inputs: &[InputRef<'_>]) -> Result<()> {
+        for &(input, limit) in &self.plan.index_limits {
+            let bytes = inputs[input].bytes;
+            let wrong = |i: &i64| *i < -(limit as i64) || *i >= limit as i64;
+            let found = match inputs[input].dtype {
+                DType::I64 => bytemuck::cast_slice::<u8, i64>(bytes).iter().copied().find(wrong),
+                _ => bytemuck::cast_slice::<u8, i32>(bytes).iter().map(|&i| i64::from(i)).find(wrong),
+            };
+            if let Some(i) = found {
+                return Err(Error::Input {
+                    name: self.inputs[input].name.clone(),
+                    why: format!("holds the index {i}, there are {limit} rows to choose from"),
+                });
+            }
+        }
         Ok(())
     }
 

@@ -6,20 +6,26 @@
 
 use crate::target::Isa;
 use lacuna_ir::op::{ClipAttr, QAddAttr, Requant};
+use lacuna_ir::reference::fixed::erf_value;
 use std::ops::Range;
 
 #[path = "steps_matrix.rs"]
 mod matrix;
 #[path = "steps_pool.rs"]
 mod pool;
+#[path = "steps_rows.rs"]
+mod rows;
 
 pub use matrix::{MatMulStep, ReduceKind, ReduceStep};
 pub use pool::{MeanStep, PoolKind, PoolStep};
+pub use rows::{GatherStep, NormOperands, NormStep, RowOperand, index_in, run_gather, run_norm};
 
 /// The most dimensions an index space keeps after neighbours that run on are merged.
 pub const RANK_MAX: usize = 8;
 /// Result and up to three inputs.
 pub const ARGS_MAX: usize = 4;
+/// The most operands of any step.
+pub const OPERANDS_MAX: usize = 6;
 
 /// An index space and how each operand walks it. Operand 0 is the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +145,14 @@ pub enum MapOp {
     Clip(ClipAttr),
     Sigmoid,
     Sqrt,
+    Erf,
+    Tanh,
+    CastI64F32,
+    CastI32F32,
+    /// Of bool too.
+    CastU8F32,
+    CastF32I64,
+    CastF32I32,
     Add,
     Sub,
     Mul,
@@ -166,6 +180,13 @@ impl MapOp {
             MapOp::Clip(_) => "clip_f32",
             MapOp::Sigmoid => "sigmoid_f32",
             MapOp::Sqrt => "sqrt_f32",
+            MapOp::Erf => "erf_f32",
+            MapOp::Tanh => "tanh_f32",
+            MapOp::CastI64F32 => "cast_i64_f32",
+            MapOp::CastI32F32 => "cast_i32_f32",
+            MapOp::CastU8F32 => "cast_u8_f32",
+            MapOp::CastF32I64 => "cast_f32_i64",
+            MapOp::CastF32I32 => "cast_f32_i32",
             MapOp::Add => "add_f32",
             MapOp::Sub => "sub_f32",
             MapOp::Mul => "mul_f32",
@@ -268,6 +289,13 @@ unsafe fn map(s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
             }),
             Sigmoid => m.unary(|x: f32| 1.0 / (1.0 + (-x).exp())),
             Sqrt => m.unary(|x: f32| x.sqrt()),
+            Erf => m.unary(erf_value),
+            Tanh => m.unary(|x: f32| x.tanh()),
+            CastI64F32 => m.unary(|x: i64| x as f32),
+            CastI32F32 => m.unary(|x: i32| x as f32),
+            CastU8F32 => m.unary(|x: u8| x as f32),
+            CastF32I64 => m.unary(|x: f32| x as i64),
+            CastF32I32 => m.unary(|x: f32| x as i64 as i32),
             Add => m.binary(|a: f32, b: f32| a + b),
             Sub => m.binary(|a: f32, b: f32| a - b),
             Mul => m.binary(|a: f32, b: f32| a * b),

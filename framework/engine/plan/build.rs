@@ -8,6 +8,7 @@ use super::choose::{Contest, How, settle};
 use super::conv;
 use super::cost::map_ns;
 use super::place::{Demand, Place, Root, dense_strides};
+use super::rows;
 use super::weights::{Requests, Weights, pack};
 use super::{ARENA_BYTES_MAX, Plan, Slot, Space, StepInfo, StepKind};
 use crate::error::{Error, Result};
@@ -26,7 +27,7 @@ struct Buffer {
 }
 
 /// An operand before the arena is laid out: a root, elements from its start, bytes of an element.
-type Operand = (Root, usize, usize);
+pub(super) type Operand = (Root, usize, usize);
 
 pub(super) struct Builder<'a> {
     pub g: &'a Graph,
@@ -141,7 +142,7 @@ impl Builder<'_> {
     }
 
     /// A new buffer, with its border filled by a step of its own.
-    fn new_place(&mut self, dtype: DType, dims: &[usize], demand: Option<Demand>) -> Result<Place> {
+    pub fn new_place(&mut self, dtype: DType, dims: &[usize], demand: Option<Demand>) -> Result<Place> {
         let buffer = self.buffers.len();
         let max = u32::MAX as u64 * dtype.size() as u64;
         let Some((place, elements)) = Place::in_buffer(buffer, dtype, dims, demand) else {
@@ -164,7 +165,12 @@ impl Builder<'_> {
 
     /// A new buffer for the first output of the current op.
     pub fn output_place(&mut self) -> Result<Place> {
-        let v = self.g.outputs_of(self.op)[0];
+        self.output_place_of(0)
+    }
+
+    /// A new buffer for output `i` of the current op.
+    pub fn output_place_of(&mut self, i: usize) -> Result<Place> {
+        let v = self.g.outputs_of(self.op)[i];
         let dims = self.dims(v)?;
         let place = self.new_place(self.g.value_dtype[v], &dims, self.demands[v.index()])?;
         self.places[v.index()] = Some(place.clone());
@@ -227,7 +233,7 @@ impl Builder<'_> {
         p.step_info.push(info);
     }
 
-    fn parts(&self, elements: usize) -> usize {
+    pub fn parts(&self, elements: usize) -> usize {
         if elements < PARALLEL_ELEMENTS { 1 } else { self.target.threads }
     }
 
@@ -292,7 +298,7 @@ impl Builder<'_> {
                 let place = self.place(x)?;
                 self.view(Some(place), dtype)
             }
-            (Reshape | Flatten, _) => {
+            (Reshape | Flatten | Unsqueeze | Squeeze, _) => {
                 let place = self.place(x)?;
                 let dims = self.dims(g.outputs_of(op)[0])?;
                 self.view(place.reshaped(&dims), dtype)
@@ -310,6 +316,12 @@ impl Builder<'_> {
             (Clip, Attr::Clip(c)) => self.elementwise(op, MapOp::Clip(c)),
             (Sigmoid, _) => self.elementwise(op, MapOp::Sigmoid),
             (Sqrt, _) => self.elementwise(op, MapOp::Sqrt),
+            (Erf, _) => self.elementwise(op, MapOp::Erf),
+            (Tanh, _) => self.elementwise(op, MapOp::Tanh),
+            (Cast, Attr::Cast(to)) => self.cast(op, dtype, to),
+            (Gather, Attr::Axis(axis)) => rows::emit_gather(self, op, axis),
+            (LayerNormalization, Attr::Norm(norm)) => rows::emit_layer_norm(self, op, norm),
+            (AddNorm, Attr::AddNorm(norm)) => rows::emit_add_norm(self, op, norm),
             (Add, _) => self.elementwise(op, MapOp::Add),
             (Sub, _) => self.elementwise(op, MapOp::Sub),
             (Mul, _) => self.elementwise(op, MapOp::Mul),
@@ -365,7 +377,7 @@ impl Builder<'_> {
     }
 
     /// The op's result is its input under other strides, unless a convolution needs it laid out.
-    fn view(&mut self, place: Option<Place>, dtype: DType) -> Result<()> {
+    pub fn view(&mut self, place: Option<Place>, dtype: DType) -> Result<()> {
         let v = self.g.outputs_of(self.op)[0];
         let demand = self.demands[v.index()];
         match place {
@@ -404,6 +416,24 @@ impl Builder<'_> {
         let y = self.output_place()?;
         let inputs: Vec<(&Place, usize)> = places.iter().map(|p| (p, 4)).collect();
         self.map(map, &y, 4, &inputs)
+    }
+
+    fn cast(&mut self, op: OpId, from: DType, to: DType) -> Result<()> {
+        let map = match (from, to) {
+            (DType::I64, DType::F32) => MapOp::CastI64F32,
+            (DType::I32, DType::F32) => MapOp::CastI32F32,
+            (DType::U8 | DType::Bool, DType::F32) => MapOp::CastU8F32,
+            (DType::F32, DType::I64) => MapOp::CastF32I64,
+            (DType::F32, DType::I32) => MapOp::CastF32I32,
+            _ if from == to => {
+                let place = self.input(op, 0)?;
+                return self.view(Some(place), from);
+            }
+            _ => return self.error(format!("the engine has no kernel for a cast of {from} to {to}")),
+        };
+        let x = self.input(op, 0)?;
+        let y = self.output_place()?;
+        self.map(map, &y, to.size(), &[(&x, from.size())])
     }
 
     fn scaled(&mut self, op: OpId, axis: i32) -> Result<()> {
@@ -672,7 +702,7 @@ pub(super) fn push<T>(table: &mut Vec<T>, row: T) -> u32 {
     u32::try_from(table.len() - 1).expect("a table holds fewer than 2^32 rows")
 }
 
-fn operand(p: &Place, dtype: DType) -> Operand {
+pub(super) fn operand(p: &Place, dtype: DType) -> Operand {
     (p.root, p.origin, dtype.size())
 }
 

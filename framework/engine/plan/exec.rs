@@ -1,7 +1,7 @@
 //! Runs one part of one step.
 
 use super::{Blob, ConvStep, Plan, Slot, Space, Split, StepKind};
-use crate::kernels::steps::{self, ARGS_MAX, share};
+use crate::kernels::steps::{self, ARGS_MAX, NormOperands, OPERANDS_MAX, share};
 use crate::kernels::{CONV_KERNELS, Tile};
 use crate::target::Isa;
 
@@ -46,7 +46,7 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
     }
     let row = plan.step_row[step] as usize;
     let slots = plan.step_args[step].of(&plan.args);
-    let mut p = [std::ptr::null_mut(); ARGS_MAX];
+    let mut p = [std::ptr::null_mut(); OPERANDS_MAX];
     // SAFETY: slots, tables and geometries were made together by `build`, which keeps every operand inside its
     // buffer and gives x and residual of convolutions readable bytes around them.
     unsafe {
@@ -54,15 +54,27 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
             *p = bases.at(slot);
         }
         match plan.step_kind[step] {
-            StepKind::Conv => run_conv(&plan.convs[row], bases, p, part, parts),
-            StepKind::Map => steps::run_map(bases.isa, &plan.maps[row], p, part, parts),
+            StepKind::Conv => run_conv(&plan.convs[row], bases, first(p), part, parts),
+            StepKind::Map => steps::run_map(bases.isa, &plan.maps[row], first(p), part, parts),
             StepKind::Fill => steps::run_fill(&plan.fills[row], p[0], part, parts),
             StepKind::Pool => steps::run_pool(bases.isa, &plan.pools[row], p[0], p[1], part, parts),
             StepKind::Mean => steps::run_mean(bases.isa, &plan.means[row], p[0], p[1], part, parts),
             StepKind::Reduce => steps::run_reduce(&plan.reduces[row], p[0].cast(), p[1].cast(), part, parts),
-            StepKind::MatMul => steps::run_matmul(bases.isa, &plan.matmuls[row], p, part, parts),
+            StepKind::MatMul => steps::run_matmul(bases.isa, &plan.matmuls[row], first(p), part, parts),
+            StepKind::Gather => steps::run_gather(&plan.gathers[row], p[0], p[1], p[2], part, parts),
+            StepKind::Norm => {
+                let [y, x, a, b, scale, bias] = p;
+                let (x, scale, bias) = (x.cast(), scale.cast(), bias.cast());
+                let operands = NormOperands { y, x, a, b, scale, bias };
+                steps::run_norm(bases.isa, &plan.norms[row], operands, part, parts)
+            }
         }
     }
+}
+
+/// The operands of steps that have few.
+fn first(p: [*mut u8; OPERANDS_MAX]) -> [*mut u8; ARGS_MAX] {
+    std::array::from_fn(|i| p[i])
 }
 
 unsafe fn run_conv(

@@ -12,9 +12,12 @@ mod conv;
 mod cost;
 mod exec;
 mod place;
+mod rows;
 mod weights;
 
-use crate::kernels::steps::{FillStep, MapStep, MatMulStep, MeanStep, PoolStep, ReduceStep};
+use crate::kernels::steps::{
+    FillStep, GatherStep, MapStep, MatMulStep, MeanStep, NormStep, PoolStep, ReduceStep,
+};
 use crate::kernels::{ConvGeom, QEpilogue};
 use lacuna_ir::{Range32, ValueId};
 
@@ -37,6 +40,8 @@ pub enum StepKind {
     Mean,
     Reduce,
     MatMul,
+    Gather,
+    Norm,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +117,11 @@ pub struct Plan {
     pub means: Vec<MeanStep>,
     pub reduces: Vec<ReduceStep>,
     pub matmuls: Vec<MatMulStep>,
+    pub gathers: Vec<GatherStep>,
+    pub norms: Vec<NormStep>,
 
+    /// Inputs whose elements are indices, and how many there are to choose from.
+    pub index_limits: Vec<(usize, usize)>,
     pub arena_bytes: usize,
     /// Not read by a run: one row per step, and where values lie.
     pub step_info: Vec<StepInfo>,

@@ -156,6 +156,7 @@ pub struct Weights {
     blobs: Vec<Arc<AlignedBytes>>,
     chosen: HashMap<Key, Chosen>,
     constants: HashMap<ValueId, u32>,
+    zeros: HashMap<usize, u32>,
 }
 
 impl Weights {
@@ -178,6 +179,16 @@ impl Weights {
         copy.copy_from_slice(bytes);
         let blob = self.push(copy);
         self.constants.insert(v, blob);
+        blob
+    }
+
+    /// The blob of that many zeros: an operand that the graph leaves out.
+    pub fn zeros(&mut self, len: usize) -> u32 {
+        if let Some(&blob) = self.zeros.get(&len) {
+            return blob;
+        }
+        let blob = self.push(AlignedBytes::zeroed(len));
+        self.zeros.insert(len, blob);
         blob
     }
 

@@ -4,8 +4,10 @@ mod common;
 
 use common::*;
 use lacuna_engine::{Isa, Options, Session};
-use lacuna_ir::op::{Axes, ClipAttr, GemmAttr, PoolAttr, ReduceAttr, Window};
-use lacuna_ir::{Attr, Dim, Graph, OpKind, Tensor, ValueId, interp};
+use lacuna_ir::op::{
+    AddNormAttr, Affine, Axes, ClipAttr, GemmAttr, NormAttr, PoolAttr, ReduceAttr, Requant, Window,
+};
+use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId, interp};
 
 struct Case {
     g: Graph,
@@ -96,6 +98,12 @@ fn unary_ops() {
             (OpKind::Relu, Attr::None),
             (OpKind::Sigmoid, Attr::None),
             (OpKind::Sqrt, Attr::None),
+            (OpKind::Erf, Attr::None),
+            (OpKind::Tanh, Attr::None),
+            (OpKind::Cast, Attr::Cast(DType::I64)),
+            (OpKind::Cast, Attr::Cast(DType::I32)),
+            (OpKind::Cast, Attr::Cast(DType::F32)),
+            (OpKind::Unsqueeze, Attr::Axes(axes(&[0, -1]))),
             (OpKind::Clip, Attr::Clip(ClipAttr { min: -0.5, max: 1.0 })),
         ] {
             let mut c = Case::new(kind.name());
@@ -121,6 +129,119 @@ fn odd_floats_go_through_like_in_the_reference() {
         let bits = |t: &Tensor| t.as_f32().unwrap().iter().map(|x| (x.is_nan(), *x)).collect::<Vec<_>>();
         for (a, b) in bits(&got[0]).iter().zip(&bits(&want[0])) {
             assert!(a.0 == b.0 && (a.0 || a.1 == b.1), "{a:?} {b:?}");
+        }
+    }
+}
+
+#[test]
+fn casts_to_f32_and_dropped_dimensions() {
+    for t in [
+        Tensor::from_i64(&[3, 5], (0..15).map(|i| i * 1_000_003 - 7).collect()),
+        Tensor::from_i32(&[3, 5], (0..15).map(|i| i * 100_000_003 - 7).collect()),
+        Tensor::from_u8(&[3, 5], (0..15).map(|i| i * 17).collect()),
+        Tensor::from_bool(&[3, 5], (0..15).map(|i| i % 2).collect()),
+    ] {
+        let mut c = Case::new("cast");
+        let x = c.input_of(t);
+        let y = c.op(OpKind::Cast, Attr::Cast(DType::F32), &[x]);
+        let z = c.op(OpKind::Unsqueeze, Attr::Axes(axes(&[1, 2])), &[y]);
+        let w = c.op(OpKind::Squeeze, Attr::Axes(axes(&[-2])), &[z]);
+        c.check(&[y, w], 0.0);
+    }
+}
+
+#[test]
+fn rows_are_looked_up_along_any_axis() {
+    let some = || Tensor::from_i64(&[3, 4], vec![0, 4, -1, 2, 3, 3, -5, 1, 0, 0, 1, 2]);
+    for axis in [0, 1, -1] {
+        for constant in [false, true] {
+            let mut c = Case::new("gather");
+            let x = c.input(&[5, 5, 5]);
+            let turned = c.op(OpKind::Transpose, Attr::Perm(axes(&[1, 2, 0])), &[x]);
+            let i = if constant { c.constant(some()) } else { c.input_of(some()) };
+            let y = c.op(OpKind::Gather, Attr::Axis(axis), &[x, i]);
+            let z = c.op(OpKind::Gather, Attr::Axis(axis), &[turned, i]);
+            let one = c.constant(Tensor::from_i64(&[], vec![-2]));
+            let w = c.op(OpKind::Gather, Attr::Axis(axis), &[turned, one]);
+            let relu = c.op(OpKind::Relu, Attr::None, &[w]);
+            c.check(&[y, z, w, relu], 0.0);
+        }
+    }
+    let mut c = Case::new("embedding");
+    let table = c.f32s(&[100, 768]);
+    let table = c.constant(table);
+    let ids = c.input_of(Tensor::from_i32(&[3, 20], (0..60).map(|i| i * 37 % 100).collect()));
+    let y = c.op(OpKind::Gather, Attr::Axis(0), &[table, ids]);
+    c.check(&[y], 0.0);
+}
+
+#[test]
+fn an_index_that_is_out_of_range_is_refused() {
+    let mut c = Case::new("gather");
+    let table = c.f32s(&[4, 3]);
+    let table = c.constant(table);
+    let ids = c.input_of(Tensor::from_i64(&[2], vec![1, 2]));
+    let y = c.op(OpKind::Gather, Attr::Axis(0), &[table, ids]);
+    c.g.outputs = vec![y];
+    let mut session = Session::new(&c.g, &Options::default()).unwrap();
+    for (ids, fits) in [([3, -4], true), ([0, 4], false), ([-5, 0], false), ([i64::MAX, 0], false)] {
+        let got = session.run(&[Tensor::from_i64(&[2], ids.to_vec())]);
+        assert_eq!(got.is_ok(), fits, "{ids:?}: {got:?}");
+    }
+}
+
+#[test]
+fn layer_norms_equal_the_reference() {
+    for (dims, axis) in
+        [(&[3usize, 5, 768][..], -1), (&[3, 7, 37], 2), (&[3, 4, 5], 1), (&[9], 0), (&[3, 1], -1)]
+    {
+        for bias in [false, true] {
+            let mut c = Case::new("layer norm");
+            let x = c.input(dims);
+            let own = &dims[(axis + dims.len() as i32) as usize % dims.len()..];
+            let vectors: Vec<Tensor> = (0..1 + usize::from(bias)).map(|_| c.f32s(own)).collect();
+            let mut inputs = vec![x];
+            inputs.extend(vectors.into_iter().map(|t| c.constant(t)));
+            let attr = Attr::Norm(NormAttr { axis, epsilon: 1e-5 });
+            let y = c.op(OpKind::LayerNormalization, attr, &inputs);
+            c.check(&[y], 0.0);
+        }
+    }
+}
+
+#[test]
+fn sums_are_normalised_and_rounded_in_one_step() {
+    let out = Requant { zero: 120, lo: 0, hi: 255 };
+    for len in [1, 5, 16, 37, 768] {
+        for (a_u8, b) in
+            [(true, None), (true, Some(true)), (true, Some(false)), (false, Some(true)), (false, Some(false))]
+        {
+            for (out, keep) in [(Some(out), false), (Some(out), true), (None, true)] {
+                let mut c = Case::new("add norm");
+                let operand = |c: &mut Case, u8: bool, seed: usize| match u8 {
+                    true => {
+                        let q = (0..3 * 7 * len).map(|i| (i * 37 * (seed + 1) % 256) as u8).collect();
+                        c.input_of(Tensor::from_u8(&[3, 7, len], q))
+                    }
+                    false => c.input(&[3, 7, len]),
+                };
+                let a = operand(&mut c, a_u8, 0);
+                let (scale, bias) = (c.f32s(&[len]), c.f32s(&[len]));
+                let mut inputs = vec![a, c.constant(scale), c.constant(bias)];
+                inputs.extend(b.map(|u8| operand(&mut c, u8, 1)));
+                let attr = Attr::AddNorm(AddNormAttr {
+                    a: Affine { mult: 0.013, zero: 3 },
+                    b: Affine { mult: 0.021, zero: 130 },
+                    epsilon: 1e-12,
+                    y_mult: 40.0,
+                    out,
+                    keep,
+                });
+                let names = ["y", "x"];
+                let results = usize::from(out.is_some()) + usize::from(keep);
+                let y = c.g.add_op(OpKind::AddNorm, attr, "norm", &inputs, &names[..results]).unwrap();
+                c.check(&y, 0.0);
+            }
         }
     }
 }
