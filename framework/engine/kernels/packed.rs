@@ -71,21 +71,33 @@ pub(super) fn write(
             );
             let folded: &mut [i32] = bytemuck::cast_slice_mut(&mut bytes[64..mult_at]);
             for o in 0..oc {
-                let sum = w[o * depth..][..depth].iter().fold(0i32, |s, &v| s.wrapping_add(v as i32));
+                let sum = sum(&w[o * depth..][..depth]);
                 folded[o] = bias[o].wrapping_sub(x_zero.wrapping_mul(sum));
             }
             bytes[mult_at..][..oc * 4].copy_from_slice(bytemuck::cast_slice(mult));
-            w.iter().filter(|&&v| v != 0).count()
+            count_nonzeros(w)
         }
         ConvWeights::F32 { w, bias } => {
             assert!(w.len() == oc * depth && bias.len() == oc, "weights of another shape");
             bytes[64..][..oc * 4].copy_from_slice(bytemuck::cast_slice(bias));
-            w.iter().filter(|&&v| v != 0.0).count()
+            w.iter().filter(|&&v| v != 0.0).count() as u64
         }
     };
     bytes[table_at..][..table.len() * 4].copy_from_slice(bytemuck::cast_slice(table));
     fill(&mut bytes[data_at..]);
-    Packed { bytes, steps: 0, slots: 0, nonzeros: nonzeros as u64 }
+    Packed { bytes, steps: 0, slots: 0, nonzeros }
+}
+
+/// Elements that are summed in a narrow number: loops over short vectors.
+const BLOCK: usize = 128;
+
+fn sum(w: &[i8]) -> i32 {
+    let block = |w: &[i8]| w.iter().map(|&v| v as i16).sum::<i16>() as i32;
+    w.chunks(BLOCK).fold(0, |sum, w| sum.wrapping_add(block(w)))
+}
+
+pub(crate) fn count_nonzeros(w: &[i8]) -> u64 {
+    w.chunks(BLOCK).map(|w| w.iter().map(|&v| u8::from(v != 0)).sum::<u8>() as u64).sum()
 }
 
 /// Dense panels: all weights of up to `width` neighbouring channels, step by step.
@@ -129,12 +141,17 @@ impl Panels {
         for o in 0..oc {
             let first = o / width * width;
             let lanes = width.min((oc - first).next_multiple_of(LANES));
-            let panel = first * steps * self.unit;
-            for j in 0..depth {
-                let (run, at) = (j / self.run_len, j % self.run_len);
-                let step = run * self.steps_per_run + at / self.unit;
-                let slot = panel + (step * lanes + o - first) * self.unit + at % self.unit;
-                put(o, o * depth + j, slot);
+            let mut slot = first * steps * self.unit + (o - first) * self.unit;
+            let mut element = o * depth;
+            for _ in 0..self.table.len() {
+                for step in 0..self.steps_per_run {
+                    let len = self.unit.min(self.run_len - step * self.unit);
+                    for i in 0..len {
+                        put(o, element + i, slot + i);
+                    }
+                    element += len;
+                    slot += lanes * self.unit;
+                }
             }
         }
     }

@@ -9,6 +9,7 @@
 use super::rewrite::*;
 use crate::error::Result;
 use crate::target::Target;
+use bytes::Bytes;
 use lacuna_ir::op::{ClipAttr, GemmAttr, PoolAttr, QAddAttr, QConvAttr, QGemmAttr, QPoolAttr, Requant};
 use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, Tensor, Uses, ValueId};
 
@@ -22,8 +23,8 @@ pub fn lower_qdq(g: &mut Graph, _: &Target) -> Result<usize> {
             break;
         }
     }
+    let mut uses = g.uses();
     for op in g.order.clone() {
-        let uses = g.uses();
         let changed = match g.op_kind[op] {
             OpKind::Conv => lower_conv(g, &uses, op)?,
             OpKind::Gemm | OpKind::MatMul => lower_gemm(g, &uses, op)?,
@@ -31,7 +32,10 @@ pub fn lower_qdq(g: &mut Graph, _: &Target) -> Result<usize> {
             OpKind::GlobalAveragePool | OpKind::ReduceMean => lower_mean(g, &uses, op)?,
             _ => false,
         };
-        changes += changed as usize;
+        if changed {
+            changes += 1;
+            uses = g.uses();
+        }
     }
     sweep(g);
     Ok(changes)
@@ -40,8 +44,8 @@ pub fn lower_qdq(g: &mut Graph, _: &Target) -> Result<usize> {
 /// One sweep of the rules that bring quantise and dequantise ops together.
 fn gather_pairs(g: &mut Graph) -> Result<usize> {
     let mut changes = 0;
+    let mut uses = g.uses();
     for op in g.order.clone() {
-        let uses = g.uses();
         let out = g.outputs_of(op)[0];
         if uses.of(out).is_empty() && !g.outputs.contains(&out) {
             continue;
@@ -52,7 +56,10 @@ fn gather_pairs(g: &mut Graph) -> Result<usize> {
             OpKind::MaxPool => dequantise_after_pool(g, op)?,
             _ => false,
         };
-        changes += changed as usize;
+        if changed {
+            changes += 1;
+            uses = g.uses();
+        }
     }
     Ok(changes)
 }
@@ -177,7 +184,8 @@ fn requant(scale: f32, zero: i32, clip: ClipAttr) -> Requant {
 
 /// Symmetric eight-bit weights with a scale per output channel.
 struct Weights {
-    elements: Vec<i8>,
+    /// i8, as stored.
+    bytes: Bytes,
     dims: Vec<usize>,
     scales: Vec<f32>,
 }
@@ -185,21 +193,23 @@ struct Weights {
 /// Reads `v = DequantizeLinear(i8 constant)` whose output channels are axis `channels`.
 fn weights(g: &Graph, v: ValueId, channels: usize) -> Option<Weights> {
     let op = made_by(g, v, OpKind::DequantizeLinear)?;
-    let w = g.const_tensor(g.input_of(op, 0)?)?;
-    let n = *w.dims.get(channels)?;
+    let stored = g.input_of(op, 0)?;
+    let bytes = g.const_bytes(stored).filter(|_| g.value_dtype[stored] == DType::I8)?.clone();
+    let dims = g.fixed_shape(stored)?;
+    let n = *dims.get(channels)?;
     let mut scales = g.const_f32(g.input_of(op, 1)?)?.into_owned();
     if scales.len() == 1 {
         scales = vec![scales[0]; n];
     } else {
         let Attr::Axis(axis) = g.op_attr[op] else { return None };
-        if scales.len() != n || (axis as i64).rem_euclid(w.dims.len() as i64) != channels as i64 {
+        if scales.len() != n || (axis as i64).rem_euclid(dims.len() as i64) != channels as i64 {
             return None;
         }
     }
     let symmetric = const_ints(g, g.input_of(op, 2)?)?.iter().all(|&z| z == 0);
     let usable = scales.iter().all(|s| s.is_finite() && *s > 0.0);
     (symmetric && usable).then_some(())?;
-    Some(Weights { elements: w.as_i8()?.to_vec(), dims: w.dims.clone(), scales })
+    Some(Weights { bytes, dims, scales })
 }
 
 /// The bias in steps of `x_scale * w_scale[o]`: i32 as stored, or f32 rounded to nearest even.
@@ -233,11 +243,19 @@ fn int_bias(g: &Graph, bias: Option<ValueId>, x_scale: f32, w_scales: &[f32]) ->
         .collect()
 }
 
+impl Weights {
+    fn elements(&self) -> &[i8] {
+        bytemuck::cast_slice(&self.bytes)
+    }
+}
+
 /// Whether no input can overflow the i32 accumulator: `255 * Σ|w| + |bias| < 2^31` for every output channel.
 fn accumulates(w: &[i8], bias: &[i32]) -> bool {
     let per = w.len() / bias.len().max(1);
     bias.iter().enumerate().all(|(o, &b)| {
-        let sum: i64 = w[o * per..][..per].iter().map(|&x| (x as i64).abs()).sum();
+        // Blocks whose sum fits 16 bits: the loop over them is one of short vectors.
+        let block = |x: &[i8]| x.iter().map(|x| x.unsigned_abs() as u16).sum::<u16>() as i64;
+        let sum: i64 = w[o * per..][..per].chunks(256).map(block).sum();
         255 * sum + (b as i64).abs() < 1 << 31
     })
 }
@@ -253,10 +271,16 @@ fn lower_conv(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     let ConvRewrite { x, w, bias, mult, attr, tail } = rewrite;
     let (last, name) = (tail.last, g.op_name[op].clone());
     let dims: [usize; 4] = w.dims.clone().try_into().expect("a conv's weights have four axes");
-    let ohwi = Tensor::from_i8(&[dims[0], dims[2], dims[3], dims[1]], to_ohwi(&w.elements, dims));
+    let ohwi = to_ohwi(&w.bytes, dims);
     let mut inputs = vec![
         transpose_before(g, last, x, &TO_NHWC)?,
-        constant(g, &format!("{name}/weight"), &ohwi),
+        shared_constant(
+            g,
+            &format!("{name}/weight"),
+            DType::I8,
+            &[dims[0], dims[2], dims[3], dims[1]],
+            ohwi,
+        )?,
         constant(g, &format!("{name}/bias"), &Tensor::from_i32(&[dims[0]], bias)),
         constant(g, &format!("{name}/mult"), &Tensor::from_f32(&[dims[0]], mult)),
     ];
@@ -284,7 +308,7 @@ fn match_conv(g: &Graph, uses: &Uses, op: OpId) -> Option<ConvRewrite> {
     let w = weights(g, g.input_of(op, 1)?, 0)?;
     let bias = int_bias(g, g.input_of(op, 2), x_params.scale, &w.scales)?;
     let tail = tail(g, uses, g.outputs_of(op)[0], true)?;
-    (w.dims.len() == 4 && accumulates(&w.elements, &bias)).then_some(())?;
+    (w.dims.len() == 4 && accumulates(w.elements(), &bias)).then_some(())?;
     let (residual_mult, residual_zero) = match tail.residual {
         Some((_, r)) => ((r.scale as f64 / tail.scale as f64) as f32, r.zero),
         None => (0.0, 0),
@@ -303,7 +327,7 @@ fn lower_gemm(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     let at = m.tail.as_ref().map_or(m.end, |t| t.last);
     let inputs = [
         m.x,
-        constant(g, &format!("{name}/weight"), &Tensor::from_i8(&[n, k], m.w)),
+        shared_constant(g, &format!("{name}/weight"), DType::I8, &[n, k], m.w)?,
         constant(g, &format!("{name}/bias"), &Tensor::from_i32(&[n], m.bias)),
         constant(g, &format!("{name}/mult"), &Tensor::from_f32(&[n], m.mult)),
     ];
@@ -316,8 +340,8 @@ fn lower_gemm(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
 struct GemmRewrite {
     x: ValueId,
     x_zero: i32,
-    /// `[N,K]`.
-    w: Vec<i8>,
+    /// `[N,K]` of i8.
+    w: Bytes,
     bias: Vec<i32>,
     mult: Vec<f32>,
     /// The op whose output is the f32 result with its bias.
@@ -352,15 +376,14 @@ fn match_gemm(g: &Graph, uses: &Uses, op: OpId) -> Option<GemmRewrite> {
         return None;
     }
     let bias = int_bias(g, bias, params.scale, &w.scales)?;
-    let k = w.elements.len() / n.max(1);
-    let elements = match trans_b {
-        true => w.elements,
-        false => (0..n * k).map(|i| w.elements[(i % k) * n + i / k]).collect(),
+    let bytes = match trans_b {
+        true => w.bytes,
+        false => Bytes::from(transposed(&w.bytes, n)),
     };
-    accumulates(&elements, &bias).then_some(())?;
+    accumulates(bytemuck::cast_slice(&bytes), &bias).then_some(())?;
     let tail = tail(g, uses, g.outputs_of(end)[0], false);
     let mult = multipliers(params.scale, &w.scales, tail.as_ref().map_or(1.0, |t| t.scale))?;
-    Some(GemmRewrite { x, x_zero: params.zero, w: elements, bias, mult, end, tail })
+    Some(GemmRewrite { x, x_zero: params.zero, w: bytes, bias, mult, end, tail })
 }
 
 fn lower_add(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {

@@ -9,6 +9,8 @@ mod rewrite;
 mod settle_layout;
 mod to_nhwc;
 
+pub(crate) use rewrite::transposed;
+
 use crate::error::{Error, Result};
 use crate::target::Target;
 use lacuna_ir::Graph;

@@ -1,6 +1,7 @@
 //! Small tools the passes share: placing ops, following single uses, reading quantisation parameters.
 
 use crate::error::Result;
+use bytes::Bytes;
 use lacuna_ir::op::{Axes, ClipAttr};
 use lacuna_ir::{Attr, DType, Dim, Graph, OpId, OpKind, Tensor, Uses, ValueId};
 
@@ -159,14 +160,49 @@ pub fn perm_of(g: &Graph, op: OpId) -> Option<Vec<i64>> {
     }
 }
 
-/// `OIHW` to `OHWI`.
-pub fn to_ohwi<T: Copy + Default>(w: &[T], dims: [usize; 4]) -> Vec<T> {
+/// Adds a constant that shares these bytes.
+pub fn shared_constant(
+    g: &mut Graph,
+    name: &str,
+    dtype: DType,
+    dims: &[usize],
+    bytes: Bytes,
+) -> Result<ValueId> {
+    let name = format!("{name}:{}", g.value_name.len());
+    Ok(g.add_const(&name, dtype, dims, bytes)?)
+}
+
+/// `OIHW` to `OHWI` of elements of one or four bytes. Shares them where nothing moves.
+pub fn to_ohwi(w: &Bytes, dims: [usize; 4]) -> Bytes {
     let [o, c, h, wd] = dims;
-    let mut out = vec![T::default(); w.len()];
-    for i in 0..o {
-        for k in 0..c {
-            for p in 0..h * wd {
-                out[(i * h * wd + p) * c + k] = w[(i * c + k) * h * wd + p];
+    let pixels = h * wd;
+    if pixels == 1 || c == 1 || w.is_empty() {
+        return w.clone();
+    }
+    let filter = w.len() / o;
+    let mut out = Vec::with_capacity(w.len());
+    for filter in w.chunks_exact(filter) {
+        match filter.len() / (c * pixels) {
+            1 => out.extend_from_slice(&transposed(filter, pixels)),
+            _ => out.extend_from_slice(
+                transposed(bytemuck::cast_slice::<u8, [u8; 4]>(filter), pixels).as_flattened(),
+            ),
+        }
+    }
+    Bytes::from(out)
+}
+
+/// `[K,N]` to `[N,K]`, in squares that fit the cache.
+pub fn transposed<T: Copy + Default>(x: &[T], n: usize) -> Vec<T> {
+    const SIDE: usize = 32;
+    let k = x.len() / n.max(1);
+    let mut out = vec![T::default(); x.len()];
+    for i0 in (0..k).step_by(SIDE) {
+        for o0 in (0..n).step_by(SIDE) {
+            for i in i0..(i0 + SIDE).min(k) {
+                for o in o0..(o0 + SIDE).min(n) {
+                    out[o * k + i] = x[i * n + o];
+                }
             }
         }
     }

@@ -14,13 +14,16 @@ pub fn settle_layout(g: &mut Graph, _: &Target) -> Result<usize> {
     let mut changes = 0;
     loop {
         let mut n = share_equal(g);
+        let mut uses = g.uses();
         for op in g.order.clone() {
-            let uses = g.uses();
             let out = g.outputs_of(op)[0];
             if uses.of(out).is_empty() && !g.outputs.contains(&out) {
                 continue;
             }
-            n += settle(g, &uses, op)? as usize;
+            if settle(g, &uses, op)? {
+                n += 1;
+                uses = g.uses();
+            }
         }
         sweep(g);
         changes += n;

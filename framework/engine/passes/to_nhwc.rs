@@ -10,8 +10,8 @@ use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, Tensor, Uses, ValueId};
 
 pub fn to_nhwc(g: &mut Graph, _: &Target) -> Result<usize> {
     let mut changes = dequantise_constants(g)? + lacuna_ir::passes::fold_const(g)?;
+    let mut uses = g.uses();
     for op in g.order.clone() {
-        let uses = g.uses();
         let out = g.outputs_of(op)[0];
         if uses.of(out).is_empty() && !g.outputs.contains(&out) {
             continue;
@@ -28,7 +28,10 @@ pub fn to_nhwc(g: &mut Graph, _: &Target) -> Result<usize> {
             (OpKind::GlobalAveragePool | OpKind::ReduceMean, _) => mean_nhwc(g, op)?,
             _ => false,
         };
-        changes += changed as usize;
+        if changed {
+            changes += 1;
+            uses = g.uses();
+        }
     }
     sweep(g);
     Ok(changes)
@@ -75,9 +78,11 @@ fn dequantise_constants(g: &mut Graph) -> Result<usize> {
 fn fuse_conv(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     let Attr::Conv(conv) = g.op_attr[op] else { return Ok(false) };
     let inputs = g.inputs_of(op).to_vec();
-    let (x, Some(w)) = (inputs[0], g.const_tensor(inputs[1])) else { return Ok(false) };
-    let (Some(w_f32), 4) = (w.as_f32(), w.dims.len()) else { return Ok(false) };
-    let dims: [usize; 4] = w.dims.clone().try_into().expect("four axes");
+    let (x, Some(w)) = (inputs[0], g.const_bytes(inputs[1])) else { return Ok(false) };
+    let Some(dims) = g.fixed_shape(inputs[1]).and_then(|dims| <[usize; 4]>::try_from(dims).ok()) else {
+        return Ok(false);
+    };
+    let ohwi = to_ohwi(w, dims);
     let bias = match g.input_of(op, 2) {
         None => vec![0.0; dims[0]],
         Some(b) => match g.const_f32(b) {
@@ -87,10 +92,15 @@ fn fuse_conv(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     };
     let (last, residual, clip) = fusable_tail(g, uses, op);
     let name = g.op_name[op].clone();
-    let ohwi = Tensor::from_f32(&[dims[0], dims[2], dims[3], dims[1]], to_ohwi(w_f32, dims));
     let mut inputs = vec![
         transpose_before(g, last, x, &TO_NHWC)?,
-        constant(g, &format!("{name}/weight"), &ohwi),
+        shared_constant(
+            g,
+            &format!("{name}/weight"),
+            DType::F32,
+            &[dims[0], dims[2], dims[3], dims[1]],
+            ohwi,
+        )?,
         constant(g, &format!("{name}/bias"), &Tensor::from_f32(&[dims[0]], bias)),
     ];
     if let Some(r) = residual {

@@ -10,7 +10,7 @@ use super::build::drop_barriers;
 use super::cost::{conv_ns, dense_slots, sparse_slots};
 use super::weights::{Chosen, Request, Weights};
 use super::{Plan, Split};
-use crate::kernels::{CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, Packed};
+use crate::kernels::{CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, Packed, count_nonzeros};
 use crate::target::Target;
 
 /// Which kernels the planner may choose from.
@@ -154,7 +154,7 @@ pub fn rank(
 /// Elements of the weights and how many are not zero.
 fn count(weights: &ConvWeights<'_>) -> (u64, u64) {
     match weights {
-        ConvWeights::Int8 { w, .. } => (w.len() as u64, w.iter().filter(|&&x| x != 0).count() as u64),
+        ConvWeights::Int8 { w, .. } => (w.len() as u64, count_nonzeros(w)),
         ConvWeights::F32 { w, .. } => (w.len() as u64, w.iter().filter(|&&x| x != 0.0).count() as u64),
     }
 }

@@ -7,6 +7,7 @@
 use super::choose::{How, Pick, Ranked, rank};
 use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights};
 use crate::memory::AlignedBytes;
+use crate::passes;
 use bytes::Bytes;
 use lacuna_ir::{OpId, ValueId};
 use std::borrow::Cow;
@@ -104,7 +105,7 @@ impl Source {
                 let n = *channels;
                 let w = match transposed {
                     false => stored,
-                    true => Cow::Owned(transpose(&stored, n)),
+                    true => Cow::Owned(passes::transposed(&stored, n)),
                 };
                 let bias = match bias.as_ref().map(elements::<f32>) {
                     None => Cow::Owned(vec![0.0; n]),
@@ -115,23 +116,6 @@ impl Source {
             }
         }
     }
-}
-
-/// `[K,N]` to `[N,K]`, in squares that fit the cache.
-fn transpose(x: &[f32], n: usize) -> Vec<f32> {
-    const SIDE: usize = 32;
-    let k = x.len() / n.max(1);
-    let mut out = vec![0.0; x.len()];
-    for i0 in (0..k).step_by(SIDE) {
-        for o0 in (0..n).step_by(SIDE) {
-            for i in i0..(i0 + SIDE).min(k) {
-                for o in o0..(o0 + SIDE).min(n) {
-                    out[o * k + i] = x[i * n + o];
-                }
-            }
-        }
-    }
-    out
 }
 
 /// A layer of a plan that has no kernel yet.
