@@ -10,6 +10,8 @@ pub enum Isa {
     Portable,
     /// AVX2 and FMA.
     Avx2,
+    /// The same and 256-bit VNNI, as AVX-VNNI or as a part of AVX-512 VNNI.
+    AvxVnni,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512Vnni,
     /// The same and VBMI (`vpermb`).
@@ -17,7 +19,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni, Isa::Avx512Vbmi];
+    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Avx512Vbmi];
 
     /// The best row this processor has.
     pub fn detect() -> Isa {
@@ -36,6 +38,9 @@ impl Isa {
             if avx512 {
                 return Isa::Avx512Vnni;
             }
+            if avx2 && is_x86_feature_detected!("avxvnni") {
+                return Isa::AvxVnni;
+            }
             if avx2 {
                 return Isa::Avx2;
             }
@@ -53,6 +58,7 @@ impl Isa {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512vnni",
             Isa::Avx512Vbmi => "avx512vbmi",
         }
@@ -97,7 +103,7 @@ impl Target {
             (Some(isa), _) => isa,
             (None, Ok(name)) => Isa::from_name(&name).ok_or_else(|| {
                 Error::Options(format!(
-                    "LACUNA_ISA is '{name}'; use portable, avx2, avx512, avx512vnni or avx512vbmi"
+                    "LACUNA_ISA is '{name}'; use portable, avx2, avxvnni, avx512, avx512vnni or avx512vbmi"
                 ))
             })?,
             (None, Err(_)) => best,

@@ -33,6 +33,8 @@ mod dense_avx512;
 #[cfg(target_arch = "x86_64")]
 mod dense_f32;
 mod depthwise;
+#[cfg(target_arch = "x86_64")]
+mod interleave;
 pub mod lane_gather;
 mod packed;
 mod portable;
@@ -244,6 +246,39 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         supports: one_group,
         pack: dense_f32::pack_avx512,
         run: dense_f32::run_avx512,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_i8_32x64_avx2_interleave",
+        isa: Isa::Avx2,
+        dtype: KernelType::Int8,
+        sparse: true,
+        oc_granule: 64,
+        supports: one_group,
+        pack: interleave::pack_avx2,
+        run: interleave::run_avx2,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_i8_32x64_avxvnni_interleave",
+        isa: Isa::AvxVnni,
+        dtype: KernelType::Int8,
+        sparse: true,
+        oc_granule: 64,
+        supports: one_group,
+        pack: interleave::pack_avxvnni,
+        run: interleave::run_avxvnni,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_i8_64x64_avx512vnni_interleave",
+        isa: Isa::Avx512Vnni,
+        dtype: KernelType::Int8,
+        sparse: true,
+        oc_granule: 64,
+        supports: one_group,
+        pack: interleave::pack_avx512,
+        run: interleave::run_avx512,
     },
     #[cfg(target_arch = "x86_64")]
     ConvKernel {
