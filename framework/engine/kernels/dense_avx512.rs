@@ -93,32 +93,16 @@ impl Requant {
     /// Writes 16 channels of each of four pixels (or 64 of one): `rows` are the four sums, their multipliers, and
     /// where y and the residual of each begin. For bytes only.
     ///
-    /// Clamping after rounding is the same, because bounds are integers; only `hi` must come before the conversion to
-    /// i32, which turns what is too large into the smallest number. Packing saturates what is too small.
-    ///
     /// # Safety
     /// All 16 channels may be written at each y and, with a residual, read at each r; `out_f32` is false.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub unsafe fn store_four(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
-        let mut q = [_mm512_setzero_si512(); 4];
-        for i in 0..4 {
-            let (acc, mult, _, r) = rows[i];
-            let mut f = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), mult);
-            if self.has_residual {
-                // SAFETY: 16 channels are readable at `r`.
-                let r = unsafe { _mm_loadu_si128(r.cast()) };
-                let r = _mm512_sub_epi32(_mm512_cvtepu8_epi32(r), self.residual_zero);
-                f = _mm512_add_ps(f, _mm512_mul_ps(_mm512_cvtepi32_ps(r), self.residual_mult));
-            }
-            q[i] = _mm512_cvtps_epi32(_mm512_min_ps(f, self.hi));
-        }
-        let low = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), self.zero_words);
-        let high = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), self.zero_words);
-        // Packing works within 128 bits: dword 4 * k + i holds channels 4 * k.. of row i.
-        let bytes = _mm512_max_epu8(_mm512_packus_epi16(low, high), self.lo_bytes);
+        let sums = rows.map(|(acc, mult, ..)| (acc, mult));
+        // SAFETY: 16 channels are readable at each r.
+        let residual = |i: usize| unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(rows[i].3.cast())) };
         let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        let bytes = _mm512_permutexvar_epi32(order, bytes);
+        let bytes = _mm512_permutexvar_epi32(order, self.four_as_bytes(sums, residual));
         // SAFETY: 16 channels may be written at each y.
         unsafe {
             _mm_storeu_si128(rows[0].2.cast(), _mm512_castsi512_si128(bytes));
@@ -126,6 +110,33 @@ impl Requant {
             _mm_storeu_si128(rows[2].2.cast(), _mm512_extracti32x4_epi32::<2>(bytes));
             _mm_storeu_si128(rows[3].2.cast(), _mm512_extracti32x4_epi32::<3>(bytes));
         }
+    }
+
+    /// Results of four vectors of sums, as bytes. Packing works within 128 bits: dword 4 * k + i of the result holds
+    /// lanes 4 * k.. of vector i. `residual(i)` has the residual's bytes of vector i, and is asked only if there is one.
+    ///
+    /// Clamping after rounding is the same, because bounds are integers; only `hi` must come before the conversion to
+    /// i32, which turns what is too large into the smallest number. Packing saturates what is too small.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub fn four_as_bytes(
+        &self,
+        sums: [(__m512i, __m512); 4],
+        residual: impl Fn(usize) -> __m512i,
+    ) -> __m512i {
+        let mut q = [_mm512_setzero_si512(); 4];
+        for i in 0..4 {
+            let (acc, mult) = sums[i];
+            let mut f = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), mult);
+            if self.has_residual {
+                let r = _mm512_sub_epi32(residual(i), self.residual_zero);
+                f = _mm512_add_ps(f, _mm512_mul_ps(_mm512_cvtepi32_ps(r), self.residual_mult));
+            }
+            q[i] = _mm512_cvtps_epi32(_mm512_min_ps(f, self.hi));
+        }
+        let low = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), self.zero_words);
+        let high = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), self.zero_words);
+        _mm512_max_epu8(_mm512_packus_epi16(low, high), self.lo_bytes)
     }
 }
 

@@ -34,6 +34,8 @@ mod dense_avx512;
 mod dense_f32;
 mod depthwise;
 #[cfg(target_arch = "x86_64")]
+mod depthwise_avx512;
+#[cfg(target_arch = "x86_64")]
 mod interleave;
 pub mod lane_gather;
 mod packed;
@@ -235,6 +237,17 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         supports: one_group,
         pack: dense_avx512::pack_i8,
         run: dense_avx512::run_i8,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "dwconv_i8_4x64_avx512vnni",
+        isa: Isa::Avx512Vnni,
+        dtype: KernelType::Int8,
+        sparse: false,
+        oc_granule: 64,
+        supports: depthwise_avx512::supports,
+        pack: depthwise_avx512::pack,
+        run: depthwise_avx512::run,
     },
     #[cfg(target_arch = "x86_64")]
     ConvKernel {

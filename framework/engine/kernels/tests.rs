@@ -125,11 +125,12 @@ fn shapes() -> Vec<Shape> {
         grouped(17, shape(2, [8, 5], 17, 17, [5, 5], [2, 2], 2)),
         grouped(5, shape(1, [4, 4], 5, 10, [3, 3], [1, 1], 1)),
     ];
+    all.extend(depthwise_shapes());
     // One row of every length, and pairs of rows of every length.
     all.extend((1..=18).map(|w| shape(1, [1, w], 40, 20, [1, 1], [1, 1], 0)));
     all.extend((1..=9).map(|w| shape(1, [3, w], 12, 16, [3, 3], [1, 1], 1)));
     let mut noise = Noise(0x1234_5678_9abc_def1);
-    while all.len() < 110 {
+    while all.len() < 160 {
         let group = noise.pick(&[1, 1, 1, 1, 2, 4]);
         let window = Window {
             kernel: [1 + noise.below(4), 1 + noise.below(4)],
@@ -145,6 +146,34 @@ fn shapes() -> Vec<Shape> {
         if fits(s.h, 0) && fits(s.w, 1) {
             all.push(s);
         }
+    }
+    all
+}
+
+/// One channel a group: windows and strides that networks have and that sit on the edges of strips and scratch, and
+/// channels that fill a vector several times, once, in part, or share it with the next pixels.
+fn depthwise_shapes() -> Vec<Shape> {
+    let depthwise = |hw, c, kernel, stride, pad| grouped(c, shape(1, hw, c, c, kernel, stride, pad));
+    let mut all = vec![
+        grouped(64, shape(2, [7, 7], 64, 64, [3, 3], [1, 1], 1)),
+        depthwise([5, 70], 32, [3, 3], [1, 1], 1),
+        depthwise([6, 67], 64, [3, 3], [1, 1], 1),
+        depthwise([9, 41], 96, [5, 5], [1, 1], 2),
+        depthwise([9, 75], 80, [3, 3], [2, 2], 1),
+        depthwise([12, 70], 144, [5, 5], [2, 2], 2),
+        depthwise([8, 8], 128, [7, 7], [1, 1], 3),
+        depthwise([3, 9], 16, [1, 3], [1, 1], 1),
+        depthwise([9, 3], 48, [8, 1], [1, 1], 0),
+        depthwise([9, 20], 65, [4, 2], [1, 3], 1),
+        depthwise([9, 5], 64, [9, 3], [1, 1], 1),
+        dilated([2, 2], depthwise([8, 9], 64, [3, 3], [1, 1], 2)),
+        dilated([1, 7], depthwise([6, 20], 32, [3, 3], [1, 1], 2)),
+        dilated([1, 9], depthwise([6, 24], 32, [3, 3], [1, 1], 2)),
+        dilated([u32::MAX; 2], depthwise([1, 1], 40, [1, 1], [u32::MAX; 2], 0)),
+    ];
+    for (i, c) in [2, 3, 4, 8, 16, 24, 32, 63, 64, 65, 200].into_iter().enumerate() {
+        let (k, stride) = ([3, 5][i % 2], [1, 1, 2][i % 3]);
+        all.push(depthwise([6, 11], c, [k; 2], [stride; 2], k / 2));
     }
     all
 }
