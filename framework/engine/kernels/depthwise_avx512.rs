@@ -225,23 +225,23 @@ unsafe fn strip<const R: usize, const N: usize>(b: &Block<'_>, at: At, scratch: 
     let span = (b.kw - 1) * b.tap_step + 1;
     let room = (SCRATCH / b.quads - span) / b.out_step + 1;
     let whole = if b.lanes == b.last_lanes { b.vectors } else { b.vectors - 1 };
+    let quads: *mut u8 = scratch.0.as_mut_ptr().cast();
     let mut start = 0;
     while start < b.vectors {
         let end = (start + room).min(b.vectors);
         let columns = (end - start - 1) * b.out_step + span;
-        let quads: *mut u8 = scratch.0.as_mut_ptr().cast();
-        // SAFETY: columns of taps of this strip, at most `SCRATCH / quads`; outputs `start..end` of the tile, whose
-        // quads lie in the scratch then.
+        // SAFETY: columns of taps of this strip, at most `SCRATCH / quads`; outputs of the tile, whose quads lie in the
+        // scratch then.
         unsafe {
             interleave::<R>(b, at.x.add(start * b.out_step * b.x_pixel), columns, quads);
-            let quads_of = |i: usize| quads.cast_const().add((i - start) * b.out_step * b.quads * QUADS);
+            let taps = |i: usize| quads.cast_const().add((i - start) * b.out_step * b.quads * QUADS);
             let mut i = start;
             while i + N <= end.min(whole) {
-                outputs::<R, N>(b, quads_of(i), at, i, b.lanes);
+                outputs::<R, N>(b, taps(i), at, i, b.lanes);
                 i += N;
             }
             while i < end {
-                outputs::<R, 1>(b, quads_of(i), at, i, if i < whole { b.lanes } else { b.last_lanes });
+                outputs::<R, 1>(b, taps(i), at, i, if i < whole { b.lanes } else { b.last_lanes });
                 i += 1;
             }
         }
@@ -281,7 +281,7 @@ unsafe fn interleave<const R: usize>(b: &Block<'_>, x: *const u8, columns: usize
     }
 }
 
-/// Computes vectors `i..i + N` of `R` output rows from the quads at `quads`.
+/// Computes vectors `i..i + N` of `R` output rows from the quads at `quads`. `R * N <= 4`.
 ///
 /// # Safety
 /// The quads of all their taps lie there; `lanes` of each vector may be written, and read in the residual.
@@ -299,7 +299,8 @@ unsafe fn outputs<const R: usize, const N: usize>(
     unsafe {
         let vector = |p: *const u8, v: usize| _mm512_load_si512(p.cast::<__m512i>().add(v));
         let bias: [__m512i; 4] = std::array::from_fn(|v| vector(b.data, v));
-        let mut acc = [[bias; N]; R];
+        // Sums of vector n of row r are number r * N + n.
+        let mut acc = [bias; 4];
         let mut weights = b.data.add(HEAD);
         let mut taps = quads;
         for _ in 0..b.kw {
@@ -311,7 +312,7 @@ unsafe fn outputs<const R: usize, const N: usize>(
                     for r in 0..R {
                         let w = vector(weights.add(r * QUADS), v);
                         for n in 0..N {
-                            acc[r][n][v] = _mm512_dpbusd_epi32(acc[r][n][v], x[n], w);
+                            acc[r * N + n][v] = _mm512_dpbusd_epi32(acc[r * N + n][v], x[n], w);
                         }
                     }
                 }
@@ -320,19 +321,29 @@ unsafe fn outputs<const R: usize, const N: usize>(
             }
             taps = taps.add(b.tap_step * b.quads * QUADS);
         }
-        for r in 0..R {
-            for n in 0..N {
-                let mult = |v: usize| _mm512_castsi512_ps(vector(b.data.add(QUADS), v));
-                let sums = [0, 1, 2, 3].map(|v| (acc[r][n][v], mult(v)));
-                let r_at = at.r.wrapping_add(r * b.r_row + (i + n) * b.r_step);
-                let bytes = b.requant.four_as_bytes(sums, |v| residual(r_at, v));
-                let y = at.y.add(r * b.y_row + (i + n) * b.y_step);
-                if lanes == u64::MAX {
-                    _mm512_storeu_si512(y.cast(), bytes);
-                } else {
-                    _mm512_mask_storeu_epi8(y.cast(), lanes, bytes);
-                }
+        let store = |t: usize, acc: [__m512i; 4]| {
+            let (r, vector_at) = (t / N, i + t % N);
+            let mult = |v: usize| _mm512_castsi512_ps(vector(b.data.add(QUADS), v));
+            let sums = [(acc[0], mult(0)), (acc[1], mult(1)), (acc[2], mult(2)), (acc[3], mult(3))];
+            let r_at = at.r.wrapping_add(r * b.r_row + vector_at * b.r_step);
+            let bytes = b.requant.four_as_bytes(sums, |v| residual(r_at, v));
+            let y = at.y.add(r * b.y_row + vector_at * b.y_step);
+            if lanes == u64::MAX {
+                _mm512_storeu_si512(y.cast(), bytes);
+            } else {
+                _mm512_mask_storeu_epi8(y.cast(), lanes, bytes);
             }
+        };
+        // One by one: in a loop the compiler would keep the sums in memory.
+        store(0, acc[0]);
+        if R * N > 1 {
+            store(1, acc[1]);
+        }
+        if R * N > 2 {
+            store(2, acc[2]);
+        }
+        if R * N > 3 {
+            store(3, acc[3]);
         }
     }
 }
@@ -347,6 +358,10 @@ unsafe fn residual(r: *const u8, v: usize) -> __m512i {
     let zero = _mm512_setzero_si512();
     // SAFETY: the caller's promise.
     let r = unsafe { _mm512_loadu_si512(r.cast()) };
-    let words = if v < 2 { _mm512_unpacklo_epi8(r, zero) } else { _mm512_unpackhi_epi8(r, zero) };
-    if v % 2 == 0 { _mm512_unpacklo_epi16(words, zero) } else { _mm512_unpackhi_epi16(words, zero) }
+    match v {
+        0 => _mm512_unpacklo_epi16(_mm512_unpacklo_epi8(r, zero), zero),
+        1 => _mm512_unpackhi_epi16(_mm512_unpacklo_epi8(r, zero), zero),
+        2 => _mm512_unpacklo_epi16(_mm512_unpackhi_epi8(r, zero), zero),
+        _ => _mm512_unpackhi_epi16(_mm512_unpackhi_epi8(r, zero), zero),
+    }
 }
