@@ -9,6 +9,8 @@ use lacuna_ir::op::{ClipAttr, QAddAttr, Requant};
 use lacuna_ir::reference::fixed::erf_value;
 use std::ops::Range;
 
+#[path = "steps_attention.rs"]
+mod attention;
 #[path = "steps_matrix.rs"]
 mod matrix;
 #[path = "steps_pool.rs"]
@@ -16,6 +18,7 @@ mod pool;
 #[path = "steps_rows.rs"]
 mod rows;
 
+pub use attention::{AttentionOperands, AttentionStep, QUERIES, run_attention};
 pub use matrix::{MatMulStep, ReduceKind, ReduceStep};
 pub use pool::{MeanStep, PoolKind, PoolStep};
 pub use rows::{GatherStep, NormOperands, NormStep, RowOperand, index_in, run_gather, run_norm};

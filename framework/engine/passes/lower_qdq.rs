@@ -6,6 +6,8 @@
 //! The integer scheme is Jacob et al., "Quantization and Training of Neural Networks for Efficient
 //! Integer-Arithmetic-Only Inference", CVPR 2018, with an f32 multiplier for the last step.
 
+use super::add_norm::lower_norm;
+use super::attention::lower_attention;
 use super::rewrite::*;
 use crate::error::Result;
 use crate::target::Target;
@@ -28,6 +30,8 @@ pub fn lower_qdq(g: &mut Graph, _: &Target) -> Result<usize> {
         let changed = match g.op_kind[op] {
             OpKind::Conv => lower_conv(g, &uses, op)?,
             OpKind::Gemm | OpKind::MatMul => lower_gemm(g, &uses, op)?,
+            OpKind::Softmax => lower_attention(g, &uses, op)?,
+            OpKind::LayerNormalization => lower_norm(g, &uses, op)?,
             OpKind::Add => lower_add(g, &uses, op)?,
             OpKind::GlobalAveragePool | OpKind::ReduceMean => lower_mean(g, &uses, op)?,
             _ => false,
@@ -177,7 +181,7 @@ fn tail(g: &Graph, uses: &Uses, mut v: ValueId, with_residual: bool) -> Option<T
 }
 
 /// Quantising is increasing, so clamping before it is clamping after it between the quantised bounds.
-fn requant(scale: f32, zero: i32, clip: ClipAttr) -> Requant {
+pub fn requant(scale: f32, zero: i32, clip: ClipAttr) -> Requant {
     let q = |x: f32| ((x / scale).round_ties_even() as f64 + zero as f64).clamp(0.0, 255.0) as i32;
     Requant { zero, lo: q(clip.min), hi: q(clip.max) }
 }
@@ -318,7 +322,7 @@ fn match_conv(g: &Graph, uses: &Uses, op: OpId) -> Option<ConvRewrite> {
     Some(ConvRewrite { x, w, bias, mult, attr, tail })
 }
 
-/// `Gemm`, or `MatMul` with an optional `Add` of a constant bias, of rank-2 activations.
+/// `Gemm`, or `MatMul` with an optional `Add` of a constant bias.
 fn lower_gemm(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     let Some(m) = match_gemm(g, uses, op) else { return Ok(false) };
     let name = g.op_name[op].clone();
@@ -357,7 +361,7 @@ fn match_gemm(g: &Graph, uses: &Uses, op: OpId) -> Option<GemmRewrite> {
     };
     let (x, params) = dequantised(g, g.input_of(op, 0)?)?;
     let w = weights(g, g.input_of(op, 1)?, if trans_b { 0 } else { 1 })?;
-    (g.shape(x).len() == 2 && w.dims.len() == 2).then_some(())?;
+    (g.shape(x).len() >= 2 && w.dims.len() == 2).then_some(())?;
     let n = w.scales.len();
     let mut end = op;
     let mut bias = g.input_of(op, 2);

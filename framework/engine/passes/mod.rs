@@ -4,6 +4,8 @@
 //! [`Graph`]: `lacuna_ir::interp` runs it, and what it gives is what the engine must give, bit for bit where
 //! values are integers.
 
+mod add_norm;
+mod attention;
 mod lower_qdq;
 mod rewrite;
 mod settle_layout;

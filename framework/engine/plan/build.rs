@@ -322,6 +322,7 @@ impl Builder<'_> {
             (Gather, Attr::Axis(axis)) => rows::emit_gather(self, op, axis),
             (LayerNormalization, Attr::Norm(norm)) => rows::emit_layer_norm(self, op, norm),
             (AddNorm, Attr::AddNorm(norm)) => rows::emit_add_norm(self, op, norm),
+            (QAttention, Attr::QAttention(a)) => rows::emit_attention(self, op, a),
             (Add, _) => self.elementwise(op, MapOp::Add),
             (Sub, _) => self.elementwise(op, MapOp::Sub),
             (Mul, _) => self.elementwise(op, MapOp::Mul),

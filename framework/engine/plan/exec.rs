@@ -1,7 +1,7 @@
 //! Runs one part of one step.
 
 use super::{Blob, ConvStep, Plan, Slot, Space, Split, StepKind};
-use crate::kernels::steps::{self, ARGS_MAX, NormOperands, OPERANDS_MAX, share};
+use crate::kernels::steps::{self, ARGS_MAX, AttentionOperands, NormOperands, OPERANDS_MAX, share};
 use crate::kernels::{CONV_KERNELS, Tile};
 use crate::target::Isa;
 
@@ -67,6 +67,11 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
                 let (x, scale, bias) = (x.cast(), scale.cast(), bias.cast());
                 let operands = NormOperands { y, x, a, b, scale, bias };
                 steps::run_norm(bases.isa, &plan.norms[row], operands, part, parts)
+            }
+            StepKind::Attention => {
+                let [y, q, k, v, mask, scratch] = p;
+                let operands = AttentionOperands { y, q, k, v, mask: mask.cast(), scratch };
+                steps::run_attention(bases.isa, &plan.attentions[row], operands, part, parts)
             }
         }
     }

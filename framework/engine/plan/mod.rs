@@ -16,7 +16,7 @@ mod rows;
 mod weights;
 
 use crate::kernels::steps::{
-    FillStep, GatherStep, MapStep, MatMulStep, MeanStep, NormStep, PoolStep, ReduceStep,
+    AttentionStep, FillStep, GatherStep, MapStep, MatMulStep, MeanStep, NormStep, PoolStep, ReduceStep,
 };
 use crate::kernels::{ConvGeom, QEpilogue};
 use lacuna_ir::{Range32, ValueId};
@@ -42,6 +42,7 @@ pub enum StepKind {
     MatMul,
     Gather,
     Norm,
+    Attention,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +120,7 @@ pub struct Plan {
     pub matmuls: Vec<MatMulStep>,
     pub gathers: Vec<GatherStep>,
     pub norms: Vec<NormStep>,
+    pub attentions: Vec<AttentionStep>,
 
     /// Inputs whose elements are indices, and how many there are to choose from.
     pub index_limits: Vec<(usize, usize)>,

@@ -2,10 +2,10 @@
 
 use super::StepKind;
 use super::build::{Builder, operand, push};
-use super::place::{Place, Root, dense_strides};
+use super::place::{Demand, Place, Root, dense_strides};
 use crate::error::Result;
-use crate::kernels::steps::{GatherStep, NormStep, RowOperand, index_in};
-use lacuna_ir::op::{AddNormAttr, Affine, NormAttr};
+use crate::kernels::steps::{AttentionStep, GatherStep, NormStep, QUERIES, RowOperand, index_in};
+use lacuna_ir::op::{AddNormAttr, Affine, NormAttr, QAttentionAttr};
 use lacuna_ir::{DType, Def, OpId};
 
 /// `place`, or a dense copy of it.
@@ -186,4 +186,57 @@ fn as_rows(place: &Place, len: usize) -> Option<(usize, usize)> {
     let rows = place.dims.iter().product::<usize>() / len;
     let matrix = place.reshaped(&[rows, len])?;
     (matrix.strides[1] == 1 || len == 1).then_some((rows, matrix.strides[0]))
+}
+
+pub fn emit_attention(b: &mut Builder<'_>, op: OpId, attr: QAttentionAttr) -> Result<()> {
+    b.eight_bit(attr.out)?;
+    b.eight_bit_zeros(&[attr.q_zero, attr.k_zero, attr.v_zero])?;
+    let mut places = Vec::with_capacity(3);
+    for i in 0..3 {
+        let place = b.input(op, i)?;
+        let fits = place.serves(Demand::BARE);
+        places.push(b.placed_for(place, DType::U8, fits, Demand::BARE)?);
+    }
+    let mask = match b.g.input_of(op, 3) {
+        Some(mask) => {
+            let place = b.place(mask)?;
+            let fits = place.strides.last() == Some(&1);
+            Some(if fits { place } else { dense(b, place, DType::F32)? })
+        }
+        None => None,
+    };
+    let y = b.output_place()?;
+    let [batch, tokens, width] = y.dims[..] else { return b.error("works on rows of tokens") };
+    let keys = places[1].dims[1];
+    let depth = width / attr.heads as usize;
+    let two = |p: &Place| [p.strides[0], p.strides[1]];
+    let mut step = AttentionStep {
+        batch,
+        tokens,
+        keys,
+        depth,
+        blocks: 1,
+        strides: [two(&y), two(&places[0]), two(&places[1]), two(&places[2])],
+        mask: mask.as_ref().map(|m| if m.dims[0] == 1 { 0 } else { m.strides[0] }),
+        attr,
+    };
+    // A head is one thread's work, unless that leaves threads without any, or one with much more than another.
+    let (threads, most) = (b.target.threads, tokens.div_ceil(QUERIES));
+    let share = |blocks: usize| {
+        let units = batch * attr.heads as usize * blocks;
+        units as f64 / (units.div_ceil(threads) * threads) as f64
+    };
+    while step.blocks < most && share(step.blocks) < 0.9 {
+        step.blocks += 1;
+    }
+    let work = batch * tokens * keys * width;
+    let parts = b.parts(work / 16).min(step.units());
+    let scratch = b.new_place(DType::U8, &[parts * step.scratch_bytes()], None)?;
+    let mask = mask.map_or(operand(&places[0], DType::U8), |m| operand(&m, DType::F32));
+    let [q, k, v] = &places[..] else { return b.error("has no operands") };
+    let operands = [&y, q, k, v].map(|p| operand(p, DType::U8));
+    let operands = operands.into_iter().chain([mask, operand(&scratch, DType::U8)]).collect::<Vec<_>>();
+    let row = push(&mut b.plan.attentions, step);
+    b.step(StepKind::Attention, row, &operands, parts, "attention_u8", work / 8);
+    Ok(())
 }
