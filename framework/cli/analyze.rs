@@ -1,9 +1,9 @@
-//! `lacuna analyze`: every step of the compiled plan, with its kernel, its zeros and its time.
+//! `lacuna analyze`: every step of the compiled plan, with its kernel, its zeros and its time, as text, JSON or a page.
 
 use crate::benchmark::{input_shapes, random_inputs, real_batch};
 use crate::error::Result;
 use crate::model_file::{self, WeightsName};
-use crate::term;
+use crate::{picture, term};
 use lacuna_engine::{Options, Session, StepProfile};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -31,13 +31,27 @@ pub struct Analyze {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Write a page with a picture of the steps to this file, too
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// A step with what is counted and shared out.
-struct Row {
-    step: StepProfile,
-    zeros: u64,
-    share: f64,
+pub struct Row {
+    pub step: StepProfile,
+    pub zeros: u64,
+    pub share: f64,
+}
+
+impl Row {
+    /// Measured milliseconds, or estimated ones where nothing was measured.
+    pub fn ms(&self) -> f64 {
+        ms(&self.step)
+    }
+}
+
+fn ms(step: &StepProfile) -> f64 {
+    step.measured_ns.unwrap_or(step.estimated_ns) / 1e6
 }
 
 pub fn run(options: Analyze) -> Result<()> {
@@ -52,7 +66,6 @@ pub fn run(options: Analyze) -> Result<()> {
         0 => session.analyze(),
         runs => session.profile(&random_inputs(session.inputs(), &shapes)?, runs as usize)?,
     };
-    let ms = |step: &StepProfile| step.measured_ns.unwrap_or(step.estimated_ns) / 1e6;
     let total: f64 = steps.iter().map(ms).sum();
     let rows: Vec<Row> = steps
         .into_iter()
@@ -63,6 +76,11 @@ pub fn run(options: Analyze) -> Result<()> {
         })
         .collect();
     let tensors = model_file::weight_rows(&graph);
+    let measured = options.runs > 0;
+    if let Some(file) = &options.html {
+        let page = picture::page(&path, &facts(&session, batch, total, measured, &rows), &rows);
+        lacuna_train::checkpoint::write_atomic(file, page.as_bytes())?;
+    }
     if options.json {
         let target = session.target();
         term::say_json(&json!({
@@ -72,7 +90,7 @@ pub fn run(options: Analyze) -> Result<()> {
             "threads": target.threads,
             "arena_bytes": session.arena_bytes(),
             "weight_bytes": session.weight_bytes(),
-            "measured": options.runs > 0,
+            "measured": measured,
             "total_ms": total,
             "passes": session.passes().iter()
                 .map(|p| json!({ "pass": p.pass, "changes": p.changes, "ops": p.ops })).collect::<Vec<_>>(),
@@ -81,8 +99,30 @@ pub fn run(options: Analyze) -> Result<()> {
         }));
         return Ok(());
     }
-    show(&path, &session, batch, total, options.runs > 0, &rows);
+    show(&path, &session, batch, total, measured, &rows);
     Ok(())
+}
+
+/// What stands above the picture.
+fn facts(
+    session: &Session,
+    batch: usize,
+    total: f64,
+    measured: bool,
+    rows: &[Row],
+) -> Vec<(&'static str, String)> {
+    let target = session.target();
+    let (zeros, all) = rows.iter().fold((0, 0), |(z, n), row| (z + row.zeros, n + row.step.weights));
+    vec![
+        (if measured { "measured" } else { "estimated" }, format!("{total:.4} ms")),
+        ("steps", rows.len().to_string()),
+        ("batch", batch.to_string()),
+        ("threads", target.threads.to_string()),
+        ("instructions", target.isa.to_string()),
+        ("packed weights", term::bytes(session.weight_bytes() as u64)),
+        ("zeros", term::zeros(zeros, all)),
+        ("activations", term::bytes(session.arena_bytes() as u64)),
+    ]
 }
 
 fn as_json(row: &Row) -> Value {

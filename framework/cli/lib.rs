@@ -14,6 +14,7 @@ pub mod error;
 pub mod eval;
 pub mod export;
 pub mod model_file;
+pub mod picture;
 pub mod predict;
 pub mod recipe;
 pub mod term;
