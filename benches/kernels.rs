@@ -115,6 +115,8 @@ fn time(kernel: &ConvKernel, layer: &str, dims: [u32; 5], sparsity: f64) {
         hi: 255,
         has_residual: false,
         out_f32: false,
+        table: None,
+        late: None,
         min: 0.0,
         max: f32::INFINITY,
     };

@@ -117,6 +117,17 @@ pub struct QConvAttr {
     /// Scale of the residual in units of the output's scale, and its zero point.
     pub residual_mult: f32,
     pub residual_zero: i32,
+    /// Present: the residual is added once the result has been rounded (and looked up), as [`OpKind::QAdd`] does.
+    pub late: Option<LateAdd>,
+}
+
+/// How the eight-bit result of a convolution takes part in a sum with its residual: `mult` is its scale in units of the
+/// sum's, and `out` how the sum is written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LateAdd {
+    pub mult: f32,
+    pub zero: i32,
+    pub out: Requant,
 }
 
 /// An integer matrix product, see [`OpKind::QGemm`]. `out` is absent when the result is f32.
@@ -134,6 +145,21 @@ pub struct QAddAttr {
     pub b_mult: f32,
     pub b_zero: i32,
     pub out: Requant,
+}
+
+/// Integer product, see [`OpKind::QMul`]. `mult` is the product of both scales in units of the output's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QMulAttr {
+    pub a_zero: i32,
+    pub b_zero: i32,
+    pub mult: f32,
+    pub out: Requant,
+}
+
+/// How many rows and columns a pixel becomes, see [`OpKind::Resize`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResizeAttr {
+    pub scale: [u32; 2],
 }
 
 /// Integer global average, see [`OpKind::QGlobalAvgPool`].
@@ -216,6 +242,8 @@ pub enum Attr {
     Axes(Axes),
     AddNorm(AddNormAttr),
     QAttention(QAttentionAttr),
+    QMul(QMulAttr),
+    Resize(ResizeAttr),
 }
 
 /// One kind of op. `inputs` is the fewest and the most; a trailing optional input may be `ValueId::NONE`.
@@ -294,6 +322,8 @@ ops! {
     Unsqueeze            Model  1..=1    Axes     unsqueeze       layout::unsqueeze;
     /// Drops dimensions of 1: these, or all.
     Squeeze              Model  1..=1    Axes     squeeze         layout::squeeze;
+    /// x `[N,C,H,W]`: each pixel becomes `scale[0]` x `scale[1]` pixels (ONNX: nearest, asymmetric, floor).
+    Resize               Model  1..=1    Resize   resize          layout::resize;
     /// x f32, scale, zero point: `clamp(rne(x / scale) + zero)`. The zero point's dtype is the result's; per axis if scale is 1-D with more than one element.
     QuantizeLinear       Model  3..=3    Axis     quantize        quant::quantize_linear;
     /// q, scale, zero point: `(q - zero) * scale`.
@@ -301,17 +331,27 @@ ops! {
 
     /// x `f32[N,H,W,C]`, w `f32[O,kh,kw,C/g]`, bias `f32[O]`, optional residual `f32[N,OH,OW,O]`.
     FusedConv            Engine 3..=4    FusedConv conv_nhwc      conv::fused_conv;
-    /// x `u8[N,H,W,C]`, w `i8[O,kh,kw,C/g]`, bias `i32[O]`, mult `f32[O]`, optional residual `u8[N,OH,OW,O]`.
+    /// x `u8[N,H,W,C]`, w `i8[O,kh,kw,C/g]`, bias `i32[O]`, mult `f32[O]`, optional residual `u8[N,OH,OW,O]`, optional
+    /// table `u8[256]`.
     ///
     /// `acc = bias[o] + Σ (x - x_zero) · w` in i32; `f = acc as f32 * mult[o]`; with a residual
-    /// `f = f + (r - residual_zero) as f32 * residual_mult` (two roundings, never fused); then `out` ([`Requant`]).
-    QConv                Engine 4..=5    QConv    qconv           conv::qconv;
+    /// `f = f + (r - residual_zero) as f32 * residual_mult` (two roundings, never fused); then `out` ([`Requant`]);
+    /// with a table `q = table[q]`. A late residual ([`LateAdd`]) is left out of `f` and added after that:
+    /// `f = (q - late.zero) as f32 * late.mult + (r - residual_zero) as f32 * residual_mult`, then `late.out`.
+    QConv                Engine 4..=6    QConv    qconv           conv::qconv;
     /// x `u8[..,K]`, w `i8[N,K]`, bias `i32[N]`, mult `f32[N]`, to `[..,N]`. `f` as in `QConv`; result f32 `f` itself when `out` is absent.
-    QGemm                Engine 4..=4    QGemm    qgemm           gemm::qgemm;
+    /// Optional table `u8[256]`, for u8 results: `table[q]`.
+    QGemm                Engine 4..=5    QGemm    qgemm           gemm::qgemm;
+    /// q u8 of any shape, table `u8[256]`: `table[q]`. Any function of one eight-bit value.
+    QLookup              Engine 2..=2    None     qlookup         quant::qlookup;
+    /// a u8, b u8, which broadcast: `f = (a - a_zero) as f32 * ((b - b_zero) as f32 * mult)`, then `out`.
+    QMul                 Engine 2..=2    QMul     qmul            quant::qmul;
     /// a u8, b u8 of one shape: `f = (a - a_zero) as f32 * a_mult + (b - b_zero) as f32 * b_mult`, then `out`.
     QAdd                 Engine 2..=2    QAdd     qadd            quant::qadd;
     /// x `u8[N,H,W,C]` to `u8[N,1,1,C]`: `f = (Σ (x - x_zero)) as f32 * mult`, then `out`.
     QGlobalAvgPool       Engine 1..=1    QPool    qglobal_pool    pool::qglobal_avg_pool;
+    /// x `[N,H,W,C]`, as `Resize`.
+    ResizeNhwc           Engine 1..=1    Resize   resize_nhwc     layout::resize_nhwc;
     /// x `f32[N,H,W,C]` or `u8[N,H,W,C]`.
     MaxPoolNhwc          Engine 1..=1    Pool     pool_nhwc       pool::max_pool_nhwc;
     /// x `f32[N,H,W,C]`.
@@ -364,6 +404,8 @@ impl Attr {
             Attr::Axes(_) => "Axes",
             Attr::AddNorm(_) => "AddNorm",
             Attr::QAttention(_) => "QAttention",
+            Attr::QMul(_) => "QMul",
+            Attr::Resize(_) => "Resize",
         }
     }
 }

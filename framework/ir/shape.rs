@@ -344,11 +344,33 @@ pub fn qconv(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let dims = conv_nhwc_dims(&a.conv, &x, &w)?;
     expect_dims(2, &typed(inputs, 2, DType::I32)?, &dims[3..])?;
     expect_dims(3, &typed(inputs, 3, DType::F32)?, &dims[3..])?;
-    if let Some(r) = optional(inputs, 4) {
-        expect_dtype(4, &r, DType::U8)?;
-        expect_dims(4, &r, &dims)?;
+    let residual = optional(inputs, 4);
+    if let Some(r) = &residual {
+        expect_dtype(4, r, DType::U8)?;
+        expect_dims(4, r, &dims)?;
+    }
+    if optional(inputs, 5).is_some() {
+        check_table(inputs, 5)?;
+    }
+    if let Some(late) = &a.late {
+        check_u8(&late.out)?;
+        check_zero("late.zero", late.zero)?;
+        if residual.is_none() {
+            return Err("adds a late residual, but input 4 is absent".to_string());
+        }
     }
     one(DType::U8, dims.to_vec())
+}
+
+/// A table of one byte for every byte.
+fn check_table(inputs: Inputs<'_>, i: usize) -> Result<(), String> {
+    expect_dims(i, &typed(inputs, i, DType::U8)?, &[Dim::Fixed(256)])
+}
+
+pub fn qlookup(_: &Attr, inputs: Inputs<'_>) -> Facts {
+    let x = typed(inputs, 0, DType::U8)?;
+    check_table(inputs, 1)?;
+    one(DType::U8, x.dims.to_vec())
 }
 
 /// A pad as wide as the window would make windows that see no data at all.
@@ -479,6 +501,12 @@ pub fn qgemm(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     number(1, "the row count", n)?;
     expect_dims(2, &typed(inputs, 2, DType::I32)?, &[n])?;
     expect_dims(3, &typed(inputs, 3, DType::F32)?, &[n])?;
+    if optional(inputs, 4).is_some() {
+        check_table(inputs, 4)?;
+        if a.out.is_none() {
+            return Err("has a table, but its result is not u8: give it an output scale".to_string());
+        }
+    }
     let dims = rows.iter().copied().chain([n]).collect();
     one(if a.out.is_some() { DType::U8 } else { DType::F32 }, dims)
 }
@@ -575,6 +603,15 @@ pub fn qadd(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let x = typed(inputs, 0, DType::U8)?;
     expect_dims(1, &typed(inputs, 1, DType::U8)?, x.dims)?;
     one(DType::U8, x.dims.to_vec())
+}
+
+pub fn qmul(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    let Attr::QMul(a) = attr else { return Err(wrong_attr(attr)) };
+    check_u8(&a.out)?;
+    check_zero("a_zero", a.a_zero)?;
+    check_zero("b_zero", a.b_zero)?;
+    let (x, y) = (typed(inputs, 0, DType::U8)?, typed(inputs, 1, DType::U8)?);
+    one(DType::U8, broadcast_dims(x.dims, y.dims)?)
 }
 
 // ---- reductions and layout -------------------------------------------------------------------------
@@ -780,6 +817,34 @@ pub fn concat(attr: &Attr, inputs: Inputs<'_>) -> Facts {
         dims[axis] = Dim::Fixed(a.checked_add(b).ok_or("the joined dimension overflows")?);
     }
     one(first.dtype, dims)
+}
+
+/// Height and width, larger by whole factors.
+fn resized(attr: &Attr, h: Dim, w: Dim) -> Result<[Dim; 2], String> {
+    let Attr::Resize(a) = attr else { return Err(wrong_attr(attr)) };
+    let larger = |what: &str, dim: Dim, scale: u32| match (dim, scale) {
+        (_, 0) => Err("scales must be at least 1".to_string()),
+        (dim, 1) => Ok(dim),
+        (dim, scale) => number(0, what, dim)?
+            .checked_mul(scale as u64)
+            .map(Dim::Fixed)
+            .ok_or_else(|| format!("{what} times {scale} overflows")),
+    };
+    Ok([larger("the height", h, a.scale[0])?, larger("the width", w, a.scale[1])?])
+}
+
+pub fn resize(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    let x = input(inputs, 0)?;
+    let [n, c, h, w] = rank(0, &x)?;
+    let [h, w] = resized(attr, h, w)?;
+    one(x.dtype, vec![n, c, h, w])
+}
+
+pub fn resize_nhwc(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    let x = input(inputs, 0)?;
+    let [n, h, w, c] = rank(0, &x)?;
+    let [h, w] = resized(attr, h, w)?;
+    one(x.dtype, vec![n, h, w, c])
 }
 
 // ---- quantisation ----------------------------------------------------------------------------------

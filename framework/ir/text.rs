@@ -228,6 +228,10 @@ fn attr_fields(attr: &Attr) -> Fields {
             requant_fields(&mut f, &q.out);
             unless(&mut f, "residual_mult", f32_text(q.residual_mult), q.residual_mult.to_bits() == 0);
             unless(&mut f, "residual_zero", q.residual_zero.to_string(), q.residual_zero == 0);
+            if let Some(late) = &q.late {
+                f.extend([("late_mult", f32_text(late.mult)), ("late_zero", late.zero.to_string())]);
+                f.push(("late_out", list(&[late.out.zero, late.out.lo, late.out.hi])));
+            }
         }
         Attr::QGemm(q) => {
             f.push(("x_zero", q.x_zero.to_string()));
@@ -263,6 +267,12 @@ fn attr_fields(attr: &Attr) -> Fields {
             f.push(("out_mult", f32_text(a.out_mult)));
             requant_fields(&mut f, &a.out);
         }
+        Attr::QMul(q) => {
+            f.extend([("a_zero", q.a_zero.to_string()), ("b_zero", q.b_zero.to_string())]);
+            f.push(("mult", f32_text(q.mult)));
+            requant_fields(&mut f, &q.out);
+        }
+        Attr::Resize(r) => f.push(("scale", list(&r.scale))),
     }
     f
 }
@@ -373,6 +383,13 @@ impl<'a> Read<'a> {
             hi: self.number("hi", None)?,
         })
     }
+
+    fn late_add(&mut self) -> Result<Option<LateAdd>, String> {
+        let Some(out) = self.list::<i32>("late_out")? else { return Ok(None) };
+        let [zero, lo, hi] = out[..] else { return Err("late_out must have 3 numbers".to_string()) };
+        let (mult, own_zero) = (self.float("late_mult", None)?, self.number("late_zero", None)?);
+        Ok(Some(LateAdd { mult, zero: own_zero, out: Requant { zero, lo, hi } }))
+    }
 }
 
 /// The attribute of a variant's name (as in the op table) from its fields.
@@ -408,6 +425,7 @@ fn attr_from(variant: &str, r: &mut Read<'_>) -> Result<Attr, String> {
             out: r.requant()?,
             residual_mult: r.float("residual_mult", Some(0.0))?,
             residual_zero: r.number("residual_zero", Some(0))?,
+            late: r.late_add()?,
         }),
         "QGemm" => {
             let x_zero = r.number("x_zero", None)?;
@@ -451,6 +469,13 @@ fn attr_from(variant: &str, r: &mut Read<'_>) -> Result<Attr, String> {
             out_mult: r.float("out_mult", None)?,
             out: r.requant()?,
         }),
+        "QMul" => Attr::QMul(QMulAttr {
+            a_zero: r.number("a_zero", None)?,
+            b_zero: r.number("b_zero", None)?,
+            mult: r.float("mult", None)?,
+            out: r.requant()?,
+        }),
+        "Resize" => Attr::Resize(ResizeAttr { scale: r.array("scale", None)? }),
         _ => Attr::None,
     })
 }

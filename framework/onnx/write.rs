@@ -222,6 +222,11 @@ impl NodeOut<'_> {
         self.attribute(name, AttributeType::Ints, AttributeProto { ints, ..AttributeProto::default() });
     }
 
+    pub fn text(&mut self, name: &str, text: &str) {
+        let s = text.as_bytes().to_vec().into();
+        self.attribute(name, AttributeType::String, AttributeProto { s, ..AttributeProto::default() });
+    }
+
     /// One more input, which is left out.
     pub fn absent(&mut self) {
         self.node.input.push(String::new());

@@ -8,7 +8,8 @@
 //! ```
 
 use super::packed::{LANES, Panels, Sections, expect, read};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks};
+use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks, lookup};
+use lacuna_ir::op::Requant;
 use std::arch::x86_64::*;
 
 pub(super) fn pack_i8(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
@@ -177,21 +178,56 @@ unsafe fn requant(
     acc: &[i32; LANES],
     residual: &[u8; LANES],
 ) -> [u8; LANES] {
-    let (lo, hi) = e.bounds();
+    let mut f = [_mm256_setzero_ps(); 2];
+    for v in 0..2 {
+        // SAFETY: `mult` points at 16 floats, the array holds 16.
+        unsafe {
+            let sum = _mm256_cvtepi32_ps(_mm256_loadu_si256(acc.as_ptr().add(v * 8).cast()));
+            f[v] = _mm256_mul_ps(sum, _mm256_loadu_ps(block.mult.add(v * 8)));
+        }
+    }
+    if e.has_residual && e.late.is_none() {
+        f = plus_residual(e, f, residual);
+    }
+    let mut q = rounded(f, Requant { zero: e.zero, lo: e.lo, hi: e.hi });
+    if let Some(table) = &e.table {
+        // SAFETY: the arrays hold 16 bytes.
+        unsafe {
+            let wide = _mm256_castsi128_si256(_mm_loadu_si128(q.as_ptr().cast()));
+            let found = _mm256_castsi256_si128(lookup::shuffle_avx2(table, wide));
+            _mm_storeu_si128(q.as_mut_ptr().cast(), found);
+        }
+    }
+    if let (true, Some(late)) = (e.has_residual, e.late) {
+        for v in 0..2 {
+            // SAFETY: the array holds 16 bytes.
+            let own = unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(q.as_ptr().add(v * 8).cast())) };
+            let own = _mm256_cvtepi32_ps(_mm256_sub_epi32(own, _mm256_set1_epi32(late.zero)));
+            f[v] = _mm256_mul_ps(own, _mm256_set1_ps(late.mult));
+        }
+        q = rounded(plus_residual(e, f, residual), late.out);
+    }
+    q
+}
+
+#[target_feature(enable = "avx2")]
+fn plus_residual(e: &QEpilogue, mut f: [__m256; 2], residual: &[u8; LANES]) -> [__m256; 2] {
+    for v in 0..2 {
+        // SAFETY: the array holds 16 bytes.
+        let r = unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(residual.as_ptr().add(v * 8).cast())) };
+        let r = _mm256_cvtepi32_ps(_mm256_sub_epi32(r, _mm256_set1_epi32(e.residual_zero)));
+        f[v] = _mm256_add_ps(f[v], _mm256_mul_ps(r, _mm256_set1_ps(e.residual_mult)));
+    }
+    f
+}
+
+#[target_feature(enable = "avx2")]
+fn rounded(f: [__m256; 2], out: Requant) -> [u8; LANES] {
+    let (lo, hi) = ((out.lo - out.zero) as f32, (out.hi - out.zero) as f32);
     let mut q = [_mm256_setzero_si256(); 2];
     for v in 0..2 {
-        // SAFETY: `mult` points at 16 floats, the arrays hold 16.
-        unsafe {
-            let f = _mm256_cvtepi32_ps(_mm256_loadu_si256(acc.as_ptr().add(v * 8).cast()));
-            let mut f = _mm256_mul_ps(f, _mm256_loadu_ps(block.mult.add(v * 8)));
-            if e.has_residual {
-                let r = _mm256_cvtepu8_epi32(_mm_loadl_epi64(residual.as_ptr().add(v * 8).cast()));
-                let r = _mm256_cvtepi32_ps(_mm256_sub_epi32(r, _mm256_set1_epi32(e.residual_zero)));
-                f = _mm256_add_ps(f, _mm256_mul_ps(r, _mm256_set1_ps(e.residual_mult)));
-            }
-            f = _mm256_min_ps(_mm256_max_ps(f, _mm256_set1_ps(lo)), _mm256_set1_ps(hi));
-            q[v] = _mm256_add_epi32(_mm256_cvtps_epi32(f), _mm256_set1_epi32(e.zero));
-        }
+        let f = _mm256_min_ps(_mm256_max_ps(f[v], _mm256_set1_ps(lo)), _mm256_set1_ps(hi));
+        q[v] = _mm256_add_epi32(_mm256_cvtps_epi32(f), _mm256_set1_epi32(out.zero));
     }
     let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(q[0], q[1]));
     let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));

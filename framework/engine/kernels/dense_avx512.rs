@@ -11,7 +11,8 @@
 //! ```
 
 use super::packed::{Panels, Sections, expect, read};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks};
+use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks, lookup};
+use lacuna_ir::op;
 use std::arch::x86_64::*;
 
 const PANEL: usize = 64;
@@ -21,33 +22,121 @@ pub(super) fn pack_i8(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     Panels::new(g, 4, 1).pack::<1>(b"D64i", weights, g, PANEL, |slot| slot)
 }
 
-/// Constants of an integer epilogue, one register each.
+/// How f32 results become bytes: bounds and zero point, one register each.
 #[derive(Clone, Copy)]
-pub(super) struct Requant {
+pub(super) struct Rounding {
     zero: __m512i,
     lo: __m512,
     hi: __m512,
-    residual_zero: __m512i,
-    residual_mult: __m512,
     zero_words: __m512i,
     lo_bytes: __m512i,
-    has_residual: bool,
+}
+
+impl Rounding {
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub fn new(out: op::Requant) -> Rounding {
+        Rounding {
+            zero: _mm512_set1_epi32(out.zero),
+            lo: _mm512_set1_ps((out.lo - out.zero) as f32),
+            hi: _mm512_set1_ps((out.hi - out.zero) as f32),
+            zero_words: _mm512_set1_epi16(out.zero as i16),
+            lo_bytes: _mm512_set1_epi8(out.lo as i8),
+        }
+    }
+
+    /// Clamped and rounded, without the zero point.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn round(&self, f: __m512) -> __m512i {
+        _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(f, self.lo), self.hi))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn bytes(&self, f: __m512) -> __m128i {
+        _mm512_cvtepi32_epi8(_mm512_add_epi32(self.round(f), self.zero))
+    }
+
+    /// Packing works within 128 bits: dword 4 * k + i of the result holds lanes 4 * k.. of vector i.
+    ///
+    /// Clamping after rounding is the same, because bounds are integers; only `hi` must come before the conversion to
+    /// i32, which turns what is too large into the smallest number. Packing saturates what is too small.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub fn four(&self, f: [__m512; 4]) -> __m512i {
+        let mut q = [_mm512_setzero_si512(); 4];
+        for i in 0..4 {
+            q[i] = _mm512_cvtps_epi32(_mm512_min_ps(f[i], self.hi));
+        }
+        let low = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), self.zero_words);
+        let high = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), self.zero_words);
+        _mm512_max_epu8(_mm512_packus_epi16(low, high), self.lo_bytes)
+    }
+}
+
+/// How bytes are looked up in a table of 256.
+#[derive(Clone, Copy, PartialEq)]
+enum Lookup {
+    None,
+    /// `vpshufb`, 16 entries at a time.
+    Shuffle,
+    /// `vpermi2b` (VBMI), 128 entries at a time.
+    Permute,
+}
+
+/// Constants of an integer epilogue, one register each.
+#[derive(Clone, Copy)]
+pub(super) struct Requant {
+    out: Rounding,
+    /// The residual is added before the rounding, or to the rounded result.
+    early: bool,
+    late: bool,
+    residual_zero: __m512i,
+    residual_mult: __m512,
+    late_zero: __m512i,
+    late_mult: __m512,
+    /// What turns a result without its zero point into one without `late_zero`.
+    late_shift: __m512i,
+    sum: Rounding,
+    lookup: Lookup,
+    table: [__m512i; 4],
     pub out_f32: bool,
 }
 
 impl Requant {
+    /// For any row of AVX-512.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub fn new(e: &QEpilogue) -> Requant {
-        let (lo, hi) = e.bounds();
+        Requant::with(e, Lookup::Shuffle)
+    }
+
+    /// For rows that ask for VBMI.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    pub fn new_vbmi(e: &QEpilogue) -> Requant {
+        Requant::with(e, Lookup::Permute)
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn with(e: &QEpilogue, lookup: Lookup) -> Requant {
+        let out = op::Requant { zero: e.zero, lo: e.lo, hi: e.hi };
+        let late = e.late.unwrap_or(op::LateAdd { mult: 0.0, zero: 0, out });
+        let mut table = [_mm512_setzero_si512(); 4];
+        if let Some(bytes) = &e.table {
+            // SAFETY: 256 bytes are four registers.
+            table = [0, 64, 128, 192].map(|at| unsafe { _mm512_loadu_si512(bytes.as_ptr().add(at).cast()) });
+        }
         Requant {
-            zero: _mm512_set1_epi32(e.zero),
-            lo: _mm512_set1_ps(lo),
-            hi: _mm512_set1_ps(hi),
+            out: Rounding::new(out),
+            early: e.has_residual && e.late.is_none(),
+            late: e.has_residual && e.late.is_some(),
             residual_zero: _mm512_set1_epi32(e.residual_zero),
             residual_mult: _mm512_set1_ps(e.residual_mult),
-            zero_words: _mm512_set1_epi16(e.zero as i16),
-            lo_bytes: _mm512_set1_epi8(e.lo as i8),
-            has_residual: e.has_residual,
+            late_zero: _mm512_set1_epi32(late.zero),
+            late_mult: _mm512_set1_ps(late.mult),
+            late_shift: _mm512_set1_epi32(e.zero - late.zero),
+            sum: Rounding::new(late.out),
+            lookup: if e.table.is_some() { lookup } else { Lookup::None },
+            table,
             out_f32: e.out_f32,
         }
     }
@@ -55,6 +144,33 @@ impl Requant {
     /// Bytes of an element of y.
     pub fn y_size(&self) -> usize {
         if self.out_f32 { 4 } else { 1 }
+    }
+
+    /// `f` and the residual's bytes, one per lane.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn plus_residual(&self, f: __m512, r: __m512i) -> __m512 {
+        let r = _mm512_cvtepi32_ps(_mm512_sub_epi32(r, self.residual_zero));
+        _mm512_add_ps(f, _mm512_mul_ps(r, self.residual_mult))
+    }
+
+    /// The sum of rounded results, without `late_zero`, and the residual's bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn late_sum(&self, q: __m512i, r: __m512i) -> __m512 {
+        self.plus_residual(_mm512_mul_ps(_mm512_cvtepi32_ps(q), self.late_mult), r)
+    }
+
+    /// `table[q]` for every byte.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn looked_up(&self, q: __m512i) -> __m512i {
+        match self.lookup {
+            Lookup::None => q,
+            Lookup::Shuffle => lookup::shuffle(&self.table, q),
+            // SAFETY: only rows that ask for VBMI set this.
+            Lookup::Permute => unsafe { lookup::permute(&self.table, q) },
+        }
     }
 
     /// Writes the channels in `mask` of one pixel; `y` and `r` point at the first of 16 channels.
@@ -71,17 +187,24 @@ impl Requant {
                 _mm512_mask_storeu_ps(y.cast(), mask, f);
                 return;
             }
-            if self.has_residual {
-                let r = if mask == 0xffff {
-                    _mm_loadu_si128(r.cast())
-                } else {
-                    _mm_maskz_loadu_epi8(mask, r.cast())
-                };
-                let r = _mm512_sub_epi32(_mm512_cvtepu8_epi32(r), self.residual_zero);
-                f = _mm512_add_ps(f, _mm512_mul_ps(_mm512_cvtepi32_ps(r), self.residual_mult));
+            let mut residual = _mm512_setzero_si512();
+            if self.early || self.late {
+                residual = _mm512_cvtepu8_epi32(match mask {
+                    0xffff => _mm_loadu_si128(r.cast()),
+                    mask => _mm_maskz_loadu_epi8(mask, r.cast()),
+                });
             }
-            f = _mm512_min_ps(_mm512_max_ps(f, self.lo), self.hi);
-            let bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(f), self.zero));
+            if self.early {
+                f = self.plus_residual(f, residual);
+            }
+            let mut bytes = self.out.bytes(f);
+            if self.lookup != Lookup::None {
+                bytes = _mm512_castsi512_si128(self.looked_up(_mm512_castsi128_si512(bytes)));
+            }
+            if self.late {
+                let q = _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), self.late_zero);
+                bytes = self.sum.bytes(self.late_sum(q, residual));
+            }
             if mask == 0xffff {
                 _mm_storeu_si128(y.cast(), bytes);
             } else {
@@ -90,33 +213,65 @@ impl Requant {
         }
     }
 
+    /// Whether results are bytes that need no more than their residual: what [`Requant::store_four`] does.
+    pub fn is_plain(&self) -> bool {
+        !self.out_f32 && !self.late && self.lookup == Lookup::None
+    }
+
     /// Writes 16 channels of each of four pixels (or 64 of one): `rows` are the four sums, their multipliers, and
-    /// where y and the residual of each begin. For bytes only.
+    /// where y and the residual of each begin. For plain results only: kernels inline this where registers are few.
     ///
     /// # Safety
-    /// All 16 channels may be written at each y and, with a residual, read at each r; `out_f32` is false.
+    /// All 16 channels may be written at each y and, with a residual, read at each r; `is_plain` is true.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub unsafe fn store_four(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
-        let sums = rows.map(|(acc, mult, ..)| (acc, mult));
-        // SAFETY: 16 channels are readable at each r.
-        let residual = |i: usize| unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(rows[i].3.cast())) };
-        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        let bytes = _mm512_permutexvar_epi32(order, self.four_as_bytes(sums, residual));
+        let mut f = [_mm512_setzero_ps(); 4];
+        for i in 0..4 {
+            let (acc, mult, _, r) = rows[i];
+            f[i] = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), mult);
+            if self.early {
+                // SAFETY: 16 channels are readable at `r`.
+                let r = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(r.cast())) };
+                f[i] = self.plus_residual(f[i], r);
+            }
+        }
         // SAFETY: 16 channels may be written at each y.
+        unsafe { write_four(in_order(self.out.four(f)), rows.map(|row| row.2)) };
+    }
+
+    /// Writes the channels in `mask` of any number of pixels, whatever the epilogue: `row(i)` is the multiplier of sum
+    /// `i`, and where its y and residual begin.
+    ///
+    /// # Safety
+    /// The channels in `mask` may be written at each y and, with a residual, read at each r.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn store_all(
+        &self,
+        sums: &[__m512i],
+        mask: __mmask16,
+        row: impl Fn(usize) -> (__m512, *mut u8, *const u8),
+    ) {
+        let mut i = 0;
+        // SAFETY: the caller's promise; whole vectors are touched only for a full mask.
         unsafe {
-            _mm_storeu_si128(rows[0].2.cast(), _mm512_castsi512_si128(bytes));
-            _mm_storeu_si128(rows[1].2.cast(), _mm512_extracti32x4_epi32::<1>(bytes));
-            _mm_storeu_si128(rows[2].2.cast(), _mm512_extracti32x4_epi32::<2>(bytes));
-            _mm_storeu_si128(rows[3].2.cast(), _mm512_extracti32x4_epi32::<3>(bytes));
+            while mask == 0xffff && !self.out_f32 && i + 4 <= sums.len() {
+                let rows = [row(i), row(i + 1), row(i + 2), row(i + 3)];
+                let four = [0, 1, 2, 3].map(|k| (sums[i + k], rows[k].0));
+                let residual = |k: usize| _mm512_cvtepu8_epi32(_mm_loadu_si128(rows[k].2.cast()));
+                write_four(in_order(self.four_as_bytes(four, residual)), rows.map(|row| row.1));
+                i += 4;
+            }
+            for (k, &sum) in sums.iter().enumerate().skip(i) {
+                let (mult, y, r) = row(k);
+                self.store(sum, mult, mask, y, r);
+            }
         }
     }
 
-    /// Results of four vectors of sums, as bytes. Packing works within 128 bits: dword 4 * k + i of the result holds
-    /// lanes 4 * k.. of vector i. `residual(i)` has the residual's bytes of vector i, and is asked only if there is one.
-    ///
-    /// Clamping after rounding is the same, because bounds are integers; only `hi` must come before the conversion to
-    /// i32, which turns what is too large into the smallest number. Packing saturates what is too small.
+    /// Results of four vectors of sums and multipliers as bytes: dword 4 * k + i of the result holds lanes 4 * k.. of
+    /// vector i. `residual(i)` has the residual's bytes of vector i, one per lane, and is asked only if there is one.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub fn four_as_bytes(
@@ -124,20 +279,60 @@ impl Requant {
         sums: [(__m512i, __m512); 4],
         residual: impl Fn(usize) -> __m512i,
     ) -> __m512i {
-        let mut q = [_mm512_setzero_si512(); 4];
+        let mut f = [_mm512_setzero_ps(); 4];
         for i in 0..4 {
-            let (acc, mult) = sums[i];
-            let mut f = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), mult);
-            if self.has_residual {
-                let r = _mm512_sub_epi32(residual(i), self.residual_zero);
-                f = _mm512_add_ps(f, _mm512_mul_ps(_mm512_cvtepi32_ps(r), self.residual_mult));
+            f[i] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i].0), sums[i].1);
+            if self.early {
+                f[i] = self.plus_residual(f[i], residual(i));
             }
-            q[i] = _mm512_cvtps_epi32(_mm512_min_ps(f, self.hi));
         }
-        let low = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), self.zero_words);
-        let high = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), self.zero_words);
-        _mm512_max_epu8(_mm512_packus_epi16(low, high), self.lo_bytes)
+        if !self.late {
+            return self.looked_up(self.out.four(f));
+        }
+        let mut q = [_mm512_setzero_si512(); 4];
+        if self.lookup == Lookup::None {
+            for i in 0..4 {
+                q[i] = _mm512_add_epi32(self.out.round(f[i]), self.late_shift);
+            }
+        } else {
+            let bytes = in_order(self.looked_up(self.out.four(f)));
+            let rows = [
+                _mm512_castsi512_si128(bytes),
+                _mm512_extracti32x4_epi32::<1>(bytes),
+                _mm512_extracti32x4_epi32::<2>(bytes),
+                _mm512_extracti32x4_epi32::<3>(bytes),
+            ];
+            for i in 0..4 {
+                q[i] = _mm512_sub_epi32(_mm512_cvtepu8_epi32(rows[i]), self.late_zero);
+            }
+        }
+        for i in 0..4 {
+            f[i] = self.late_sum(q[i], residual(i));
+        }
+        self.sum.four(f)
     }
+}
+
+/// # Safety
+/// 16 bytes may be written at each address.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn write_four(bytes: __m512i, y: [*mut u8; 4]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        _mm_storeu_si128(y[0].cast(), _mm512_castsi512_si128(bytes));
+        _mm_storeu_si128(y[1].cast(), _mm512_extracti32x4_epi32::<1>(bytes));
+        _mm_storeu_si128(y[2].cast(), _mm512_extracti32x4_epi32::<2>(bytes));
+        _mm_storeu_si128(y[3].cast(), _mm512_extracti32x4_epi32::<3>(bytes));
+    }
+}
+
+/// Dword 4 * k + i goes to 4 * i + k: the bytes of four vectors one vector after another.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn in_order(bytes: __m512i) -> __m512i {
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_permutexvar_epi32(order, bytes)
 }
 
 /// Lanes of the vector that starts at channel `first` and lie before `end`.
@@ -198,12 +393,41 @@ pub(super) unsafe fn run_i8(
     y: *mut u8,
     tile: &Tile,
 ) {
+    // SAFETY: the caller's promise, which includes the processor.
+    unsafe { run(g, e, &Requant::new(e), packed, x, r, y, tile) }
+}
+
+/// The same with a faster look-up of bytes.
+///
+/// # Safety
+/// See [`super::RunFn`].
+pub(super) unsafe fn run_i8_vbmi(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    // SAFETY: the caller's promise, which includes the processor.
+    unsafe { run(g, e, &Requant::new_vbmi(e), packed, x, r, y, tile) }
+}
+
+unsafe fn run(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    q: &Requant,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
     debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
     debug_assert!((tile.ocs.start as usize).is_multiple_of(PANEL));
     let s = read(b"D64i", g, packed);
     let y_size = if e.out_f32 { 4 } else { 1 };
-    // SAFETY: the caller vouches for the processor.
-    let q = unsafe { Requant::new(e) };
     let (flat, tile) = g.flattened(tile, e.has_residual);
     let steps = s.table.len() * s.args[0] as usize;
     for first in tile.ocs.clone().step_by(PANEL) {
@@ -230,7 +454,7 @@ pub(super) unsafe fn run_i8(
                         y: y.add((flat.y_at(row, cols.start) + first) * y_size),
                         r: if e.has_residual { r.add(flat.r_at(row, cols.start) + first) } else { r },
                     };
-                    int8::BLOCKS[vectors - 1][cols.len() - 1](&panel, &q, at);
+                    int8::BLOCKS[vectors - 1][cols.len() - 1](&panel, q, at);
                 }
             }
         }

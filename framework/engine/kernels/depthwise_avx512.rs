@@ -145,11 +145,40 @@ pub(super) unsafe fn run(
     y: *mut u8,
     tile: &Tile,
 ) {
+    // SAFETY: the caller's promise, which includes the processor.
+    unsafe { run_with(g, e, &Requant::new(e), packed, x, r, y, tile) }
+}
+
+/// The same with a faster look-up of bytes.
+///
+/// # Safety
+/// See [`super::RunFn`].
+pub(super) unsafe fn run_vbmi(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    // SAFETY: the caller's promise, which includes the processor.
+    unsafe { run_with(g, e, &Requant::new_vbmi(e), packed, x, r, y, tile) }
+}
+
+unsafe fn run_with(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    requant: &Requant,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
     debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
     debug_assert!((tile.ocs.start as usize).is_multiple_of(BLOCK) && !e.out_f32);
     let s = read(FORMAT, g, packed);
-    // SAFETY: the caller vouches for the processor.
-    let requant = unsafe { Requant::new(e) };
     let mut scratch = Scratch(MaybeUninit::uninit());
     let mut row = tile.rows.start;
     while row < tile.rows.end {
@@ -158,7 +187,7 @@ pub(super) unsafe fn run(
         let (x_at, y_at) = (g.x_at(row, tile.cols.start), g.y_at(row, tile.cols.start));
         let r_at = if e.has_residual { g.r_at(row, tile.cols.start) } else { 0 };
         for first in tile.ocs.clone().step_by(BLOCK) {
-            let block = block(g, e, &s, &requant, tile, first);
+            let block = block(g, e, &s, requant, tile, first);
             let first = first as usize;
             // SAFETY: the rows, columns and channels belong to the tile.
             unsafe {

@@ -13,7 +13,7 @@
 //!
 //! Arithmetic is that of `lacuna_ir`'s `QConv`, `QGemm` and `FusedConv`. Integer kernels equal it bit for bit:
 //! `f = acc as f32 * mult`, a residual is a separate multiplication and addition, `f` is clamped as a float,
-//! rounded to nearest even, and gets its zero point. Float kernels may sum in any order and fuse
+//! rounded to nearest even, and gets its zero point; then come the table and the late residual, if there are such. Float kernels may sum in any order and fuse
 //! multiplication and addition: `|y - exact| <= 1.01 * (K + 3) * 2^-24 * (Σ|x·w| + |bias| + |residual|)`
 //! for K products, as for any order of summation (Higham, Accuracy and Stability, section 3.1).
 
@@ -24,6 +24,7 @@ pub(crate) use packed::count_nonzeros;
 
 use crate::memory::AlignedBytes;
 use crate::target::Isa;
+use lacuna_ir::op::{LateAdd, Requant};
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
@@ -38,6 +39,8 @@ mod depthwise_avx512;
 #[cfg(target_arch = "x86_64")]
 mod interleave;
 pub mod lane_gather;
+#[cfg(target_arch = "x86_64")]
+mod lookup;
 mod packed;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -98,8 +101,12 @@ pub struct QEpilogue {
     pub lo: i32,
     pub hi: i32,
     pub has_residual: bool,
-    /// y is f32 and gets `acc * mult`: no residual, no clamp.
+    /// y is f32 and gets `acc * mult`: no residual, no clamp, no table.
     pub out_f32: bool,
+    /// What each rounded result becomes.
+    pub table: Option<[u8; 256]>,
+    /// The residual is added after the table, and the sum rounded again.
+    pub late: Option<LateAdd>,
     pub min: f32,
     pub max: f32,
 }
@@ -248,6 +255,28 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         supports: depthwise_avx512::supports,
         pack: depthwise_avx512::pack,
         run: depthwise_avx512::run,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "dwconv_i8_4x64_avx512vbmi",
+        isa: Isa::Avx512Vbmi,
+        dtype: KernelType::Int8,
+        sparse: false,
+        oc_granule: 64,
+        supports: depthwise_avx512::supports,
+        pack: depthwise_avx512::pack,
+        run: depthwise_avx512::run_vbmi,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_i8_6x64_avx512vbmi",
+        isa: Isa::Avx512Vbmi,
+        dtype: KernelType::Int8,
+        sparse: false,
+        oc_granule: 64,
+        supports: one_group,
+        pack: dense_avx512::pack_i8,
+        run: dense_avx512::run_i8_vbmi,
     },
     #[cfg(target_arch = "x86_64")]
     ConvKernel {
@@ -413,12 +442,20 @@ impl ConvGeom {
 impl QEpilogue {
     /// The one definition of requantisation; vector code repeats it operation by operation.
     fn requant(&self, acc: i32, mult: f32, residual: Option<u8>) -> u8 {
-        let mut f = acc as f32 * mult;
-        if let Some(r) = residual {
-            f += (r as i32 - self.residual_zero) as f32 * self.residual_mult;
-        }
+        let addend = residual.map(|r| (r as i32 - self.residual_zero) as f32 * self.residual_mult);
+        let f = acc as f32 * mult;
+        let early = addend.filter(|_| self.late.is_none());
         let (lo, hi) = self.bounds();
-        ((f.max(lo).min(hi)).round_ties_even() as i32 + self.zero) as u8
+        let mut q = round(early.map_or(f, |r| f + r), lo, hi, self.zero);
+        if let Some(table) = &self.table {
+            q = table[q as usize];
+        }
+        if let (Some(late), Some(r)) = (self.late, addend) {
+            let f = (q as i32 - late.zero) as f32 * late.mult;
+            let Requant { zero, lo, hi } = late.out;
+            q = round(f + r, (lo - zero) as f32, (hi - zero) as f32, zero);
+        }
+        q
     }
 
     /// Bounds of a result before its zero point is added.
@@ -431,6 +468,10 @@ impl QEpilogue {
         let f = if f < self.min { self.min } else { f };
         if f > self.max { self.max } else { f }
     }
+}
+
+fn round(f: f32, lo: f32, hi: f32, zero: i32) -> u8 {
+    (f.max(lo).min(hi).round_ties_even() as i32 + zero) as u8
 }
 
 /// Cuts `range` into the fewest blocks of at most `most`, as even as can be.

@@ -5,12 +5,14 @@
 //! operand's first element; strides count elements. Integer results equal `lacuna_ir::reference` bit for bit.
 
 use crate::target::Isa;
-use lacuna_ir::op::{ClipAttr, QAddAttr, Requant};
+use lacuna_ir::op::{ClipAttr, QAddAttr, QMulAttr, Requant};
 use lacuna_ir::reference::fixed::erf_value;
 use std::ops::Range;
 
 #[path = "steps_attention.rs"]
 mod attention;
+#[path = "steps_bytes.rs"]
+mod bytes;
 #[path = "steps_matrix.rs"]
 mod matrix;
 #[path = "steps_pool.rs"]
@@ -171,6 +173,9 @@ pub enum MapOp {
     /// x i32, scale f32.
     DequantizeI32,
     QAdd(QAddAttr),
+    QMul(QMulAttr),
+    /// x u8, table u8[256].
+    QLookup,
 }
 
 impl MapOp {
@@ -200,6 +205,8 @@ impl MapOp {
             MapOp::DequantizeI8 => "dequantize_i8",
             MapOp::DequantizeI32 => "dequantize_i32",
             MapOp::QAdd(_) => "qadd_u8",
+            MapOp::QMul(_) => "qmul_u8",
+            MapOp::QLookup => "lookup_u8",
         }
     }
 }
@@ -265,14 +272,25 @@ macro_rules! by_isa {
 }
 pub(crate) use by_isa;
 
+/// Runs one part of a map.
+///
+/// # Safety
+/// The processor has `isa`. `p[a]` points at operand `a`'s first element and every element that `s.nd`
+/// addresses is in its buffer, of the operand's type, aligned; nobody writes the inputs meanwhile, and the
+/// result overlaps no input. A table has 256 elements.
+pub unsafe fn run_map(isa: Isa, s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !bytes::run_map(isa, s, p, part, parts) {
+            run_plain_map(isa, s, p, part, parts);
+        }
+    }
+}
+
 by_isa! {
-    /// Runs one part of a map.
-    ///
     /// # Safety
-    /// The processor has `isa`. `p[a]` points at operand `a`'s first element and every element that `s.nd`
-    /// addresses is in its buffer, of the operand's type, aligned; nobody writes the inputs meanwhile, and the
-    /// result overlaps no input.
-    run_map, map, (s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize)
+    /// As [`run_map`].
+    run_plain_map, map, (s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize)
 }
 
 #[inline(always)]
@@ -313,6 +331,14 @@ unsafe fn map(s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
                 let fb = (b as i32 - q.b_zero) as f32 * q.b_mult;
                 requantize(fa + fb, q.out)
             }),
+            QMul(q) => m.binary(move |a: u8, b: u8| {
+                let factor = (b as i32 - q.b_zero) as f32 * q.mult;
+                requantize((a as i32 - q.a_zero) as f32 * factor, q.out)
+            }),
+            QLookup => {
+                let table = *p[2].cast::<[u8; 256]>();
+                m.unary(move |x: u8| table[x as usize])
+            }
         }
     }
 }

@@ -403,8 +403,9 @@ fn check_integer_layer(kernels: &[&ConvKernel], s: &Shape, sparsity: f32, extrem
         hi: noise.pick(&[255, zero.max(100)]),
         has_residual,
         out_f32,
-        min: 0.0,
-        max: 0.0,
+        table: (!out_f32 && noise.below(3) == 0).then(|| std::array::from_fn(|_| noise.next() as u8)),
+        late: (has_residual && noise.below(2) == 0).then(|| random_late(ties, noise)),
+        ..plain_epilogue()
     };
     let residual: Vec<u8> = (0..g.rows * g.ow * s.oc).map(|_| noise.next() as u8).collect();
     let at_end = noise.below(4) != 0;
@@ -441,6 +442,13 @@ fn check_integer_layer(kernels: &[&ConvKernel], s: &Shape, sparsity: f32, extrem
             }
         }
     }
+}
+
+fn random_late(ties: bool, noise: &mut Noise) -> op::LateAdd {
+    let zero = noise.pick(&[0, 128, 255, 9]);
+    let out = op::Requant { zero, lo: noise.pick(&[0, zero]), hi: noise.pick(&[255, zero.max(90)]) };
+    let mult = if ties { 0.5 } else { noise.float().abs() * 1.5 };
+    op::LateAdd { mult, zero: noise.pick(&[0, 128, 40]), out }
 }
 
 /// Sums for which a fused multiplication and addition of the residual would give another result.
@@ -527,6 +535,8 @@ fn plain_epilogue() -> QEpilogue {
         hi: 255,
         has_residual: false,
         out_f32: false,
+        table: None,
+        late: None,
         min: f32::NEG_INFINITY,
         max: f32::INFINITY,
     }
@@ -598,9 +608,12 @@ fn integer_reference(
         out,
         residual_mult: e.residual_mult,
         residual_zero: e.residual_zero,
+        late: e.late,
     });
     let r = e.has_residual.then_some(&r);
-    let y = (OpKind::QConv.row().eval)(&attr, &[Some(&x), Some(&w), Some(&bias), Some(&mult), r]);
+    let table = e.table.map(|t| Tensor::from_u8(&[256], t.to_vec()));
+    let inputs = [Some(&x), Some(&w), Some(&bias), Some(&mult), r, table.as_ref()];
+    let y = (OpKind::QConv.row().eval)(&attr, &inputs);
     Integer::Bytes(y.expect("valid").remove(0).as_u8().expect("u8").to_vec())
 }
 
@@ -626,18 +639,7 @@ fn check_float_layer(kernels: &[&ConvKernel], s: &Shape, sparsity: f32, noise: &
     w.iter_mut().for_each(|v| *v = if (noise.float() + 1.0) / 2.0 < sparsity { 0.0 } else { *v });
     let has_residual = noise.below(2) == 0;
     let (min, max) = noise.pick(&[(f32::NEG_INFINITY, f32::INFINITY), (0.0, f32::INFINITY), (0.0, 0.75)]);
-    let e = QEpilogue {
-        x_zero: 0,
-        residual_mult: 0.0,
-        residual_zero: 0,
-        zero: 0,
-        lo: 0,
-        hi: 0,
-        has_residual,
-        out_f32: false,
-        min,
-        max,
-    };
+    let e = QEpilogue { has_residual, min, max, ..plain_epilogue() };
     // All that is not data is NaN: 0 * NaN would show.
     let nan = f32::NAN.to_bits().to_le_bytes();
     let mut k = 0;

@@ -121,6 +121,13 @@ pub fn pool_nhwc(g: &mut Graph, at: OpId, kind: OpKind, attr: PoolAttr, x: Value
     transpose_before(g, at, y, &TO_NCHW)
 }
 
+pub fn resize_nhwc(g: &mut Graph, at: OpId, x: ValueId) -> Result<ValueId> {
+    let name = g.op_name[at].clone();
+    let x = transpose_before(g, at, x, &TO_NHWC)?;
+    let y = op_before(g, at, OpKind::ResizeNhwc, g.op_attr[at], &name, &[x])?;
+    transpose_before(g, at, y, &TO_NCHW)
+}
+
 fn finish_with_dequantise(g: &mut Graph, op: OpId, dq: OpId, y: ValueId) -> Result<bool> {
     let mut inputs = g.inputs_of(dq).to_vec();
     inputs[0] = y;
@@ -317,7 +324,8 @@ fn match_conv(g: &Graph, uses: &Uses, op: OpId) -> Option<ConvRewrite> {
         Some((_, r)) => ((r.scale as f64 / tail.scale as f64) as f32, r.zero),
         None => (0.0, 0),
     };
-    let attr = QConvAttr { conv, x_zero: x_params.zero, out: tail.out, residual_mult, residual_zero };
+    let attr =
+        QConvAttr { conv, x_zero: x_params.zero, out: tail.out, residual_mult, residual_zero, late: None };
     let mult = multipliers(x_params.scale, &w.scales, tail.scale)?;
     Some(ConvRewrite { x, w, bias, mult, attr, tail })
 }

@@ -1,7 +1,7 @@
 //! f32 convolutions, pools and means become their fused NHWC forms, with transposes at the borders
 //! (`settle_layout` moves and cancels those). What quantisation left over is folded here too.
 
-use super::lower_qdq::pool_nhwc;
+use super::lower_qdq::{pool_nhwc, resize_nhwc};
 use super::rewrite::*;
 use crate::error::Result;
 use crate::target::Target;
@@ -25,6 +25,7 @@ pub fn to_nhwc(g: &mut Graph, _: &Target) -> Result<usize> {
             (OpKind::AveragePool, Attr::Pool(attr)) => {
                 replace(g, op, |g, x| pool_nhwc(g, op, OpKind::AveragePoolNhwc, attr, x))?
             }
+            (OpKind::Resize, _) => replace(g, op, |g, x| resize_nhwc(g, op, x))?,
             (OpKind::GlobalAveragePool | OpKind::ReduceMean, _) => mean_nhwc(g, op)?,
             _ => false,
         };

@@ -16,7 +16,7 @@ use crate::kernels::steps::*;
 use crate::kernels::{READ_AFTER, READ_BEFORE};
 use crate::memory::LINE;
 use crate::target::Target;
-use lacuna_ir::op::{PoolAttr, Requant};
+use lacuna_ir::op::{PoolAttr, Requant, ResizeAttr};
 use lacuna_ir::{Attr, DType, Def, Graph, Id, OpId, OpKind, Range32, ValueId, element_count};
 
 struct Buffer {
@@ -334,6 +334,20 @@ impl Builder<'_> {
                 let y = self.output_place()?;
                 self.map(MapOp::QAdd(a), &y, 1, &[(&a_place, 1), (&b_place, 1)])
             }
+            (OpKind::QMul, Attr::QMul(m)) => {
+                self.eight_bit(m.out)?;
+                self.eight_bit_zeros(&[m.a_zero, m.b_zero])?;
+                let (a_place, b_place) = (self.input(op, 0)?, self.input(op, 1)?);
+                let y = self.output_place()?;
+                self.map(MapOp::QMul(m), &y, 1, &[(&a_place, 1), (&b_place, 1)])
+            }
+            (OpKind::QLookup, _) => {
+                let (x, table) = (self.input(op, 0)?, self.input(op, 1)?);
+                let y = self.output_place()?;
+                let strides = [x.strides.clone(), vec![0; x.dims.len()]];
+                self.map_strided(MapOp::QLookup, &y, 1, &[(&x, 1), (&table, 1)], &strides)
+            }
+            (ResizeNhwc, Attr::Resize(r)) => self.resize(op, r),
             (QuantizeLinear | DequantizeLinear, Attr::Axis(axis)) => self.scaled(op, axis),
             (Concat, Attr::Axis(axis)) => self.concat(op, axis),
             (MaxPoolNhwc | AveragePoolNhwc, Attr::Pool(attr)) => self.pool(op, attr),
@@ -480,6 +494,23 @@ impl Builder<'_> {
             self.copy(from, &to, dtype)?;
         }
         Ok(())
+    }
+
+    /// A copy over [N, H, scale, W, scale, C]: the input stands still along the two scales.
+    fn resize(&mut self, op: OpId, attr: ResizeAttr) -> Result<()> {
+        let dtype = self.g.value_dtype[self.g.inputs_of(op)[0]];
+        let (x, y) = (self.input(op, 0)?, self.output_place()?);
+        let [sh, sw] = attr.scale.map(|s| s as usize);
+        let split = |p: &Place, inside: [usize; 2]| Place {
+            dims: vec![x.dims[0], x.dims[1], sh, x.dims[2], sw, x.dims[3]],
+            strides: vec![p.strides[0], p.strides[1], inside[0], p.strides[2], inside[1], p.strides[3]],
+            ..p.clone()
+        };
+        let from = split(&x, [0, 0]);
+        let mut to = split(&y, [y.strides[1], y.strides[2]]);
+        to.strides[1] *= sh;
+        to.strides[3] *= sw;
+        self.copy(&from, &to, dtype)
     }
 
     /// An NHWC value whose channels lie side by side.

@@ -105,6 +105,8 @@ const NO_EPILOGUE: QEpilogue = QEpilogue {
     hi: 255,
     has_residual: false,
     out_f32: false,
+    table: None,
+    late: None,
     min: f32::NEG_INFINITY,
     max: f32::INFINITY,
 };
@@ -114,6 +116,15 @@ fn quantised(x_zero: i32, out: Option<Requant>) -> QEpilogue {
     match out {
         Some(Requant { zero, lo, hi }) => QEpilogue { zero, lo, hi, ..base },
         None => QEpilogue { out_f32: true, ..base },
+    }
+}
+
+/// The table of 256 bytes that is input `i`, if it is there.
+fn table(b: &Builder<'_>, op: OpId, i: usize) -> Result<Option<[u8; 256]>> {
+    let Some(v) = b.g.input_of(op, i) else { return Ok(None) };
+    match b.g.const_bytes(v).and_then(|bytes| <[u8; 256]>::try_from(&bytes[..]).ok()) {
+        Some(table) => Ok(Some(table)),
+        None => b.error("its table must be a constant of 256 bytes"),
     }
 }
 
@@ -127,8 +138,14 @@ pub fn emit_conv(b: &mut Builder<'_>, op: OpId) -> Result<()> {
             let e = QEpilogue {
                 residual_mult: a.residual_mult,
                 residual_zero: a.residual_zero,
+                late: a.late,
+                table: table(b, op, 5)?,
                 ..quantised(a.x_zero, Some(a.out))
             };
+            if let Some(late) = a.late {
+                b.eight_bit(late.out)?;
+                b.eight_bit_zeros(&[late.zero])?;
+            }
             (a.conv, DType::U8, 4, e)
         }
         Attr::FusedConv(a) => {
@@ -203,7 +220,7 @@ pub fn emit_gemm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
             if let Some(out) = a.out {
                 b.eight_bit(out)?;
             }
-            (DType::U8, quantised(a.x_zero, a.out))
+            (DType::U8, QEpilogue { table: table(b, op, 4)?, ..quantised(a.x_zero, a.out) })
         }
         _ => (DType::F32, NO_EPILOGUE),
     };

@@ -4,9 +4,7 @@ mod common;
 
 use common::*;
 use lacuna_engine::{Isa, Options, Session};
-use lacuna_ir::op::{
-    AddNormAttr, Affine, Axes, ClipAttr, GemmAttr, NormAttr, PoolAttr, ReduceAttr, Requant, Window,
-};
+use lacuna_ir::op::*;
 use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId, interp};
 
 struct Case {
@@ -437,6 +435,62 @@ fn u8_inputs_and_outputs() {
     let pooled = c.op(OpKind::MaxPool, pool(3, 1, 1), &[d]);
     let q = c.op(OpKind::QuantizeLinear, Attr::Axis(1), &[pooled, s, z]);
     c.check(&[q], 0.0);
+}
+
+impl Case {
+    fn bytes(&mut self, dims: &[usize]) -> ValueId {
+        let t = self.random_bytes(dims);
+        self.input_of(t)
+    }
+
+    fn random_bytes(&mut self, dims: &[usize]) -> Tensor {
+        let n = dims.iter().product();
+        Tensor::from_u8(dims, (0..n).map(|_| (self.rng.unit() * 256.0) as u8).collect())
+    }
+}
+
+#[test]
+fn integer_sums_products_and_tables() {
+    let out = Requant { zero: 9, lo: 3, hi: 250 };
+    let add = QAddAttr { a_mult: 0.5, a_zero: 7, b_mult: 0.31, b_zero: 128, out };
+    let mul = QMulAttr { a_zero: 30, b_zero: 3, mult: 0.004, out };
+    for dims in [&[3usize, 5, 7, 9][..], &[3, 4, 5, 64], &[2, 3, 2, 200], &[1], &[3, 40000], &[2, 6, 9, 1]] {
+        let mut c = Case::new("integers");
+        let (a, b) = (c.bytes(dims), c.bytes(dims));
+        let table = c.random_bytes(&[256]);
+        let table = c.constant(table);
+        let sum = c.op(OpKind::QAdd, Attr::QAdd(add), &[a, b]);
+        let product = c.op(OpKind::QMul, Attr::QMul(mul), &[a, b]);
+        let looked_up = c.op(OpKind::QLookup, Attr::None, &[a, table]);
+        c.check(&[sum, product, looked_up], 0.0);
+    }
+    // A factor per channel of an image, per pixel, for all.
+    for (a, b) in [
+        (&[3usize, 5, 7, 70][..], &[3usize, 1, 1, 70][..]),
+        (&[2, 16, 16, 128], &[2, 1, 1, 128]),
+        (&[3, 9, 7, 20], &[3, 9, 7, 1]),
+        (&[3, 1, 1, 64], &[3, 5, 5, 64]),
+        (&[3, 6, 5, 33], &[1]),
+    ] {
+        let mut c = Case::new("products");
+        let (a, b) = (c.bytes(a), c.bytes(b));
+        let y = c.op(OpKind::QMul, Attr::QMul(mul), &[a, b]);
+        c.check(&[y], 0.0);
+    }
+}
+
+#[test]
+fn pixels_are_repeated() {
+    for scale in [[1, 1], [2, 2], [1, 3], [4, 1]] {
+        for channels in [1, 3, 64] {
+            let mut c = Case::new("resize");
+            let x = c.input(&[3, channels, 5, 4]);
+            let y = c.op(OpKind::Resize, Attr::Resize(ResizeAttr { scale }), &[x]);
+            let q = c.bytes(&[3, 5, 4, channels]);
+            let z = c.op(OpKind::ResizeNhwc, Attr::Resize(ResizeAttr { scale }), &[q]);
+            c.check(&[y, z], 0.0);
+        }
+    }
 }
 
 #[test]

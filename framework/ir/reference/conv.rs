@@ -157,9 +157,10 @@ pub fn qconv(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     let s = ConvShape::nhwc(&super::tensor(inputs, 0)?.dims, &dims, a.conv);
     let (x, w, bias, mult) = (u8s(inputs, 0)?, i8s(inputs, 1)?, i32s(inputs, 2)?, f32s(inputs, 3)?);
     let residual = optional(inputs, 4).and_then(Tensor::as_u8);
+    let table = super::quant::table(inputs, 5)?;
     let mut y = Tensor::zeros(DType::U8, &dims);
     if let Elements::U8(y) = &mut y.elements {
-        qconv_nhwc(&s, x, w, bias, mult, residual, a, y);
+        qconv_nhwc(&s, x, w, bias, mult, residual, table, a, y);
     }
     Ok(vec![y])
 }
@@ -172,6 +173,7 @@ pub fn qconv_nhwc(
     bias: &[i32],
     mult: &[f32],
     residual: Option<&[u8]>,
+    table: Option<&[u8; 256]>,
     attr: &QConvAttr,
     y: &mut [u8],
 ) {
@@ -182,11 +184,19 @@ pub fn qconv_nhwc(
                 acc = acc.wrapping_add((x as i32).wrapping_sub(attr.x_zero).wrapping_mul(w as i32));
             }
         });
-        let mut f = acc as f32 * mult[o];
-        if let Some(r) = residual {
-            f += (r[at] as i32).wrapping_sub(attr.residual_zero) as f32 * attr.residual_mult;
+        let addend =
+            residual.map(|r| (r[at] as i32).wrapping_sub(attr.residual_zero) as f32 * attr.residual_mult);
+        let f = acc as f32 * mult[o];
+        let early = addend.filter(|_| attr.late.is_none());
+        let mut q = requantize(early.map_or(f, |r| f + r), attr.out) as u8;
+        if let Some(table) = table {
+            q = table[q as usize];
         }
-        y[at] = requantize(f, attr.out) as u8;
+        if let (Some(late), Some(r)) = (attr.late, addend) {
+            let f = (q as i32).wrapping_sub(late.zero) as f32 * late.mult;
+            q = requantize(f + r, late.out) as u8;
+        }
+        y[at] = q;
     });
 }
 

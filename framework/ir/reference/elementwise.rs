@@ -94,7 +94,12 @@ pub fn identity(_: &Attr, inputs: Inputs<'_>) -> Outputs {
 }
 
 /// Calls `f` for every pair of a broadcast; integers that overflow wrap in the ops below.
-fn pairs<T: Copy>(a: (&[usize], &[T]), b: (&[usize], &[T]), dims: &[usize], mut f: impl FnMut(T, T)) {
+pub(super) fn pairs<T: Copy>(
+    a: (&[usize], &[T]),
+    b: (&[usize], &[T]),
+    dims: &[usize],
+    mut f: impl FnMut(T, T),
+) {
     let (a_steps, b_steps) = (broadcast_steps(a.0, dims), broadcast_steps(b.0, dims));
     let mut index = vec![0usize; dims.len()];
     let (mut ia, mut ib) = (0, 0);

@@ -92,7 +92,12 @@ pub fn qgemm(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     let mnk = [dims[..dims.len() - 1].iter().product(), n, k];
     let mut y = Tensor::zeros(if q.out.is_some() { DType::U8 } else { DType::F32 }, &dims);
     match &mut y.elements {
-        Elements::U8(y) => qgemm_u8(mnk, x, w, bias, mult, q, y),
+        Elements::U8(y) => {
+            qgemm_u8(mnk, x, w, bias, mult, q, y);
+            if let Some(table) = super::quant::table(inputs, 4)? {
+                y.iter_mut().for_each(|q| *q = table[*q as usize]);
+            }
+        }
         Elements::F32(y) => qgemm_f32(mnk, x, w, bias, mult, q, y),
         _ => {}
     }

@@ -92,3 +92,24 @@ pub fn concat(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     }
     Ok(vec![Tensor::from_bytes(dtype, &dims, &bytes).ok_or("the joined parts do not fill the result")?])
 }
+
+pub fn resize(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::resize, attr, inputs)?;
+    repeat_pixels(attr, inputs, dims, [2, 3])
+}
+
+pub fn resize_nhwc(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::resize_nhwc, attr, inputs)?;
+    repeat_pixels(attr, inputs, dims, [1, 2])
+}
+
+/// Element (.., y, x, ..) of the result is element (.., y / scale, x / scale, ..) of the input; `axes` are those of y and x.
+fn repeat_pixels(attr: &Attr, inputs: Inputs<'_>, dims: Vec<usize>, axes: [usize; 2]) -> Outputs {
+    let Attr::Resize(a) = attr else { return Err(wrong_attr(attr)) };
+    let x = tensor(inputs, 0)?;
+    let (own, out) = (strides(&x.dims), strides(&dims));
+    let mut factor = [1; 4];
+    axes.iter().zip(a.scale).for_each(|(&axis, scale)| factor[axis] = scale as usize);
+    let from = |i: usize| (0..4).map(|d| i / out[d] % dims[d] / factor[d] * own[d]).sum();
+    Ok(vec![pick(x, dims.clone(), from)])
+}

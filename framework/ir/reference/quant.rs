@@ -1,7 +1,8 @@
 //! Quantisation: the one definition of rounding, clamping and zero points that every integer op uses.
 
-use super::{Inputs, Outputs, f32s, i8s, i32s, output_dims, tensor, u8s, wrong_attr};
-use crate::op::{Attr, QAddAttr, Requant};
+use super::elementwise::pairs;
+use super::{Inputs, Outputs, f32s, i8s, i32s, optional, output_dims, tensor, u8s, wrong_attr};
+use crate::op::{Attr, QAddAttr, QMulAttr, Requant};
 use crate::shape;
 use crate::tensor::{DType, Elements, Tensor};
 
@@ -109,4 +110,34 @@ pub fn qadd_u8(a: &[u8], b: &[u8], attr: &QAddAttr, y: &mut [u8]) {
         let fb = (b as i32).wrapping_sub(attr.b_zero) as f32 * attr.b_mult;
         *y = requantize(fa + fb, attr.out) as u8;
     }
+}
+
+/// A table input as an array. Absent: `None`.
+pub(super) fn table<'a>(inputs: Inputs<'a>, i: usize) -> Result<Option<&'a [u8; 256]>, String> {
+    match optional(inputs, i) {
+        None => Ok(None),
+        Some(_) => u8s(inputs, i)?.try_into().map(Some).map_err(|_| "a table has 256 elements".to_string()),
+    }
+}
+
+pub fn qlookup(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::qlookup, attr, inputs)?;
+    let table = table(inputs, 1)?.ok_or("input 1 is absent")?;
+    Ok(vec![Tensor::from_u8(&dims, u8s(inputs, 0)?.iter().map(|&q| table[q as usize]).collect())])
+}
+
+pub fn qmul(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::qmul, attr, inputs)?;
+    let Attr::QMul(m) = attr else { return Err(wrong_attr(attr)) };
+    let (a, b) = (tensor(inputs, 0)?, tensor(inputs, 1)?);
+    let mut y = Vec::new();
+    pairs((&a.dims, u8s(inputs, 0)?), (&b.dims, u8s(inputs, 1)?), &dims, |a, b| y.push(qmul_value(a, b, m)));
+    Ok(vec![Tensor::from_u8(&dims, y)])
+}
+
+/// The factor of b is made first: with one b for many a it is one number.
+#[inline]
+pub fn qmul_value(a: u8, b: u8, attr: &QMulAttr) -> u8 {
+    let factor = (b as i32).wrapping_sub(attr.b_zero) as f32 * attr.mult;
+    requantize((a as i32).wrapping_sub(attr.a_zero) as f32 * factor, attr.out) as u8
 }

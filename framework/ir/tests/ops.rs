@@ -187,6 +187,12 @@ fn layout_cases() -> Vec<Case> {
             &[x6(), f(&[2, 1], &[7., 8.])],
             f(&[2, 4], &[1., 2., 3., 7., 4., 5., 6., 8.]),
         ),
+        case(
+            Resize,
+            Attr::Resize(ResizeAttr { scale: [1, 2] }),
+            &[f(&[1, 2, 1, 2], &[1., 2., 3., 4.])],
+            f(&[1, 2, 1, 4], &[1., 1., 2., 2., 3., 3., 4., 4.]),
+        ),
         // Ties go to the even neighbour, then the zero point moves them.
         case(
             QuantizeLinear,
@@ -224,8 +230,15 @@ fn layout_cases() -> Vec<Case> {
 fn engine_cases() -> Vec<Case> {
     use OpKind::*;
     let out = |zero, lo| Requant { zero, lo, hi: 255 };
-    let qconv =
-        QConvAttr { conv: conv(1), x_zero: 10, out: out(100, 100), residual_mult: 0.25, residual_zero: 7 };
+    let qconv = QConvAttr {
+        conv: conv(1),
+        x_zero: 10,
+        out: out(100, 100),
+        residual_mult: 0.25,
+        residual_zero: 7,
+        late: None,
+    };
+    let late = QConvAttr { late: Some(LateAdd { mult: 0.5, zero: 100, out: out(1, 0) }), ..qconv };
     let qgemm = |out| Attr::QGemm(QGemmAttr { x_zero: 1, out });
     let qgemm_in = [u(&[1, 2], &[1, 2]), i(&[2, 2], &[1, 2, 3, -4]), n(&[2], &[0, 1]), f(&[2], &[1.5, 0.25])];
     let qconv_in = [u(&[1, 1, 2, 1], &[10, 20]), i(&[1, 1, 1, 1], &[3]), n(&[1], &[5]), f(&[1], &[0.5])];
@@ -245,6 +258,10 @@ fn engine_cases() -> Vec<Case> {
     };
     let mut with_residual = qconv_in.to_vec();
     with_residual.push(u(&[1, 1, 2, 1], &[11, 255]));
+    // Reverses, so that 102 becomes 153 and 118 becomes 137.
+    let reverse = u(&[256], &(0..=255).rev().collect::<Vec<u8>>());
+    let looked_up: Vec<_> = qconv_in.iter().cloned().map(Some).chain([None, Some(reverse.clone())]).collect();
+    let both: Vec<Tensor> = with_residual.iter().chain([&reverse]).cloned().collect();
     vec![
         case(
             FusedConv,
@@ -298,6 +315,30 @@ fn engine_cases() -> Vec<Case> {
         case(QConv, Attr::QConv(qconv), &qconv_in, u(&[1, 1, 2, 1], &[102, 118])),
         // With (r - 7)·0.25 = 1 and 62: 3.5 and 79.5 tie to 4 and 80.
         case(QConv, Attr::QConv(qconv), &with_residual, u(&[1, 1, 2, 1], &[104, 180])),
+        // Late: 102 and 118 first, then (2, 18) / 2 + (1, 62) and the zero point 1.
+        case(QConv, Attr::QConv(late), &with_residual, u(&[1, 1, 2, 1], &[3, 72])),
+        Case {
+            kind: QConv,
+            attr: Attr::QConv(qconv),
+            inputs: looked_up,
+            want: u(&[1, 1, 2, 1], &[153, 137]),
+        },
+        // The table comes first: (53, 37) / 2 = 26.5 and 18.5, plus (1, 62): 27.5 ties to 28, 80.5 to 80.
+        case(QConv, Attr::QConv(late), &both, u(&[1, 1, 2, 1], &[29, 81])),
+        case(QLookup, Attr::None, &[u(&[2], &[0, 7]), reverse.clone()], u(&[2], &[255, 248])),
+        case(
+            QMul,
+            Attr::QMul(QMulAttr { a_zero: 2, b_zero: 1, mult: 0.25, out: out(10, 0) }),
+            &[u(&[1, 2, 2], &[2, 4, 0, 255]), u(&[1, 1, 2], &[3, 0])],
+            // Factors 0.5 and -0.25: 0, -0.5 (ties to 0), -1, -63.25.
+            u(&[1, 2, 2], &[10, 10, 9, 0]),
+        ),
+        case(
+            ResizeNhwc,
+            Attr::Resize(ResizeAttr { scale: [2, 1] }),
+            &[u(&[1, 2, 1, 2], &[1, 2, 3, 4])],
+            u(&[1, 4, 1, 2], &[1, 2, 1, 2, 3, 4, 3, 4]),
+        ),
         case(QGemm, qgemm(None), &qgemm_in, f(&[1, 2], &[3., -0.75])),
         case(QGemm, qgemm(Some(out(128, 0))), &qgemm_in, u(&[1, 2], &[131, 127])),
         case(
@@ -533,6 +574,7 @@ fn convolutions_equal_a_scattering_one() {
                 out: Requant { zero: 128, lo: 0, hi: 255 },
                 residual_mult: 0.0,
                 residual_zero: 0,
+                late: None,
             }),
             inputs: vec![
                 Some(u(&nhwc(x_dims), &x_last.iter().map(|&v| v as u8).collect::<Vec<_>>())),

@@ -184,6 +184,14 @@ fn shape_rules_refuse_what_does_not_fit() {
             "u8[1] = QAdd(%x, %x) a_mult=1.0 a_zero=256 b_mult=1.0 b_zero=0 zero=0 lo=0 hi=8",
             "0..=255",
         ),
+        ("input %x: u8[4]\ninput %t: u8[255]", "u8[4] = QLookup(%x, %t)", "must be [256]"),
+        (
+            "input %x: u8[2]\ninput %y: u8[3]",
+            "u8[2] = QMul(%x, %y) a_zero=0 b_zero=0 mult=1.0 zero=0 lo=0 hi=8",
+            "do not broadcast",
+        ),
+        ("input %x: f32[1,1,2,2]", "f32[1,1,2,2] = Resize(%x) scale=[0,1]", "at least 1"),
+        ("input %x: f32[1,1,h,2]", "f32[1,1,2,2] = Resize(%x) scale=[2,1]", "symbolic"),
         (
             "input %x: f32[2]\ninput %s: f32[3]\ninput %z: u8[3]",
             "u8[2] = QuantizeLinear(%x, %s, %z) axis=0",

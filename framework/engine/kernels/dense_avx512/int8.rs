@@ -24,16 +24,24 @@ fn addresses(panel: &Panel<'_>, q: &Requant, at: Pixels, (pixel, v): (usize, usi
     (y, at.r.wrapping_add(pixel * panel.r_stride + v * 16))
 }
 
-/// Stores a block that ends within a vector or whose result is f32.
+/// Stores a block that ends within a vector or whose results are more than bytes of its own sums.
 ///
 /// # Safety
 /// AVX-512 is there; the block's pixels belong to the tile; `mult` has one entry per vector of the panel.
-#[cold]
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn store_each(panel: &Panel<'_>, q: &Requant, at: Pixels, mult: &[__m512], sums: &[__m512i]) {
+    let vectors = mult.len();
+    if panel.first + vectors * 16 <= panel.end {
+        let row = |i: usize| {
+            let (y, r) = addresses(panel, q, at, (i / vectors, i % vectors));
+            (mult[i % vectors], y, r)
+        };
+        // SAFETY: all vectors are whole and the tile's.
+        return unsafe { q.store_all(sums, 0xffff, row) };
+    }
     for (i, &sum) in sums.iter().enumerate() {
-        let (pixel, v) = (i / mult.len(), i % mult.len());
+        let (pixel, v) = (i / vectors, i % vectors);
         let (y, r) = addresses(panel, q, at, (pixel, v));
         // SAFETY: the mask keeps to the tile's channels.
         unsafe { q.store(sum, mult[v], lanes_before(panel.first + v * 16, panel.end), y, r) };
@@ -129,7 +137,7 @@ macro_rules! int8_blocks {
                     let (y, r) = addresses(panel, q, at, (i / V, i % V));
                     (acc, mult[i % V], y, r)
                 };
-                if q.out_f32 || masks[V - 1] != 0xffff {
+                if !q.is_plain() || masks[V - 1] != 0xffff {
                     // A copy: sums whose address is taken would live in memory from the start.
                     let sums = [$($(acc[$i]),*),*];
                     store_each(panel, q, at, &mult, &sums);

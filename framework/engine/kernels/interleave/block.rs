@@ -5,6 +5,7 @@
 
 use super::{Blocks, Form, GROUP, Layer, PAIRS, Pixels, QUADS, STRIP, Scratch, WIDE_QUADS};
 use crate::kernels::QEpilogue;
+use lacuna_ir::op::Requant;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -20,6 +21,8 @@ mod ymm {
         _mm256_unpackhi_epi8 as high_bytes, _mm256_unpackhi_epi16 as high_words,
         _mm256_unpacklo_epi8 as low_bytes, _mm256_unpacklo_epi16 as low_words,
     };
+
+    pub(super) use crate::kernels::lookup::shuffle_avx2 as looked_up;
 
     pub const LANES: usize = 2;
 
@@ -55,6 +58,8 @@ mod zmm {
         _mm512_unpackhi_epi8 as high_bytes, _mm512_unpackhi_epi16 as high_words,
         _mm512_unpacklo_epi8 as low_bytes, _mm512_unpacklo_epi16 as low_words,
     };
+
+    pub(super) use crate::kernels::lookup::shuffle_bytes as looked_up;
 
     pub const LANES: usize = 4;
 
@@ -254,19 +259,56 @@ macro_rules! blocks {
             #[inline]
             #[target_feature(enable = $features)]
             fn requant(e: &QEpilogue, sums: &[Ints], mult: f32, residual: Ints) -> Ints {
-                let (lo, hi) = e.bounds();
-                let mut q = [zero(); 4];
-                let words = [low_bytes(residual, zero()), high_bytes(residual, zero())];
+                let mut f = [set_floats(mult); 4];
                 for i in 0..4 {
-                    let mut f = mul(to_floats(sums[i]), set_floats(mult));
-                    if e.has_residual {
-                        let half = words[i / 2];
-                        let r = if i % 2 == 0 { low_words(half, zero()) } else { high_words(half, zero()) };
-                        let r = to_floats(sub_dwords(r, set_dwords(e.residual_zero)));
-                        f = add_floats(f, mul(r, set_floats(e.residual_mult)));
-                    }
-                    f = min(max(f, set_floats(lo)), set_floats(hi));
-                    q[i] = add_dwords(to_dwords(f), set_dwords(e.zero));
+                    f[i] = mul(to_floats(sums[i]), f[i]);
+                }
+                if e.has_residual && e.late.is_none() {
+                    f = plus_residual(e, f, residual);
+                }
+                let mut q = rounded(f, Requant { zero: e.zero, lo: e.lo, hi: e.hi });
+                if let Some(table) = &e.table {
+                    q = looked_up(table, q);
+                }
+                if let (true, Some(late)) = (e.has_residual, e.late) {
+                    let own = scaled(q, late.zero, late.mult);
+                    q = rounded(plus_residual(e, own, residual), late.out);
+                }
+                q
+            }
+
+            /// `(q - zero) * mult` of bytes.
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn scaled(q: Ints, zero_point: i32, mult: f32) -> [Floats; 4] {
+                let words = [low_bytes(q, zero()), high_bytes(q, zero())];
+                let mut f = [set_floats(mult); 4];
+                for i in 0..4 {
+                    let half = words[i / 2];
+                    let q = if i % 2 == 0 { low_words(half, zero()) } else { high_words(half, zero()) };
+                    f[i] = mul(to_floats(sub_dwords(q, set_dwords(zero_point))), f[i]);
+                }
+                f
+            }
+
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn plus_residual(e: &QEpilogue, mut f: [Floats; 4], residual: Ints) -> [Floats; 4] {
+                let r = scaled(residual, e.residual_zero, e.residual_mult);
+                for i in 0..4 {
+                    f[i] = add_floats(f[i], r[i]);
+                }
+                f
+            }
+
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn rounded(f: [Floats; 4], out: Requant) -> Ints {
+                let (lo, hi) = ((out.lo - out.zero) as f32, (out.hi - out.zero) as f32);
+                let mut q = [zero(); 4];
+                for i in 0..4 {
+                    let f = min(max(f[i], set_floats(lo)), set_floats(hi));
+                    q[i] = add_dwords(to_dwords(f), set_dwords(out.zero));
                 }
                 pack_words(pack_dwords(q[0], q[1]), pack_dwords(q[2], q[3]))
             }

@@ -46,20 +46,20 @@ impl Block<'_> {
     }
 }
 
-/// Stores a group that ends within its 16 channels or whose result is f32.
+/// Stores a group that ends within its 16 channels or whose results are more than bytes of its own sums.
 ///
 /// # Safety
 /// AVX-512 is there; the block's pixels belong to the tile.
-#[cold]
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn store_each(block: &Block<'_>, q: usize, channel: usize, mult: __m512, sums: &[__m512i]) {
     let mask = lanes_before(channel, block.end);
-    for (i, &sum) in sums.iter().enumerate() {
+    let row = |i: usize| {
         let (y, r) = block.addresses(q, i, channel);
-        // SAFETY: the mask keeps to the tile's channels.
-        unsafe { block.requant.store(sum, mult, mask, y, r) };
-    }
+        (mult, y, r)
+    };
+    // SAFETY: the mask keeps to the tile's channels.
+    unsafe { block.requant.store_all(sums, mask, row) };
 }
 
 /// Where pixel `aN` or `bN` lies, as an operand.
@@ -157,7 +157,7 @@ macro_rules! block_loop {
                         let (y, r) = block.addresses($q, i, channel);
                         (acc, mult, y, r)
                     };
-                    if q.out_f32 || mask != 0xffff {
+                    if !q.is_plain() || mask != 0xffff {
                         // A copy: sums whose address is taken would live in memory from the start.
                         let sums = [$(acc[$i]),*];
                         store_each(block, $q, channel, mult, &sums);
@@ -215,7 +215,7 @@ pub(in crate::kernels) unsafe fn run(
     let s = read(FORMAT, g, packed);
     let y_size = if e.out_f32 { 4 } else { 1 };
     // SAFETY: the caller vouches for the processor.
-    let requant = unsafe { Requant::new(e) };
+    let requant = unsafe { Requant::new_vbmi(e) };
     let (g, tile) = g.flattened(tile, e.has_residual);
     let cols = tile.cols.len() as u32;
     // Bytes from the first to another pixel of a row.

@@ -234,6 +234,8 @@ fn reductions_and_layout(c: &mut Cases) {
     c.one("reverse", OpKind::Transpose, Attr::Perm(axes(&[])), x, vec![]);
     let (a, b) = (c.random.tensor(DType::F32, &[2, 3, 5]), c.random.tensor(DType::F32, &[2, 1, 5]));
     c.one("middle", OpKind::Concat, Attr::Axis(-2), (DType::F32, &[2, 4, 5]), vec![a, b]);
+    let attr = Attr::Resize(ResizeAttr { scale: [2, 3] });
+    c.one("uneven", OpKind::Resize, attr, (DType::F32, &[BATCH, 4, 5, 3]), vec![]);
     let b = c.random.tensor(DType::I64, &[2]);
     c.one("i64", OpKind::Concat, Attr::Axis(0), (DType::I64, &[5]), vec![b]);
 }
