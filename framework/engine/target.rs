@@ -16,10 +16,13 @@ pub enum Isa {
     Avx512Vnni,
     /// The same and VBMI (`vpermb`).
     Avx512Vbmi,
+    /// The same and AMX (int8), which the system grants to a process that asks.
+    Amx,
 }
 
 impl Isa {
-    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Avx512Vbmi];
+    pub const ALL: [Isa; 6] =
+        [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Avx512Vbmi, Isa::Amx];
 
     /// The best row this processor has.
     pub fn detect() -> Isa {
@@ -33,7 +36,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni");
             if avx512 && is_x86_feature_detected!("avx512vbmi") {
-                return Isa::Avx512Vbmi;
+                return if amx::granted() { Isa::Amx } else { Isa::Avx512Vbmi };
             }
             if avx512 {
                 return Isa::Avx512Vnni;
@@ -61,13 +64,14 @@ impl Isa {
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512vnni",
             Isa::Avx512Vbmi => "avx512vbmi",
+            Isa::Amx => "amx",
         }
     }
 
     /// Reads a name as in `LACUNA_ISA`: a row's name, or `avx512` for the best AVX-512 row there is.
     pub fn from_name(name: &str) -> Option<Isa> {
         match name {
-            "avx512" => Some(Isa::detect().max(Isa::Avx512Vnni)),
+            "avx512" => Some(Isa::detect().clamp(Isa::Avx512Vnni, Isa::Avx512Vbmi)),
             _ => Isa::ALL.into_iter().find(|isa| isa.name() == name),
         }
     }
@@ -76,6 +80,41 @@ impl Isa {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod amx {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    use std::sync::OnceLock;
+
+    /// Whether the processor has AMX for int8 and the system lets this process use its tiles. Asks once.
+    pub fn granted() -> bool {
+        static GRANTED: OnceLock<bool> = OnceLock::new();
+        *GRANTED.get_or_init(|| present() && ask())
+    }
+
+    fn present() -> bool {
+        if __cpuid(0).eax < 7 {
+            return false;
+        }
+        const TILE: u32 = 1 << 24;
+        const INT8: u32 = 1 << 25;
+        __cpuid_count(7, 0).edx & (TILE | INT8) == TILE | INT8
+    }
+
+    /// Asks for the tile registers' state, which Linux hands out to whole processes (Documentation/arch/x86/xstate.rst).
+    #[cfg(target_os = "linux")]
+    fn ask() -> bool {
+        const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
+        const XFEATURE_XTILEDATA: usize = 18;
+        // SAFETY: this call takes two numbers and touches no memory.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn ask() -> bool {
+        false
     }
 }
 
@@ -103,7 +142,7 @@ impl Target {
             (Some(isa), _) => isa,
             (None, Ok(name)) => Isa::from_name(&name).ok_or_else(|| {
                 Error::Options(format!(
-                    "LACUNA_ISA is '{name}'; use portable, avx2, avxvnni, avx512, avx512vnni or avx512vbmi"
+                    "LACUNA_ISA is '{name}'; use portable, avx2, avxvnni, avx512, avx512vnni, avx512vbmi or amx"
                 ))
             })?,
             (None, Err(_)) => best,

@@ -28,6 +28,8 @@ use lacuna_ir::op::{LateAdd, Requant};
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod dense_avx2;
 #[cfg(target_arch = "x86_64")]
 mod dense_avx512;
@@ -321,6 +323,17 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         supports: one_group,
         pack: interleave::pack_avx512,
         run: interleave::run_avx512,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_i8_32x32_amx",
+        isa: Isa::Amx,
+        dtype: KernelType::Int8,
+        sparse: false,
+        oc_granule: 32,
+        supports: one_group,
+        pack: amx::pack_i8,
+        run: amx::run_i8,
     },
     #[cfg(target_arch = "x86_64")]
     ConvKernel {

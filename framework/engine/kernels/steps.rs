@@ -257,7 +257,7 @@ macro_rules! by_isa {
                     match isa {
                         $crate::target::Isa::Portable => $inner($($arg),*),
                         $crate::target::Isa::Avx2 | $crate::target::Isa::AvxVnni => avx2($($arg),*),
-                        $crate::target::Isa::Avx512Vnni | $crate::target::Isa::Avx512Vbmi => avx512($($arg),*),
+                        $crate::target::Isa::Avx512Vnni | $crate::target::Isa::Avx512Vbmi | $crate::target::Isa::Amx => avx512($($arg),*),
                     }
                 };
             }

@@ -63,6 +63,7 @@ fn rate(kernel: &ConvKernel) -> f64 {
         (_, Isa::Portable) if kernel.oc_granule > 1 => 6.0,
         (_, Isa::Portable) => 1.0,
         (KernelType::Int8, Isa::Avx2 | Isa::AvxVnni) => 13.0,
+        (KernelType::Int8, Isa::Amx) => 500.0,
         (KernelType::Int8, _) => 62.0,
         (KernelType::F32, _) => 15.0,
     }
