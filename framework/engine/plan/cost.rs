@@ -31,6 +31,9 @@ pub fn conv_ns(kernel: &ConvKernel, geom: &ConvGeom, slots: u64) -> f64 {
         let block = pixels.clamp(1.0, PIXEL_BLOCK);
         let steps = slots as f64 / 64.0;
         (pixels / block).ceil() * steps * (1.45 * block).max(5.0)
+    } else if kernel.isa == Isa::Amx {
+        // A product of two tiles, its loads among others, on Granite Rapids; pixels fill tiles.
+        (pixels / 16.0).ceil() * slots as f64 / 1024.0 * 21.0
     } else {
         products / rate(kernel)
     };
@@ -63,7 +66,6 @@ fn rate(kernel: &ConvKernel) -> f64 {
         (_, Isa::Portable) if kernel.oc_granule > 1 => 6.0,
         (_, Isa::Portable) => 1.0,
         (KernelType::Int8, Isa::Avx2 | Isa::AvxVnni) => 13.0,
-        (KernelType::Int8, Isa::Amx) => 500.0,
         (KernelType::Int8, _) => 62.0,
         (KernelType::F32, _) => 15.0,
     }

@@ -185,7 +185,7 @@ fn sparse_kernels_are_chosen_for_sparse_layers_where_there_are_such() {
     let sparse_convs = |sparsity: f32| {
         let session = Session::new(
             &resnet(true, sparsity),
-            &Options { threads: Some(1), isa: Some(Isa::detect()), ..Options::default() },
+            &Options { threads: Some(1), isa: Some(Isa::Avx512Vbmi), ..Options::default() },
         )
         .unwrap();
         let rows = session.analyze();
