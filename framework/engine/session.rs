@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 use crate::memory::AlignedBytes;
 use crate::passes::{PassReport, lower};
 use crate::plan::{
-    Bases, Blob, How, KernelChoice, Plan, Root, StepInfo, Weights, build, measure, packed_constants,
+    Bases, Blob, Built, How, KernelChoice, Plan, Root, StepInfo, Weights, build, cache_folder, measure,
+    packed_constants, store_choices,
 };
 use crate::target::{Isa, Target};
 use crate::workers::Workers;
@@ -18,8 +19,12 @@ pub enum Tune {
     /// By the cost model alone: the same choice every time, and the session is ready soonest.
     #[default]
     Off,
-    /// By the cost model, then by some ten runs of the plan when the session is made.
+    /// By the cost model, then by some ten to thirty runs of the plan when the session is made.
     On,
+    /// As found on disk, where an earlier session of the same model and machine left it; otherwise as `On`, and kept
+    /// there. The folder is `LACUNA_CACHE`, or `lacuna` in the user's cache folder. Files that cannot be read or
+    /// written are no error.
+    Cached,
 }
 
 /// How a session is made. The default is all cores and the best kernels by the cost model.
@@ -33,6 +38,9 @@ pub struct Options {
     /// The batch to bind at once, and to choose kernels for; 1 if absent. Other batches run too.
     pub batch: Option<usize>,
     pub tune: Tune,
+    /// Keep the session's thread number i on core `first_core + i`. The caller's own thread is number 0: it can do the
+    /// same with [`pin_thread`](crate::pin_thread).
+    pub first_core: Option<usize>,
     /// Keep every value of the lowered graph after a run, for [`Session::value`]. Costs memory.
     pub keep_values: bool,
     /// Give the graph's weights back once they are packed. [`Session::lowered`] then lacks them.
@@ -164,6 +172,11 @@ fn new_arena(plan: &Plan) -> Result<AlignedBytes> {
     AlignedBytes::try_zeroed(bytes).ok_or(Error::OutOfMemory { bytes: bytes as u64 })
 }
 
+fn start_workers(threads: usize, first_core: Option<usize>) -> Result<Workers> {
+    Workers::start(threads, first_core)
+        .map_err(|e| Error::Options(format!("cannot start {threads} threads: {e}")))
+}
+
 /// Runs of a plan whose results nobody wants: inputs are zeros.
 struct Trial<'a> {
     arena: &'a mut AlignedBytes,
@@ -242,18 +255,26 @@ impl Session {
         bind_batch(&graph, options.batch.unwrap_or(1), &mut symbols);
         let mut weights = Weights::default();
         let bound = bind_symbols(&graph, &symbols)?;
-        let how =
-            How { target: &target, choice: options.kernels, tune: options.tune == Tune::On, known: &[] };
+        let cache = cache_folder().filter(|_| options.tune == Tune::Cached);
+        let how = How {
+            target: &target,
+            choice: options.kernels,
+            tune: options.tune != Tune::Off,
+            cache: cache.as_deref(),
+        };
         let release = if options.release_weights { packed_constants(&graph) } else { Vec::new() };
         let emptied = || release.iter().for_each(|&c| graph.consts[c] = Default::default());
-        let (mut plan, contests) = build(bound, &how, options.keep_values, &mut weights, emptied)?;
-        let mut workers = Workers::start(target.threads)
-            .map_err(|e| Error::Options(format!("cannot start {} threads: {e}", target.threads)))?;
+        let built = build(bound, &how, options.keep_values, &mut weights, emptied)?;
+        let Built { mut plan, contests, key } = built;
+        let mut workers = start_workers(target.threads, options.first_core)?;
         let mut arena = new_arena(&plan)?;
         if !contests.is_empty() {
             let mut trial = Trial::new(&graph, &symbols, target.isa, &mut arena, &mut workers);
             let blobs = weights.table();
             measure(&mut plan, &mut weights, contests, |plan, times| trial.run(plan, &blobs, times));
+            if let (Some(folder), Some(key)) = (&cache, key) {
+                store_choices(folder, key, &plan);
+            }
         }
         let inputs: Vec<Port> = graph.inputs.iter().map(|&v| port(&graph, v)).collect();
         // Passes give values new names: outputs keep those of the caller's graph.
@@ -277,6 +298,46 @@ impl Session {
             symbols,
             plan,
             workers,
+        };
+        session.measure_outputs();
+        Ok(session)
+    }
+
+    /// One more session of the same model, bound as this one, that reads the same packed weights: it costs its
+    /// activations only. It has `threads` threads; if this one's are pinned, the other's are too, from `first_core` on.
+    pub fn stream(&self, threads: usize, first_core: usize) -> Result<Session> {
+        let target = Target::new(Some(self.target.isa), Some(threads))?;
+        let options = Options {
+            threads: Some(threads),
+            first_core: self.options.first_core.map(|_| first_core),
+            ..self.options
+        };
+        let mut weights = self.weights.clone();
+        let plan = match threads == self.target.threads {
+            true => self.plan.clone(),
+            false => {
+                let how = How { target: &target, choice: options.kernels, tune: false, cache: None };
+                let bound = bind_symbols(&self.graph, &self.symbols)?;
+                build(bound, &how, options.keep_values, &mut weights, || ())?.plan
+            }
+        };
+        let mut session = Session {
+            graph: self.graph.clone(),
+            inputs: self.inputs.clone(),
+            outputs: self.outputs.clone(),
+            reports: self.reports.clone(),
+            target,
+            options,
+            blobs: Blobs(weights.table()),
+            weights,
+            symbols: self.symbols.clone(),
+            output_bytes: Vec::new(),
+            arena: new_arena(&plan)?,
+            plan,
+            workers: start_workers(threads, options.first_core)?,
+            input_pointers: Pointers(vec![std::ptr::null_mut(); self.inputs.len()]),
+            output_pointers: Pointers(vec![std::ptr::null_mut(); self.outputs.len()]),
+            wanted: self.symbols.clone(),
         };
         session.measure_outputs();
         Ok(session)
@@ -338,8 +399,8 @@ impl Session {
         }
         let bound = bind_symbols(&self.graph, &self.wanted)?;
         // A new batch finds its weights packed; what is new is chosen by the cost model.
-        let how = How { target: &self.target, choice: self.options.kernels, tune: false, known: &[] };
-        let (plan, _) = build(bound, &how, self.options.keep_values, &mut self.weights, || ())?;
+        let how = How { target: &self.target, choice: self.options.kernels, tune: false, cache: None };
+        let plan = build(bound, &how, self.options.keep_values, &mut self.weights, || ())?.plan;
         self.blobs.0 = self.weights.table();
         if plan.arena_bytes > self.arena.len() {
             self.arena = new_arena(&plan)?;

@@ -3,6 +3,7 @@
 //! Threads meet after a step by one growing counter; who waits spins a little, then parks. The caller is thread
 //! 0. With one thread there is no counter and no meeting: a straight loop over the same steps.
 
+use crate::affinity::pin_thread;
 use crate::plan::{Bases, Plan, run_step};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::SeqCst};
@@ -54,8 +55,9 @@ impl Drop for AbortOnPanic {
 }
 
 impl Workers {
-    /// Starts `threads - 1` threads. Fails if the system gives no more.
-    pub fn start(threads: usize) -> std::io::Result<Workers> {
+    /// Starts `threads - 1` threads, thread `i` on core `first_core + i` if cores matter. Fails if the system gives no
+    /// more, or cannot pin threads.
+    pub fn start(threads: usize, first_core: Option<usize>) -> std::io::Result<Workers> {
         let shared = Arc::new(Shared {
             threads,
             epoch: AtomicU64::new(0),
@@ -69,7 +71,12 @@ impl Workers {
         for me in 1..threads {
             let (shared, others) = (workers.shared.clone(), workers.threads.clone());
             let builder = std::thread::Builder::new().name(format!("lacuna-{me}"));
-            workers.handles.push(builder.spawn(move || serve(&shared, &others, me))?);
+            let (pinned, is_pinned) = std::sync::mpsc::channel();
+            workers.handles.push(builder.spawn(move || {
+                let _ = pinned.send(first_core.map_or(Ok(()), |first| pin_thread(first + me)));
+                serve(&shared, &others, me)
+            })?);
+            is_pinned.recv().unwrap_or(Ok(()))?;
         }
         let all = workers.handles.iter().map(|h| h.thread().clone()).collect();
         workers.threads.set(all).expect("set once");

@@ -32,6 +32,9 @@ struct Args {
     /// Chooses kernels by measurement.
     #[arg(long)]
     tune: bool,
+    /// Chooses kernels as measured before, or measures.
+    #[arg(long)]
+    cache: bool,
     /// Numbers the random inputs follow from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -71,7 +74,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         isa: args.isa,
         kernels: args.kernels,
         batch: Some(args.batch),
-        tune: if args.tune { Tune::On } else { Tune::Off },
+        tune: match (args.tune, args.cache) {
+            (_, true) => Tune::Cached,
+            (true, false) => Tune::On,
+            (false, false) => Tune::Off,
+        },
         release_weights: !args.check,
         ..Options::default()
     };

@@ -4,6 +4,7 @@
 //! where a reader needs a layout that strides cannot give (a convolution and its border).
 
 use super::arena::{Interval, colour};
+use super::cache;
 use super::choose::{Contest, How, settle};
 use super::conv;
 use super::cost::map_ns;
@@ -43,16 +44,24 @@ pub(super) struct Builder<'a> {
     pub op: OpId,
 }
 
+/// A plan that can run, and what is left to do to make it faster.
+pub struct Built {
+    pub plan: Plan,
+    /// Layers that are to be measured.
+    pub contests: Vec<Contest>,
+    /// What measured choices are to be kept under.
+    pub key: Option<u128>,
+}
+
 /// Plans `g`, whose dimensions are all fixed. With `keep_values` no buffer is used twice, so that every value
-/// can be read after a run. Layers that are to be measured come back beside the plan, which is complete without
-/// that. `emitted` is called once when the graph's constants are read no more and nothing is packed yet.
+/// can be read after a run. `emitted` is called once when the graph's constants are read no more and nothing is packed yet.
 pub fn build(
     g: Graph,
     how: &How<'_>,
     keep_values: bool,
     weights: &mut Weights,
     emitted: impl FnOnce(),
-) -> Result<(Plan, Vec<Contest>)> {
+) -> Result<Built> {
     let values = g.value_name.len();
     let mut b = Builder {
         g: &g,
@@ -83,15 +92,17 @@ pub fn build(
     let (mut plan, Requests { layers, sources }) = b.finish(keep_values)?;
     drop(g);
     emitted();
+    let key = how.cache.filter(|_| !layers.is_empty()).map(|_| cache::key(&layers, &sources, how));
+    let kept = how.cache.zip(key).and_then(|(folder, key)| cache::load(folder, key, layers.len()));
     let mut ranked = Vec::with_capacity(layers.len());
-    for (found, layer) in pack(&layers, sources, how).into_iter().zip(&layers) {
+    for (found, layer) in pack(&layers, sources, &kept.unwrap_or_default(), how).into_iter().zip(&layers) {
         let StepInfo { op, kind, .. } = &plan.step_info[layer.step];
         let none = || Error::Op { op: op.clone(), kind, why: "no kernel runs this convolution".to_string() };
         ranked.push(found.ok_or_else(none)?);
     }
     let contests = settle(&mut plan, weights, layers, ranked, how);
     drop_barriers(&mut plan);
-    Ok((plan, contests))
+    Ok(Built { plan, contests, key })
 }
 
 impl Builder<'_> {

@@ -12,6 +12,7 @@ use super::weights::{Chosen, Request, Weights};
 use super::{Plan, Split};
 use crate::kernels::{CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, Packed, count_nonzeros};
 use crate::target::Target;
+use std::path::Path;
 
 /// Which kernels the planner may choose from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,8 +32,8 @@ pub struct How<'a> {
     pub choice: KernelChoice,
     /// Keep more than one candidate of a layer, to be measured.
     pub tune: bool,
-    /// What was measured before, one row per layer; empty if nothing is known.
-    pub known: &'a [Known],
+    /// Where to look for what was measured before.
+    pub cache: Option<&'a Path>,
 }
 
 /// How the threads share a layer.

@@ -7,6 +7,7 @@
 
 mod arena;
 mod build;
+mod cache;
 mod choose;
 mod conv;
 mod cost;
@@ -21,7 +22,9 @@ use crate::kernels::steps::{
 use crate::kernels::{ConvGeom, QEpilogue};
 use lacuna_ir::{Range32, ValueId};
 
-pub use build::build;
+pub use build::{Built, build};
+pub use cache::folder as cache_folder;
+pub use cache::store as store_choices;
 pub use choose::{How, KernelChoice, measure};
 pub use conv::packed_constants;
 pub use exec::{Bases, run_step};

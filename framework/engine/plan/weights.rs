@@ -4,7 +4,7 @@
 //! are not packed yet become requests; [`pack`] then packs all of them side by side, each for the kernels that may
 //! win. Blobs are shared: streams of one model read the same bytes.
 
-use super::choose::{How, Pick, Ranked, rank};
+use super::choose::{How, Known, Pick, Ranked, rank};
 use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights};
 use crate::memory::AlignedBytes;
 use crate::passes;
@@ -89,8 +89,13 @@ fn elements<T: bytemuck::Pod>(bytes: &Bytes) -> Cow<'_, [T]> {
 impl Source {
     /// Whether the bytes were given back after an earlier packing.
     pub fn is_released(&self) -> bool {
+        self.stored().is_empty()
+    }
+
+    /// The weights, as stored.
+    pub fn stored(&self) -> &[u8] {
         let (Source::Int8 { w, .. } | Source::F32 { w, .. }) = self;
-        w.is_empty()
+        w
     }
 
     /// Calls `f` with the weights as kernels pack them.
@@ -196,8 +201,8 @@ impl Weights {
 }
 
 /// Packs every layer for its best kernels, on as many threads as the plan is for; `None` where no kernel runs the
-/// geometry. A source's bytes go when its layer is done, not when all are.
-pub fn pack(layers: &[Request], sources: Vec<Source>, how: &How<'_>) -> Vec<Option<Ranked>> {
+/// geometry. `known` has a row per layer, or none. A source's bytes go when its layer is done, not when all are.
+pub fn pack(layers: &[Request], sources: Vec<Source>, known: &[Known], how: &How<'_>) -> Vec<Option<Ranked>> {
     let sources: Vec<Mutex<Option<Source>>> = sources.into_iter().map(|s| Mutex::new(Some(s))).collect();
     let ranked: Vec<OnceLock<Option<Ranked>>> = layers.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
@@ -206,7 +211,7 @@ pub fn pack(layers: &[Request], sources: Vec<Source>, how: &How<'_>) -> Vec<Opti
             let i = next.fetch_add(1, Relaxed);
             let Some(layer) = layers.get(i) else { return };
             let source = sources[i].lock().expect("no thread panics with it").take();
-            let pack = |weights: &ConvWeights<'_>| rank(&layer.geom, weights, how, how.known.get(i));
+            let pack = |weights: &ConvWeights<'_>| rank(&layer.geom, weights, how, known.get(i));
             let _ = ranked[i].set(source.and_then(|source| source.with(pack)));
         }
     };

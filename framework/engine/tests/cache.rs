@@ -1,0 +1,55 @@
+//! Measured choices on disk. One test, so that it can set the environment before there are threads.
+
+mod common;
+
+use common::*;
+use lacuna_engine::{Options, Session, StepProfile, Tune};
+use std::path::PathBuf;
+use std::{env, fs};
+
+fn files(folder: &PathBuf) -> Vec<PathBuf> {
+    fs::read_dir(folder).map_or(Vec::new(), |entries| entries.map(|e| e.unwrap().path()).collect())
+}
+
+#[test]
+fn choices_are_kept_found_again_and_written_anew_when_they_are_broken() {
+    let folder = env::temp_dir().join(format!("lacuna-cache-test-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&folder);
+    // SAFETY: the only test of this program, and no session has started a thread yet.
+    unsafe { env::set_var("LACUNA_CACHE", &folder) };
+    let g = resnet(true, 0.8);
+    let options = Options { tune: Tune::Cached, threads: Some(2), batch: Some(16), ..Options::default() };
+    let x = [input(&g, 16, 5)];
+    let want =
+        Session::new(&g, &Options { threads: Some(1), ..Options::default() }).unwrap().run(&x).unwrap();
+    let run = || {
+        let mut session = Session::new(&g, &options).unwrap();
+        assert_eq!(session.run(&x).unwrap(), want);
+        session.analyze()
+    };
+    let reasons = |steps: &[StepProfile]| steps.iter().map(|s| s.reason.clone()).collect::<Vec<_>>();
+
+    let first = reasons(&run());
+    let [file] = &files(&folder)[..] else { panic!("one file, not {:?}", files(&folder)) };
+    let text = fs::read_to_string(file).unwrap();
+    // What was measured stands in the file, and is not measured again.
+    assert_eq!(reasons(&run()), first);
+
+    // Whatever stands there instead, results are the same, and a whole file is there afterwards.
+    let cut = text.as_bytes()[..text.len() / 2].to_vec();
+    let foreign = b"\xff\xfe something else".to_vec();
+    let renamed = text.replace("conv_", "vonc_").into_bytes();
+    for broken in [Vec::new(), cut, foreign, renamed] {
+        fs::write(file, broken).unwrap();
+        run();
+        let again = fs::read_to_string(file).unwrap();
+        assert_eq!(again.lines().last(), text.lines().last());
+    }
+    assert_eq!(files(&folder).len(), 1, "no temporary file is left");
+
+    // A folder that cannot be made is no error.
+    // SAFETY: as above; sessions have ended with their threads.
+    unsafe { env::set_var("LACUNA_CACHE", file.join("below")) };
+    run();
+    fs::remove_dir_all(&folder).unwrap();
+}
