@@ -167,19 +167,29 @@ struct Pixels {
 }
 
 impl Pixels {
-    /// Pixels `at..at + size` of a tile, row by row.
-    fn new(g: &ConvGeom, tile: &Tile, residual: bool, at: u32, size: usize) -> Pixels {
-        let mut pixels = Pixels { count: 0, x: [0; PIXELS_MAX], y: [0; PIXELS_MAX], r: [0; PIXELS_MAX] };
+    /// The `count` pixels of a tile from `at` on, counted row by row, and repeats up to `size`.
+    fn new(g: &ConvGeom, tile: &Tile, residual: bool, at: u32, count: usize, size: usize) -> Pixels {
+        let mut pixels = Pixels { count, x: [0; PIXELS_MAX], y: [0; PIXELS_MAX], r: [0; PIXELS_MAX] };
         let cols = tile.cols.len() as u32;
-        let total = tile.rows.len() as u32 * cols;
-        for i in 0..size {
-            let nth = (at + i as u32).min(total - 1);
-            let (row, col) = (tile.rows.start + nth / cols, tile.cols.start + nth % cols);
-            pixels.x[i] = g.x_at(row, col);
-            pixels.y[i] = g.y_at(row, col);
-            pixels.r[i] = if residual { g.r_at(row, col) } else { 0 };
+        let (mut row, mut col) = (tile.rows.start + at / cols, tile.cols.start + at % cols);
+        let (x_step, y_step, r_step) = (g.x_step(), g.y_pixel as usize, g.r_pixel as usize);
+        let mut i = 0;
+        while i < count {
+            let (x, y) = (g.x_at(row, col), g.y_at(row, col));
+            let r = if residual { g.r_at(row, col) } else { 0 };
+            let of_row = (count - i).min((tile.cols.end - col) as usize);
+            for nth in 0..of_row {
+                pixels.x[i + nth] = x + nth * x_step;
+                pixels.y[i + nth] = y + nth * y_step;
+                pixels.r[i + nth] = r + nth * r_step;
+            }
+            i += of_row;
+            (row, col) = (row + 1, tile.cols.start);
         }
-        pixels.count = size.min((total - at) as usize);
+        for places in [&mut pixels.x, &mut pixels.y, &mut pixels.r] {
+            let last = places[count - 1];
+            places[count..size].fill(last);
+        }
         pixels
     }
 }
@@ -295,8 +305,7 @@ unsafe fn run(
     let mut scratch = MaybeUninit::uninit();
     let total = tile.rows.len() as u32 * tile.cols.len() as u32;
     for at in super::blocks(0..total, form.pixels as u32) {
-        let mut pixels = Pixels::new(g, tile, e.has_residual, at.start, form.pixels);
-        pixels.count = at.len();
+        let pixels = Pixels::new(g, tile, e.has_residual, at.start, at.len(), form.pixels);
         for channels in (tile.ocs.start as usize..end).step_by(form.channels()) {
             let channels = channels..end.min(channels + form.channels());
             let groups = channels.start / GROUP..channels.end.div_ceil(GROUP);

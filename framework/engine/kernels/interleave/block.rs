@@ -103,34 +103,61 @@ macro_rules! blocks {
             const FORM: Form = $form;
             const PIXELS: usize = 16 * LANES;
 
-            /// Turns every lane: byte `j` of register `i` becomes byte `i` of register `j`. Four times, register
-            /// `i` is interleaved with register `i + 8`; each time the bits of a byte's address rotate by one.
+            /// Interleaves register `i` with register `i + 8`. Named one by one: the compiler keeps an indexed array in
+            /// memory.
             #[inline]
             #[target_feature(enable = $features)]
-            fn turn(v: &mut [Ints; 16]) {
-                for _ in 0..4 {
-                    let old = *v;
-                    for i in 0..8 {
-                        v[2 * i] = low_bytes(old[i], old[i + 8]);
-                        v[2 * i + 1] = high_bytes(old[i], old[i + 8]);
-                    }
-                }
+            fn interleave(v: [Ints; 16]) -> [Ints; 16] {
+                let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v;
+                let ([q, r], [s, t]) = (both(a, i), both(b, j));
+                let ([u, w], [x, y]) = (both(c, k), both(d, l));
+                let ([a, b], [c, d]) = (both(e, m), both(f, n));
+                let ([e, f], [g, h]) = (both(g, o), both(h, p));
+                [q, r, s, t, u, w, x, y, a, b, c, d, e, f, g, h]
             }
 
-            /// 16 bytes of each pixel from `offset` on, turned: register `i` holds byte `i` of all pixels.
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn both(a: Ints, b: Ints) -> [Ints; 2] {
+                [low_bytes(a, b), high_bytes(a, b)]
+            }
+
+            /// Turns every lane: byte `j` of register `i` becomes byte `i` of register `j`, because each interleaving
+            /// rotates the bits of a byte's address by one.
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn turn(v: [Ints; 16]) -> [Ints; 16] {
+                interleave(interleave(interleave(interleave(v))))
+            }
+
+            /// Puts 16 bytes of each pixel from `offset` on, turned, into 16 registers: `i` holds byte `i` of all pixels.
             ///
             /// # Safety
             /// They are readable.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn turned(from: *const u8, pixels: &[usize], offset: usize) -> [Ints; 16] {
-                let mut v = [zero(); 16];
-                for (p, v) in v.iter_mut().enumerate() {
-                    // SAFETY: the caller's promise.
-                    *v = unsafe { gather(|lane| from.add(pixels[p + 16 * lane] + offset)) };
-                }
-                turn(&mut v);
-                v
+            unsafe fn turned(from: *const u8, pixels: &[usize], offset: usize, to: &mut [Ints; 16]) {
+                let from = from.wrapping_add(offset);
+                // SAFETY: the caller's promise.
+                let v = |p: usize| unsafe { gather(|lane| from.wrapping_add(pixels[p + 16 * lane])) };
+                *to = turn([
+                    v(0),
+                    v(1),
+                    v(2),
+                    v(3),
+                    v(4),
+                    v(5),
+                    v(6),
+                    v(7),
+                    v(8),
+                    v(9),
+                    v(10),
+                    v(11),
+                    v(12),
+                    v(13),
+                    v(14),
+                    v(15),
+                ]);
             }
 
             /// # Safety
@@ -145,13 +172,15 @@ macro_rules! blocks {
                 let first = part * FORM.strips();
                 let strips = &layer.strips[first..layer.strips.len().min(first + FORM.strips())];
                 let x = &pixels.x[..PIXELS];
+                let mut v = [zero(); 16];
                 for (nth, &offset) in strips.iter().enumerate() {
                     // SAFETY: a strip starts at a channel of a tap of every pixel and ends at most 15 bytes after
                     // the last one; a part has no more strips than a tile has rows for.
                     unsafe {
                         let tile: *mut u8 = scratch.as_mut_ptr().cast();
                         let mut row: *mut Ints = tile.add(nth * STRIP * FORM.row()).cast();
-                        for v in turned(layer.x, x, offset as usize) {
+                        turned(layer.x, x, offset as usize, &mut v);
+                        for &v in &v {
                             if FORM.element == 2 {
                                 store(row, low_bytes(v, zero()));
                                 store(row.add(1), high_bytes(v, zero()));
@@ -231,13 +260,13 @@ macro_rules! blocks {
                 let mut residual = [zero(); 16];
                 if e.has_residual {
                     // SAFETY: 16 bytes from a channel of the residual are readable.
-                    residual = unsafe { turned(layer.r, &pixels.r[..PIXELS], channel) };
+                    unsafe { turned(layer.r, &pixels.r[..PIXELS], channel, &mut residual) };
                 }
                 let mut v = [zero(); 16];
                 for (o, sums) in sums.chunks_exact(4).enumerate() {
                     v[o] = requant(e, sums, layer.mult[channel + o], residual[o]);
                 }
-                turn(&mut v);
+                let v = turn(v);
                 for (p, &v) in v.iter().enumerate() {
                     for (lane, bytes) in
                         lanes(v).into_iter().enumerate().filter(|(l, _)| p + 16 * l < pixels.count)
