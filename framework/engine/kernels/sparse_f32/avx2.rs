@@ -103,10 +103,11 @@ unsafe fn multiply<const V: usize>(s: &Multiply<'_>) {
 #[target_feature(enable = "avx2")]
 unsafe fn scatter(s: &Scatter<'_>) {
     let (min, max) = (_mm256_set1_ps(s.min), _mm256_set1_ps(s.max));
-    for channel in (0..s.channels).step_by(LANES) {
-        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32((s.channels - channel) as i32), lanes);
-        for first in (0..s.y_at.len()).step_by(LANES) {
+    let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    // A few pixels at a time, so that each is written from its first channel to its last.
+    for first in (0..s.y_at.len()).step_by(LANES) {
+        for channel in (0..s.channels).step_by(LANES) {
+            let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32((s.channels - channel) as i32), lanes);
             let rows = std::array::from_fn(|o| s.sums.wrapping_add((channel + o) * PIXELS + first));
             for h in 0..2 {
                 // SAFETY: sums hold whole vectors of channels; masks keep to the channels of the tile.

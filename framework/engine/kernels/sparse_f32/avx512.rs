@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 pub const VECTORS: Vectors =
     Vectors { gather, multiply: [multiply::<1>, multiply::<2>, multiply::<3>, multiply::<4>], scatter };
 
-/// Vector `j` of the result holds element `4 * q + j` of all rows.
+/// Vector `k` of the result holds element `k` of all rows.
 ///
 /// Quarters of rows are put in place as they are loaded, so that what is left is to transpose within 128 bits.
 ///
@@ -14,27 +14,32 @@ pub const VECTORS: Vectors =
 /// AVX-512 F; 16 elements may be read at each row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn quarter(rows: &[*const f32; 16], q: usize) -> [__m512; 4] {
-    let mut a = [_mm512_setzero_ps(); 4];
+unsafe fn transposed(row: impl Fn(usize) -> *const f32) -> [__m512; 16] {
+    let mut a = [_mm512_setzero_ps(); 16];
     for i in 0..4 {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let part = |row: usize| _mm_loadu_ps(rows[row].add(4 * q));
-            let v = _mm512_castps128_ps512(part(i));
-            let v = _mm512_insertf32x4::<1>(v, part(4 + i));
-            let v = _mm512_insertf32x4::<2>(v, part(8 + i));
-            a[i] = _mm512_insertf32x4::<3>(v, part(12 + i));
+        let rows = [row(i), row(4 + i), row(8 + i), row(12 + i)];
+        for q in 0..4 {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let part = |nth: usize| _mm_loadu_ps(rows[nth].add(4 * q));
+                let v = _mm512_castps128_ps512(part(0));
+                let v = _mm512_insertf32x4::<1>(v, part(1));
+                let v = _mm512_insertf32x4::<2>(v, part(2));
+                a[4 * q + i] = _mm512_insertf32x4::<3>(v, part(3));
+            }
         }
     }
     let d = |v| _mm512_castps_pd(v);
-    let low = [_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpacklo_ps(a[2], a[3])];
-    let high = [_mm512_unpackhi_ps(a[0], a[1]), _mm512_unpackhi_ps(a[2], a[3])];
-    [
-        _mm512_castpd_ps(_mm512_unpacklo_pd(d(low[0]), d(low[1]))),
-        _mm512_castpd_ps(_mm512_unpackhi_pd(d(low[0]), d(low[1]))),
-        _mm512_castpd_ps(_mm512_unpacklo_pd(d(high[0]), d(high[1]))),
-        _mm512_castpd_ps(_mm512_unpackhi_pd(d(high[0]), d(high[1]))),
-    ]
+    for q in 0..4 {
+        let a = &mut a[4 * q..4 * q + 4];
+        let low = [_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpacklo_ps(a[2], a[3])];
+        let high = [_mm512_unpackhi_ps(a[0], a[1]), _mm512_unpackhi_ps(a[2], a[3])];
+        a[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(low[0]), d(low[1])));
+        a[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(d(low[0]), d(low[1])));
+        a[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(high[0]), d(high[1])));
+        a[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(d(high[0]), d(high[1])));
+    }
+    a
 }
 
 /// # Safety
@@ -42,19 +47,14 @@ unsafe fn quarter(rows: &[*const f32; 16], q: usize) -> [__m512; 4] {
 #[target_feature(enable = "avx512f")]
 unsafe fn gather(x: *const f32, pixels: &[usize], at: usize, rows: usize, tile: *mut f32) {
     for (i, pixels) in pixels.chunks_exact(VECTOR).enumerate() {
-        let mut from = [x; 16];
-        for (from, &pixel) in from.iter_mut().zip(pixels) {
-            *from = from.wrapping_add(pixel + at);
-        }
+        let pixels: &[usize; VECTOR] = pixels.try_into().expect("a vector");
         for k in (0..rows).step_by(16) {
-            let from = from.map(|p| p.wrapping_add(k));
-            for q in 0..4 {
-                // SAFETY: as the caller promises, and the tile has room for whole steps of 16 rows.
-                unsafe {
-                    let v = quarter(&from, q);
-                    for j in 0..4 {
-                        _mm512_store_ps(tile.add((k + 4 * q + j) * PIXELS + i * VECTOR), v[j]);
-                    }
+            let x = x.wrapping_add(at + k);
+            // SAFETY: as the caller promises, and the tile has room for whole steps of 16 rows.
+            unsafe {
+                let v = transposed(|p| x.wrapping_add(pixels[p]));
+                for j in 0..16 {
+                    _mm512_store_ps(tile.add((k + j) * PIXELS + i * VECTOR), v[j]);
                 }
             }
         }
@@ -110,28 +110,23 @@ unsafe fn multiply<const V: usize>(s: &Multiply<'_>) {
 #[target_feature(enable = "avx512f")]
 unsafe fn scatter(s: &Scatter<'_>) {
     let (min, max) = (_mm512_set1_ps(s.min), _mm512_set1_ps(s.max));
-    for channel in (0..s.channels).step_by(16) {
-        let mask = (0xffffu32 >> (16 - (s.channels - channel).min(16))) as __mmask16;
-        for first in (0..s.y_at.len()).step_by(VECTOR) {
-            let rows = std::array::from_fn(|o| s.sums.wrapping_add((channel + o) * PIXELS + first));
-            for q in 0..4 {
-                // SAFETY: sums hold whole vectors of 16 channels; masks keep to the channels of the tile.
-                unsafe {
-                    let v = quarter(&rows, q);
-                    for j in 0..4 {
-                        let p = first + 4 * q + j;
-                        if p >= s.y_at.len() {
-                            break;
-                        }
-                        let mut sum = v[j];
-                        if let Some(r) = s.r {
-                            let r = r.wrapping_add(s.r_at[p] + channel);
-                            sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, r));
-                        }
-                        // Bounds come first: these instructions return their second operand when one is NaN.
-                        sum = _mm512_min_ps(max, _mm512_max_ps(min, sum));
-                        _mm512_mask_storeu_ps(s.y.wrapping_add(s.y_at[p] + channel), mask, sum);
+    // A few pixels at a time, so that each is written from its first channel to its last.
+    for first in (0..s.y_at.len()).step_by(VECTOR) {
+        for channel in (0..s.channels).step_by(16) {
+            let mask = (0xffffu32 >> (16 - (s.channels - channel).min(16))) as __mmask16;
+            let sums = s.sums.wrapping_add(channel * PIXELS + first);
+            // SAFETY: sums hold whole vectors of 16 channels; masks keep to the channels of the tile.
+            unsafe {
+                let mut v = transposed(|o| sums.wrapping_add(o * PIXELS));
+                let pixels = s.y_at.len().min(first + VECTOR);
+                for (p, sum) in (first..pixels).zip(&mut v) {
+                    if let Some(r) = s.r {
+                        let r = r.wrapping_add(s.r_at[p] + channel);
+                        *sum = _mm512_add_ps(*sum, _mm512_maskz_loadu_ps(mask, r));
                     }
+                    // Bounds come first: these instructions return their second operand when one is NaN.
+                    let sum = _mm512_min_ps(max, _mm512_max_ps(min, *sum));
+                    _mm512_mask_storeu_ps(s.y.wrapping_add(s.y_at[p] + channel), mask, sum);
                 }
             }
         }
