@@ -95,6 +95,40 @@ struct Multiply<'a> {
     sums: *mut f32,
     /// Sums begin with it, if there is one, and not with what they are.
     bias: Option<*const f32>,
+    /// Lines to fetch into the second-level cache meanwhile, so many for each channel.
+    ahead: *const i8,
+    lines: usize,
+}
+
+/// What a block of pixels will read from memory, fetched while its weights are multiplied.
+#[derive(Default)]
+struct Ahead {
+    /// Stretches of lines: where they begin, how many.
+    stretches: [(usize, usize); 2],
+}
+
+impl Ahead {
+    const LINE: usize = 64;
+
+    /// Elements `range` of x or the residual, unless little of it belongs to what is read.
+    fn add(&mut self, nth: usize, base: *const f32, range: std::ops::Range<usize>, used: usize) {
+        if range.len() <= 2 * used {
+            let begin = base.wrapping_add(range.start).addr();
+            self.stretches[nth] = (begin, (range.len() * 4).div_ceil(Ahead::LINE));
+        }
+    }
+
+    fn lines(&self) -> usize {
+        self.stretches.iter().map(|s| s.1).sum()
+    }
+
+    /// The next lines of one stretch, at most `most`.
+    fn take(&mut self, most: usize) -> (*const i8, usize) {
+        let stretch = &mut self.stretches[usize::from(self.stretches[0].1 == 0)];
+        let (begin, lines) = (stretch.0, stretch.1.min(most));
+        *stretch = (begin + lines * Ahead::LINE, stretch.1 - lines);
+        (std::ptr::without_provenance(begin), lines)
+    }
 }
 
 struct Scatter<'a> {
@@ -203,9 +237,22 @@ unsafe fn run(
         let spare = x_at[0];
         x_at[used..filled].fill(spare);
 
+        let mut ahead = Ahead::default();
+        if block.end * (VECTOR as u32) < pixels {
+            let next = |i: u32| g.x_at(tile.rows.start + i / width, tile.cols.start + i % width);
+            let end = pixels.min((block.end + block.len() as u32) * VECTOR as u32);
+            let (begin, last) = (next(block.end * VECTOR as u32), next(end - 1));
+            let tap = runs[runs.len() - 1] as usize;
+            ahead.add(0, x, begin + tap..last + tap + run_len, filled * g.c as usize);
+        }
         for channels in tile.ocs.clone().step_by(CHANNELS) {
             let end = tile.ocs.end.min(channels + CHANNELS as u32) as usize;
             let channels = channels as usize;
+            if e.has_residual {
+                let (begin, last) = (r_at[0] + channels, r_at[used - 1] + end);
+                ahead.add(1, r, begin..last, used * (end - channels));
+            }
+            let each = ahead.lines().div_ceil(depths * (end - channels));
             for depth in 0..depths {
                 // SAFETY: every run is readable for all pixels; the 15 elements that may follow it are part of its
                 // buffer or the slack behind.
@@ -216,12 +263,16 @@ unsafe fn run(
                 for group in channels / GROUP..end.div_ceil(GROUP) {
                     let b = depth * groups + group;
                     let sums_at = (group * GROUP - channels) * PIXELS;
+                    let order = &order[b * GROUP..][..GROUP.min(end - group * GROUP)];
+                    let (fetch, lines) = ahead.take(each * order.len());
                     let job = Multiply {
-                        order: &order[b * GROUP..][..GROUP.min(end - group * GROUP)],
+                        order,
                         pairs: pairs[first[b] as usize..first[b + 1] as usize].as_ptr(),
                         tile: zeros,
                         sums: sums.wrapping_add(sums_at),
                         bias: (depth == 0).then(|| bias[group * GROUP..].as_ptr()),
+                        ahead: fetch,
+                        lines: lines.div_ceil(order.len()),
                     };
                     // SAFETY: order and pairs are one block's; lanes beyond the channels are last in the order.
                     unsafe { vectors.multiply[block.len() - 1](&job) };

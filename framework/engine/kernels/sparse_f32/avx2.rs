@@ -62,11 +62,16 @@ unsafe fn gather(x: *const f32, pixels: &[usize], at: usize, rows: usize, tile: 
 /// AVX2 and FMA; every offset is a row of the tile, sums hold the group.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn multiply<const V: usize>(s: &Multiply<'_>) {
-    let mut pair = s.pairs;
+    let (mut pair, mut ahead) = (s.pairs, s.ahead);
     for &order in s.order {
         let (lane, pairs) = ((order & 0xff) as usize, order >> 8);
         if pairs == 0 && s.bias.is_none() {
             break;
+        }
+        for _ in 0..s.lines {
+            // SAFETY: fetching touches nothing, wherever it points.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead) };
+            ahead = ahead.wrapping_add(64);
         }
         // SAFETY: as the caller promises.
         unsafe {
