@@ -40,6 +40,8 @@ pub(super) struct Builder<'a> {
     demands: Vec<Option<Demand>>,
     buffers: Vec<Buffer>,
     operands: Vec<Operand>,
+    /// Where in the graph's order each value is read last; outputs are read at the end. Empty if buffers are to be kept.
+    last_read: Vec<usize>,
     /// The op that steps are emitted for.
     pub op: OpId,
 }
@@ -73,6 +75,7 @@ pub fn build(
         demands: vec![None; values],
         buffers: Vec::new(),
         operands: Vec::new(),
+        last_read: if keep_values { Vec::new() } else { last_reads(&g) },
         op: OpId(0),
     };
     for v in g.value_name.ids() {
@@ -103,6 +106,21 @@ pub fn build(
     let contests = settle(&mut plan, weights, layers, ranked, how);
     drop_barriers(&mut plan);
     Ok(Built { plan, contests, key })
+}
+
+fn last_reads(g: &Graph) -> Vec<usize> {
+    let mut last = vec![0; g.value_name.len()];
+    for (at, &op) in g.order.iter().enumerate() {
+        for v in g.inputs_of(op) {
+            if let Some(last) = last.get_mut(v.index()) {
+                *last = at;
+            }
+        }
+    }
+    for v in &g.outputs {
+        last[v.index()] = usize::MAX;
+    }
+    last
 }
 
 impl Builder<'_> {
@@ -186,6 +204,26 @@ impl Builder<'_> {
         let place = self.new_place(self.g.value_dtype[v], &dims, self.demands[v.index()])?;
         self.places[v.index()] = Some(place.clone());
         Ok(place)
+    }
+
+    /// The first output of the current op over `residual`, which it adds, or a new buffer where that cannot be: where
+    /// something reads the residual's buffer later, or the output's layout is another.
+    pub fn output_over(&mut self, x: &Place, residual: &Place) -> Result<Place> {
+        let v = self.g.outputs_of(self.op)[0];
+        let dims = self.dims(v)?;
+        let dtype = self.g.value_dtype[v];
+        let Root::Buffer(buffer) = residual.root else { return self.output_place() };
+        let now = self.g.order.iter().position(|&op| op == self.op);
+        let read_later = |v: ValueId| self.last_read.get(v.index()).is_none_or(|&last| Some(last) > now);
+        let held = |v: &ValueId| self.places[v.index()].as_ref().is_some_and(|p| p.root == residual.root);
+        let same = Place::in_buffer(buffer, dtype, &dims, self.demands[v.index()])
+            .is_some_and(|(p, _)| p == *residual);
+        let free = !self.g.value_name.ids().filter(held).any(read_later);
+        if !same || !free || self.buffers[buffer].dtype != dtype || x.root == residual.root {
+            return self.output_place();
+        }
+        self.places[v.index()] = Some(residual.clone());
+        Ok(residual.clone())
     }
 
     fn fill(&mut self, place: &Place, dtype: DType) {

@@ -165,7 +165,10 @@ pub fn emit_conv(b: &mut Builder<'_>, op: OpId) -> Result<()> {
         }
         None => None,
     };
-    let y = b.output_place()?;
+    let y = match &residual {
+        Some(r) => b.output_over(&x, r)?,
+        None => b.output_place()?,
+    };
     let epilogue = QEpilogue { has_residual: residual.is_some(), ..epilogue };
     let geom = conv_geom(b, &conv, &x, &y, residual.as_ref())?;
     emit(b, op, geom, epilogue, [Some(&x), Some(&y), residual.as_ref()], dtype)

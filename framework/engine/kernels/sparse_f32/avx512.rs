@@ -72,8 +72,7 @@ unsafe fn multiply<const V: usize>(s: &Multiply<'_>) {
             break;
         }
         for _ in 0..s.lines {
-            // SAFETY: fetching touches nothing, wherever it points.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead) };
+            _mm_prefetch::<_MM_HINT_T1>(ahead);
             ahead = ahead.wrapping_add(64);
         }
         // SAFETY: as the caller promises.
