@@ -10,6 +10,8 @@ use crate::target::Isa;
 const CYCLES_PER_NS: f64 = 3.5;
 /// Bytes per nanosecond of steps that only move data.
 const MAP_BYTES_PER_NS: f64 = 12.0;
+/// Bytes of weights that one thread reads in a cycle.
+const BYTES_PER_CYCLE: f64 = 5.0;
 /// Calling a step, and meeting the other threads.
 const STEP_NS: f64 = 150.0;
 /// Pixels that share one pass over packed sparse weights.
@@ -37,7 +39,12 @@ pub fn conv_ns(kernel: &ConvKernel, geom: &ConvGeom, slots: u64) -> f64 {
     } else {
         products / rate(kernel)
     };
-    STEP_NS + (work + epilogue) / CYCLES_PER_NS
+    // Weights arrive from memory at this rate where few pixels share them.
+    let arrival = match kernel.dtype {
+        KernelType::F32 => (slots * if kernel.sparse { 8 } else { 4 }) as f64 / BYTES_PER_CYCLE,
+        KernelType::Int8 => 0.0,
+    };
+    STEP_NS + (work.max(arrival) + epilogue) / CYCLES_PER_NS
 }
 
 /// Measured on Granite Rapids. Whole vectors of 16 pixels are multiplied; in addition every element of every window is
