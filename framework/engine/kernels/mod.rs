@@ -10,7 +10,7 @@
 //!   `x_zero` or 0.0), and up to [`READ_AFTER`] bytes past the buffer's end;
 //! * channels of a pixel beyond `c` hold arbitrary bytes: they are multiplied by zero or never read;
 //! * it writes the channels `tile.ocs` of the pixels of its tile and nothing else;
-//! * it reads an element of the residual before it writes that element of y: both may be the same memory.
+//! * an f32 kernel computes an output once and reads its residual before it writes it: both may be the same memory.
 //!
 //! Arithmetic is that of `lacuna_ir`'s `QConv`, `QGemm` and `FusedConv`. Integer kernels equal it bit for bit:
 //! `f = acc as f32 * mult`, a residual is a separate multiplication and addition, `f` is clamped as a float,

@@ -166,8 +166,8 @@ pub fn emit_conv(b: &mut Builder<'_>, op: OpId) -> Result<()> {
         None => None,
     };
     let y = match &residual {
-        Some(r) => b.output_over(&x, r)?,
-        None => b.output_place()?,
+        Some(r) if dtype == DType::F32 => b.output_over(&x, r)?,
+        _ => b.output_place()?,
     };
     let epilogue = QEpilogue { has_residual: residual.is_some(), ..epilogue };
     let geom = conv_geom(b, &conv, &x, &y, residual.as_ref())?;
