@@ -15,6 +15,8 @@ mod attention;
 mod bytes;
 #[path = "steps_matrix.rs"]
 mod matrix;
+#[path = "steps_pixels.rs"]
+mod pixels;
 #[path = "steps_pool.rs"]
 mod pool;
 #[path = "steps_rows.rs"]
@@ -22,6 +24,7 @@ mod rows;
 
 pub use attention::{AttentionOperands, AttentionStep, QUERIES, run_attention};
 pub use matrix::{MatMulStep, ReduceKind, ReduceStep};
+pub use pixels::{PixelsStep, run_pixels};
 pub use pool::{MeanStep, PoolKind, PoolStep};
 pub use rows::{GatherStep, NormOperands, NormStep, RowOperand, index_in, run_gather, run_norm};
 
@@ -222,8 +225,7 @@ pub struct MapStep {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FillStep {
     pub images: usize,
-    /// Elements from one image to the next, from one line to the next.
-    pub image: usize,
+    /// Elements from one line to the next; images follow each other.
     pub row: usize,
     pub lines: usize,
     pub top: usize,
@@ -233,6 +235,13 @@ pub struct FillStep {
     /// u8 elements; f32 elements, which are filled with 0.0, otherwise.
     pub bytes: bool,
     pub value: u8,
+}
+
+impl FillStep {
+    /// Lines of all images.
+    pub fn units(&self) -> usize {
+        self.images * self.lines
+    }
 }
 
 /// Declares `$name`: `$inner` compiled for each instruction set, picked by the first argument.
@@ -454,7 +463,7 @@ fn quantize(x: f32, scale: f32, zero: i32, lo: i32, hi: i32) -> i32 {
     round_small(f) + zero
 }
 
-/// Fills the border of part `part`'s images.
+/// Fills the border of part `part`'s lines.
 ///
 /// # Safety
 /// `start` is the buffer's first element (the first border element of image 0); the buffer holds all images;
@@ -462,20 +471,20 @@ fn quantize(x: f32, scale: f32, zero: i32, lo: i32, hi: i32) -> i32 {
 pub unsafe fn run_fill(s: &FillStep, start: *mut u8, part: usize, parts: usize) {
     let size = if s.bytes { 1 } else { 4 };
     let value = if s.bytes { s.value } else { 0 };
-    for n in share(s.images, part, parts) {
-        // SAFETY: all ranges lie inside image `n` of the buffer.
-        unsafe {
-            let image = start.add(n * s.image * size);
-            let fill = |at: usize, len: usize| image.add(at * size).write_bytes(value, len * size);
-            // The right border of a line runs on into the left border of the next.
-            let lines = s.lines - s.top - s.bottom;
-            fill(0, s.top * s.row + s.left);
-            for line in s.top + 1..s.top + lines {
-                fill(line * s.row - s.right, s.right + s.left);
-            }
-            fill((s.top + lines) * s.row - s.right, s.right + s.bottom * s.row);
+    // SAFETY: all ranges lie inside the lines of this part.
+    let fill = |from: usize, to: usize| unsafe {
+        start.add(from * size).write_bytes(value, (to - from) * size);
+    };
+    let lines = share(s.units(), part, parts);
+    // The right border of a line runs on into the left border of the next, and into lines that are all border.
+    let mut from = lines.start * s.row;
+    for line in lines.clone() {
+        if (s.top..s.lines - s.bottom).contains(&(line % s.lines)) {
+            fill(from, line * s.row + s.left);
+            from = (line + 1) * s.row - s.right;
         }
     }
+    fill(from, lines.end * s.row);
 }
 
 /// Runs one part of a pooling. The contract is that of [`run_map`].

@@ -93,7 +93,8 @@ fn cancel(g: &mut Graph, op: OpId) -> Result<bool> {
     Ok(true)
 }
 
-/// `to NHWC` that keeps the elements' order moves up past a unary op, to the graph's input in the end.
+/// `to NHWC` that keeps the elements' order moves up past a unary op, to the graph's input in the end. So does one
+/// right after the quantisation of an input: an input is read through any strides.
 fn rise(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     use OpKind::*;
     let x = g.inputs_of(op)[0];
@@ -104,7 +105,10 @@ fn rise(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
         _ => false,
     };
     let perm = perm_of(g, op).expect("a transpose has a permutation");
-    if !elementwise || perm != TO_NHWC || sole_use(g, uses, x).is_none() || !keeps_order(g.shape(x), &perm) {
+    let quantised_input = g.op_kind[unary] == QuantizeLinear
+        && matches!(g.value_def[g.inputs_of(unary)[0]], lacuna_ir::Def::Input);
+    let free = quantised_input || keeps_order(g.shape(x), &perm);
+    if !elementwise || perm != TO_NHWC || sole_use(g, uses, x).is_none() || !free {
         return Ok(false);
     }
     let mut inputs = g.inputs_of(unary).to_vec();

@@ -231,7 +231,6 @@ impl Builder<'_> {
         let (image, row, pixel) = (place.strides[0], place.strides[1], place.strides[2]);
         let step = FillStep {
             images: place.dims[0],
-            image,
             row,
             lines: image / row,
             top,
@@ -241,8 +240,9 @@ impl Builder<'_> {
             bytes: dtype.size() == 1,
             value: place.fill,
         };
-        let moved = place.dims[0] * (2 * (left + right) + (top + bottom) * place.dims[2]) * pixel;
-        let parts = if moved < PARALLEL_ELEMENTS { 1 } else { self.target.threads.min(place.dims[0]) };
+        let moved = step.units() * (left + right) * pixel + step.images * (top + bottom) * row;
+        // Whoever writes a line's pixels fills its border, more or less: lines do not travel between caches.
+        let parts = if moved < PARALLEL_FILL { 1 } else { self.target.threads.min(step.units()) };
         let row = push(&mut self.plan.fills, step);
         self.step(StepKind::Fill, row, &[(place.root, 0, dtype.size())], parts, "fill_border", moved);
     }
@@ -525,8 +525,35 @@ impl Builder<'_> {
             return self.map_strided(map, &y, 4, &[(&x, 4), (&scale, 4)], &[x_strides, along]);
         }
         let zero = self.input(op, 2)?;
+        if map == MapOp::QuantizeU8 && along.iter().all(|&a| a == 0) && is_image(&x, &y) {
+            return self.pixels(&x, &y, &scale, &zero);
+        }
         let inputs = [(&x, sizes.1), (&scale, 4), (&zero, sizes.2)];
         self.map_strided(map, &y, sizes.0, &inputs, &[x_strides, along.clone(), along])
+    }
+
+    /// Quantises planes into pixels.
+    fn pixels(&mut self, x: &Place, y: &Place, scale: &Place, zero: &Place) -> Result<()> {
+        let [images, h, w, channels] = [0, 1, 2, 3].map(|d| y.dims[d]);
+        let step = PixelsStep {
+            images,
+            h,
+            w,
+            channels,
+            x_strides: [x.strides[0], x.strides[3], x.strides[1]],
+            y_strides: [y.strides[0], y.strides[1]],
+        };
+        let elements = images * h * w * channels;
+        let parts = self.parts(elements).min(step.units());
+        let operands = [
+            operand(y, DType::U8),
+            operand(x, DType::F32),
+            operand(scale, DType::F32),
+            operand(zero, DType::U8),
+        ];
+        let row = push(&mut self.plan.pixels, step);
+        self.step(StepKind::Pixels, row, &operands, parts, "quantize_pixels_u8", elements * 5);
+        Ok(())
     }
 
     fn concat(&mut self, op: OpId, axis: i32) -> Result<()> {
@@ -775,12 +802,19 @@ pub fn drop_barriers(p: &mut Plan) {
     }
 }
 
+/// Borders of fewer elements are filled by one thread: the step that follows need not meet the others then.
+const PARALLEL_FILL: usize = 4096;
 /// Maps smaller than this stay on one thread: meeting costs more than it saves.
 const PARALLEL_ELEMENTS: usize = 16384;
 
 pub(super) fn push<T>(table: &mut Vec<T>, row: T) -> u32 {
     table.push(row);
     u32::try_from(table.len() - 1).expect("a table holds fewer than 2^32 rows")
+}
+
+/// Whether x is planes and y has a quad of bytes for each pixel.
+fn is_image(x: &Place, y: &Place) -> bool {
+    y.dims.len() == 4 && PixelsStep::CHANNELS.contains(&y.dims[3]) && x.strides[2] == 1 && y.strides[2] == 4
 }
 
 pub(super) fn operand(p: &Place, dtype: DType) -> Operand {

@@ -61,6 +61,7 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
             StepKind::Mean => steps::run_mean(bases.isa, &plan.means[row], p[0], p[1], part, parts),
             StepKind::Reduce => steps::run_reduce(&plan.reduces[row], p[0].cast(), p[1].cast(), part, parts),
             StepKind::MatMul => steps::run_matmul(bases.isa, &plan.matmuls[row], first(p), part, parts),
+            StepKind::Pixels => steps::run_pixels(bases.isa, &plan.pixels[row], first(p), part, parts),
             StepKind::Gather => steps::run_gather(&plan.gathers[row], p[0], p[1], p[2], part, parts),
             StepKind::Norm => {
                 let [y, x, a, b, scale, bias] = p;

@@ -17,7 +17,8 @@ mod rows;
 mod weights;
 
 use crate::kernels::steps::{
-    AttentionStep, FillStep, GatherStep, MapStep, MatMulStep, MeanStep, NormStep, PoolStep, ReduceStep,
+    AttentionStep, FillStep, GatherStep, MapStep, MatMulStep, MeanStep, NormStep, PixelsStep, PoolStep,
+    ReduceStep,
 };
 use crate::kernels::{ConvGeom, QEpilogue};
 use lacuna_ir::{Range32, ValueId};
@@ -44,6 +45,7 @@ pub enum StepKind {
     Reduce,
     MatMul,
     Gather,
+    Pixels,
     Norm,
     Attention,
 }
@@ -122,6 +124,7 @@ pub struct Plan {
     pub reduces: Vec<ReduceStep>,
     pub matmuls: Vec<MatMulStep>,
     pub gathers: Vec<GatherStep>,
+    pub pixels: Vec<PixelsStep>,
     pub norms: Vec<NormStep>,
     pub attentions: Vec<AttentionStep>,
 
