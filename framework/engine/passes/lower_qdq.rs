@@ -1,7 +1,7 @@
 //! Quantise/dequantise pairs become integer ops.
 //!
-//! First the pairs are moved together (a dequantise past reshapes and max pools, a quantise before reshapes,
-//! pairs that undo each other away), then `DQ -> op -> [Add(DQ)] -> [Relu|Clip] -> Q` becomes one integer op.
+//! First the pairs are moved together (a dequantise past what only moves values, a quantise before it, pairs that
+//! undo each other away), functions of one byte become tables, then `DQ -> op -> [Add(DQ)] -> [Relu|Clip] -> Q` becomes one integer op.
 //! What does not match stays as it is and runs in f32 between its Quantize and Dequantize ops.
 //! The integer scheme is Jacob et al., "Quantization and Training of Neural Networks for Efficient
 //! Integer-Arithmetic-Only Inference", CVPR 2018, with an f32 multiplier for the last step.
@@ -9,10 +9,13 @@
 use super::add_norm::lower_norm;
 use super::attention::lower_attention;
 use super::rewrite::*;
+use super::tables::lower_tables;
 use crate::error::Result;
 use crate::target::Target;
 use bytes::Bytes;
-use lacuna_ir::op::{ClipAttr, GemmAttr, PoolAttr, QAddAttr, QConvAttr, QGemmAttr, QPoolAttr, Requant};
+use lacuna_ir::op::{
+    ClipAttr, GemmAttr, PoolAttr, QAddAttr, QConvAttr, QGemmAttr, QMulAttr, QPoolAttr, Requant,
+};
 use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, Tensor, Uses, ValueId};
 
 pub fn lower_qdq(g: &mut Graph, _: &Target) -> Result<usize> {
@@ -25,6 +28,7 @@ pub fn lower_qdq(g: &mut Graph, _: &Target) -> Result<usize> {
             break;
         }
     }
+    changes += lower_tables(g)?;
     let mut uses = g.uses();
     for op in g.order.clone() {
         let changed = match g.op_kind[op] {
@@ -33,6 +37,7 @@ pub fn lower_qdq(g: &mut Graph, _: &Target) -> Result<usize> {
             OpKind::Softmax => lower_attention(g, &uses, op)?,
             OpKind::LayerNormalization => lower_norm(g, &uses, op)?,
             OpKind::Add => lower_add(g, &uses, op)?,
+            OpKind::Mul => lower_mul(g, &uses, op)?,
             OpKind::GlobalAveragePool | OpKind::ReduceMean => lower_mean(g, &uses, op)?,
             _ => false,
         };
@@ -55,9 +60,15 @@ fn gather_pairs(g: &mut Graph) -> Result<usize> {
             continue;
         }
         let changed = match g.op_kind[op] {
-            OpKind::QuantizeLinear => undo_pair(g, op) || quantise_before_reshape(g, &uses, op)?,
+            OpKind::QuantizeLinear => {
+                undo_pair(g, op)
+                    || quantise_before_reshape(g, &uses, op)?
+                    || quantise_before_parts(g, &uses, op)?
+            }
             OpKind::Flatten | OpKind::Reshape | OpKind::Transpose => dequantise_after_reshape(g, op)?,
             OpKind::MaxPool => dequantise_after_pool(g, op)?,
+            OpKind::Resize => dequantise_after_resize(g, op)?,
+            OpKind::Concat => dequantise_after_concat(g, op)?,
             _ => false,
         };
         if changed {
@@ -112,6 +123,67 @@ fn dequantise_after_pool(g: &mut Graph, op: OpId) -> Result<bool> {
     let dq = g.producer(x).expect("a dequantised value has a producer");
     let y = pool_nhwc(g, op, OpKind::MaxPoolNhwc, attr, q)?;
     finish_with_dequantise(g, op, dq, y)
+}
+
+/// `resize(DQ(x))` is `DQ(resize(x))`.
+fn dequantise_after_resize(g: &mut Graph, op: OpId) -> Result<bool> {
+    let x = g.inputs_of(op)[0];
+    let Some((q, _)) = dequantised(g, x) else { return Ok(false) };
+    let dq = g.producer(x).expect("a dequantised value has a producer");
+    let y = resize_nhwc(g, op, q)?;
+    finish_with_dequantise(g, op, dq, y)
+}
+
+/// `concat(DQ(a), DQ(b))` is `DQ(concat(a, b))` where the parameters are equal.
+fn dequantise_after_concat(g: &mut Graph, op: OpId) -> Result<bool> {
+    let inputs = g.inputs_of(op).to_vec();
+    let parts: Option<Vec<(ValueId, QParams)>> = inputs.iter().map(|&v| dequantised(g, v)).collect();
+    let Some(parts) = parts.filter(|p| p.iter().all(|x| x.1 == p[0].1)) else { return Ok(false) };
+    let dq = g.producer(inputs[0]).expect("a dequantised value has a producer");
+    let name = g.op_name[op].clone();
+    let bytes: Vec<ValueId> = parts.iter().map(|p| p.0).collect();
+    let y = op_before(g, op, OpKind::Concat, g.op_attr[op], &name, &bytes)?;
+    finish_with_dequantise(g, op, dq, y)
+}
+
+/// `Q(concat(a, b))` is `concat(Q(a), Q(b))`; `Q(max(x))` is `max(Q(x))`, because quantising is increasing; and a
+/// resize only repeats. Bytes move faster than floats, and the parts often were bytes before.
+fn quantise_before_parts(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
+    let Some(x) = g.input_of(op, 0) else { return Ok(false) };
+    let Some(maker) = g.producer(x).filter(|_| sole_use(g, uses, x).is_some()) else { return Ok(false) };
+    let kind = g.op_kind[maker];
+    let moves = matches!(kind, OpKind::Concat | OpKind::MaxPool | OpKind::Resize);
+    let four_axes = g.shape(x).len() == 4;
+    if !moves
+        || !four_axes
+        || tensor_params(g, op).is_none()
+        || g.value_dtype[g.outputs_of(op)[0]] != DType::U8
+    {
+        return Ok(false);
+    }
+    let mut parts = g.inputs_of(maker).to_vec();
+    for part in &mut parts {
+        let mut inputs = g.inputs_of(op).to_vec();
+        inputs[0] = *part;
+        let name = g.op_name[op].clone();
+        *part = op_before(g, op, OpKind::QuantizeLinear, g.op_attr[op], &name, &inputs)?;
+    }
+    let name = g.op_name[maker].clone();
+    let y = match (kind, g.op_attr[maker]) {
+        (OpKind::MaxPool, Attr::Pool(attr)) => {
+            let x = transpose_before(g, op, parts[0], &TO_NHWC)?;
+            let y = op_before(g, op, OpKind::MaxPoolNhwc, Attr::Pool(attr), &name, &[x])?;
+            transpose_before(g, op, y, &TO_NCHW)?
+        }
+        (OpKind::Resize, attr) => {
+            let x = transpose_before(g, op, parts[0], &TO_NHWC)?;
+            let y = op_before(g, op, OpKind::ResizeNhwc, attr, &name, &[x])?;
+            transpose_before(g, op, y, &TO_NCHW)?
+        }
+        (_, attr) => op_before(g, op, OpKind::Concat, attr, &name, &parts)?,
+    };
+    g.replace_uses(g.outputs_of(op)[0], y);
+    Ok(true)
 }
 
 pub fn pool_nhwc(g: &mut Graph, at: OpId, kind: OpKind, attr: PoolAttr, x: ValueId) -> Result<ValueId> {
@@ -416,6 +488,30 @@ fn lower_add(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     };
     let name = g.op_name[op].clone();
     let y = op_before(g, tail.last, OpKind::QAdd, Attr::QAdd(attr), &name, &[a, b])?;
+    g.replace_uses(g.outputs_of(tail.last)[0], y);
+    Ok(true)
+}
+
+/// A product of dequantised values, one of which may broadcast (a gate per channel).
+fn lower_mul(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
+    let found = || {
+        let (a, pa) = dequantised(g, g.input_of(op, 0)?)?;
+        let (b, pb) = dequantised(g, g.input_of(op, 1)?)?;
+        let tail = tail(g, uses, g.outputs_of(op)[0], false)?;
+        Some((a, pa, b, pb, tail))
+    };
+    let Some((mut a, mut pa, mut b, mut pb, tail)) = found() else { return Ok(false) };
+    // The factor is b.
+    if g.shape(a) != g.shape(g.outputs_of(op)[0]) {
+        (a, pa, b, pb) = (b, pb, a, pa);
+    }
+    let mult = (pa.scale as f64 * pb.scale as f64 / tail.scale as f64) as f32;
+    if !mult.is_finite() {
+        return Ok(false);
+    }
+    let attr = QMulAttr { a_zero: pa.zero, b_zero: pb.zero, mult, out: tail.out };
+    let name = g.op_name[op].clone();
+    let y = op_before(g, tail.last, OpKind::QMul, Attr::QMul(attr), &name, &[a, b])?;
     g.replace_uses(g.outputs_of(tail.last)[0], y);
     Ok(true)
 }

@@ -6,9 +6,11 @@
 
 mod add_norm;
 mod attention;
+mod fuse_bytes;
 mod lower_qdq;
 mod rewrite;
 mod settle_layout;
+mod tables;
 mod to_nhwc;
 
 pub(crate) use rewrite::transposed;
@@ -42,6 +44,7 @@ pub const PASSES: &[Pass] = &[
     Pass { name: "lower_qdq", run: lower_qdq::lower_qdq },
     Pass { name: "to_nhwc", run: to_nhwc::to_nhwc },
     Pass { name: "settle_layout", run: settle_layout::settle_layout },
+    Pass { name: "fuse_bytes", run: fuse_bytes::fuse_bytes },
 ];
 
 /// Runs every pass over a copy of `g` and returns the lowered graph without dead rows.
