@@ -113,7 +113,8 @@ pub struct QConvAttr {
     pub conv: ConvAttr,
     /// Zero point of `x`; padded positions hold it.
     pub x_zero: i32,
-    pub out: Requant,
+    /// Absent: the result is f32, without residual or table.
+    pub out: Option<Requant>,
     /// Scale of the residual in units of the output's scale, and its zero point.
     pub residual_mult: f32,
     pub residual_zero: i32,
@@ -338,6 +339,7 @@ ops! {
     /// `f = f + (r - residual_zero) as f32 * residual_mult` (two roundings, never fused); then `out` ([`Requant`]);
     /// with a table `q = table[q]`. A late residual ([`LateAdd`]) is left out of `f` and added after that:
     /// `f = (q - late.zero) as f32 * late.mult + (r - residual_zero) as f32 * residual_mult`, then `late.out`.
+    /// The result is f32 `f` itself when `out` is absent.
     QConv                Engine 4..=6    QConv    qconv           conv::qconv;
     /// x `u8[..,K]`, w `i8[N,K]`, bias `i32[N]`, mult `f32[N]`, to `[..,N]`. `f` as in `QConv`; result f32 `f` itself when `out` is absent.
     /// Optional table `u8[256]`, for u8 results: `table[q]`.

@@ -337,7 +337,9 @@ pub fn conv_nhwc(attr: &Attr, inputs: Inputs<'_>) -> Facts {
 
 pub fn qconv(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let Attr::QConv(a) = attr else { return Err(wrong_attr(attr)) };
-    check_u8(&a.out)?;
+    if let Some(out) = &a.out {
+        check_u8(out)?;
+    }
     check_zero("x_zero", a.x_zero)?;
     check_zero("residual_zero", a.residual_zero)?;
     let (x, w) = (typed(inputs, 0, DType::U8)?, typed(inputs, 1, DType::I8)?);
@@ -359,7 +361,12 @@ pub fn qconv(attr: &Attr, inputs: Inputs<'_>) -> Facts {
             return Err("adds a late residual, but input 4 is absent".to_string());
         }
     }
-    one(DType::U8, dims.to_vec())
+    if a.out.is_none() && (residual.is_some() || optional(inputs, 5).is_some()) {
+        return Err(
+            "has a residual or a table, but its result is not u8: give it an output scale".to_string()
+        );
+    }
+    one(if a.out.is_some() { DType::U8 } else { DType::F32 }, dims.to_vec())
 }
 
 /// A table of one byte for every byte.

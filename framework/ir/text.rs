@@ -225,7 +225,9 @@ fn attr_fields(attr: &Attr) -> Fields {
         Attr::QConv(q) => {
             conv_fields(&mut f, &q.conv);
             f.push(("x_zero", q.x_zero.to_string()));
-            requant_fields(&mut f, &q.out);
+            if let Some(out) = &q.out {
+                requant_fields(&mut f, out);
+            }
             unless(&mut f, "residual_mult", f32_text(q.residual_mult), q.residual_mult.to_bits() == 0);
             unless(&mut f, "residual_zero", q.residual_zero.to_string(), q.residual_zero == 0);
             if let Some(late) = &q.late {
@@ -384,6 +386,10 @@ impl<'a> Read<'a> {
         })
     }
 
+    fn optional_requant(&mut self) -> Result<Option<Requant>, String> {
+        if self.fields.iter().any(|(k, _)| *k == "zero") { self.requant().map(Some) } else { Ok(None) }
+    }
+
     fn late_add(&mut self) -> Result<Option<LateAdd>, String> {
         let Some(out) = self.list::<i32>("late_out")? else { return Ok(None) };
         let [zero, lo, hi] = out[..] else { return Err("late_out must have 3 numbers".to_string()) };
@@ -422,16 +428,12 @@ fn attr_from(variant: &str, r: &mut Read<'_>) -> Result<Attr, String> {
         "QConv" => Attr::QConv(QConvAttr {
             conv: r.conv()?,
             x_zero: r.number("x_zero", None)?,
-            out: r.requant()?,
+            out: r.optional_requant()?,
             residual_mult: r.float("residual_mult", Some(0.0))?,
             residual_zero: r.number("residual_zero", Some(0))?,
             late: r.late_add()?,
         }),
-        "QGemm" => {
-            let x_zero = r.number("x_zero", None)?;
-            let has_out = r.fields.iter().any(|(k, _)| *k == "zero");
-            Attr::QGemm(QGemmAttr { x_zero, out: if has_out { Some(r.requant()?) } else { None } })
-        }
+        "QGemm" => Attr::QGemm(QGemmAttr { x_zero: r.number("x_zero", None)?, out: r.optional_requant()? }),
         "QAdd" => Attr::QAdd(QAddAttr {
             a_mult: r.float("a_mult", None)?,
             a_zero: r.number("a_zero", None)?,

@@ -605,7 +605,7 @@ fn integer_reference(
     let attr = Attr::QConv(QConvAttr {
         conv: ConvAttr { window: s.window, group: s.group },
         x_zero: e.x_zero,
-        out,
+        out: Some(out),
         residual_mult: e.residual_mult,
         residual_zero: e.residual_zero,
         late: e.late,

@@ -31,7 +31,9 @@ fn fuse_table(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     let Some(maker) = g.producer(x).filter(|_| sole_use(g, uses, x).is_some()) else { return Ok(false) };
     let Some(bytes) = g.const_bytes(table).cloned() else { return Ok(false) };
     let y = match (g.op_kind[maker], g.op_attr[maker]) {
-        (OpKind::QConv, Attr::QConv(a)) if a.late.is_none() && g.input_of(maker, 5).is_none() => {
+        (OpKind::QConv, Attr::QConv(a))
+            if a.out.is_some() && a.late.is_none() && g.input_of(maker, 5).is_none() =>
+        {
             with_input(g, op, maker, 5, table)?
         }
         (OpKind::QGemm, Attr::QGemm(a)) if a.out.is_some() && g.input_of(maker, 4).is_none() => {

@@ -339,7 +339,7 @@ fn accumulates(w: &[i8], bias: &[i32]) -> bool {
         // Blocks whose sum fits 16 bits: the loop over them is one of short vectors.
         let block = |x: &[i8]| x.iter().map(|x| x.unsigned_abs() as u16).sum::<u16>() as i64;
         let sum: i64 = w[o * per..][..per].chunks(256).map(block).sum();
-        255 * sum + (b as i64).abs() < 1 << 31
+        (b as i64 + 255 * sum).max(255 * sum - b as i64 - 1) < 1 << 31
     })
 }
 
@@ -352,7 +352,7 @@ fn multipliers(x_scale: f32, w_scales: &[f32], y_scale: f32) -> Option<Vec<f32>>
 fn lower_conv(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     let Some(rewrite) = match_conv(g, uses, op) else { return Ok(false) };
     let ConvRewrite { x, w, bias, mult, attr, tail } = rewrite;
-    let (last, name) = (tail.last, g.op_name[op].clone());
+    let (last, name) = (tail.as_ref().map_or(op, |t| t.last), g.op_name[op].clone());
     let dims: [usize; 4] = w.dims.clone().try_into().expect("a conv's weights have four axes");
     let ohwi = to_ohwi(&w.bytes, dims);
     let mut inputs = vec![
@@ -367,7 +367,7 @@ fn lower_conv(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
         constant(g, &format!("{name}/bias"), &Tensor::from_i32(&[dims[0]], bias)),
         constant(g, &format!("{name}/mult"), &Tensor::from_f32(&[dims[0]], mult)),
     ];
-    if let Some((r, _)) = tail.residual {
+    if let Some((r, _)) = tail.and_then(|t| t.residual) {
         inputs.push(transpose_before(g, last, r, &TO_NHWC)?);
     }
     let y = op_before(g, last, OpKind::QConv, Attr::QConv(attr), &name, &inputs)?;
@@ -382,7 +382,8 @@ struct ConvRewrite {
     bias: Vec<i32>,
     mult: Vec<f32>,
     attr: QConvAttr,
-    tail: Tail,
+    /// Absent: the sums are read as f32.
+    tail: Option<Tail>,
 }
 
 fn match_conv(g: &Graph, uses: &Uses, op: OpId) -> Option<ConvRewrite> {
@@ -390,15 +391,18 @@ fn match_conv(g: &Graph, uses: &Uses, op: OpId) -> Option<ConvRewrite> {
     let (x, x_params) = dequantised(g, g.input_of(op, 0)?)?;
     let w = weights(g, g.input_of(op, 1)?, 0)?;
     let bias = int_bias(g, g.input_of(op, 2), x_params.scale, &w.scales)?;
-    let tail = tail(g, uses, g.outputs_of(op)[0], true)?;
+    let tail = tail(g, uses, g.outputs_of(op)[0], true);
+    // Depthwise kernels write bytes.
     (w.dims.len() == 4 && accumulates(w.elements(), &bias)).then_some(())?;
-    let (residual_mult, residual_zero) = match tail.residual {
-        Some((_, r)) => ((r.scale as f64 / tail.scale as f64) as f32, r.zero),
+    (tail.is_some() || conv.group == 1).then_some(())?;
+    let scale = tail.as_ref().map_or(1.0, |t| t.scale);
+    let (residual_mult, residual_zero) = match tail.as_ref().and_then(|t| t.residual) {
+        Some((_, r)) => ((r.scale as f64 / scale as f64) as f32, r.zero),
         None => (0.0, 0),
     };
-    let attr =
-        QConvAttr { conv, x_zero: x_params.zero, out: tail.out, residual_mult, residual_zero, late: None };
-    let mult = multipliers(x_params.scale, &w.scales, tail.scale)?;
+    let out = tail.as_ref().map(|t| t.out);
+    let attr = QConvAttr { conv, x_zero: x_params.zero, out, residual_mult, residual_zero, late: None };
+    let mult = multipliers(x_params.scale, &w.scales, scale)?;
     Some(ConvRewrite { x, w, bias, mult, attr, tail })
 }
 

@@ -133,14 +133,16 @@ pub fn emit_conv(b: &mut Builder<'_>, op: OpId) -> Result<()> {
     let g = b.g;
     let (conv, dtype, residual_input, epilogue) = match g.op_attr[op] {
         Attr::QConv(a) => {
-            b.eight_bit(a.out)?;
+            if let Some(out) = a.out {
+                b.eight_bit(out)?;
+            }
             b.eight_bit_zeros(&[a.x_zero, a.residual_zero])?;
             let e = QEpilogue {
                 residual_mult: a.residual_mult,
                 residual_zero: a.residual_zero,
                 late: a.late,
                 table: table(b, op, 5)?,
-                ..quantised(a.x_zero, Some(a.out))
+                ..quantised(a.x_zero, a.out)
             };
             if let Some(late) = a.late {
                 b.eight_bit(late.out)?;

@@ -68,7 +68,8 @@ fn a_bias_in_i32_is_taken_as_it_is() {
     assert_eq!(low.const_tensor(low.inputs_of(op)[2]).unwrap().as_i32().unwrap(), bias);
     let Attr::QConv(a) = low.op_attr[op] else { panic!() };
     // -0.5 and 1.0 in steps of 4/255 around 60.
-    assert_eq!((a.out.zero, a.out.lo, a.out.hi), (60, 60 - 32, 60 + 64));
+    let out = a.out.unwrap();
+    assert_eq!((out.zero, out.lo, out.hi), (60, 60 - 32, 60 + 64));
     runs(&g);
 }
 
@@ -181,7 +182,9 @@ fn what_does_not_match_stays_in_f32_and_right() {
     let y = conv_of(&mut n, &[x, w], 0, 1);
     let q = n.act(y, 128);
     let g = n.finish(&[q, y]);
-    only(&lowered(&g), OpKind::FusedConv);
+    let low = lowered(&g);
+    assert!(matches!(low.op_attr[only(&low, OpKind::QConv)], Attr::QConv(a) if a.out.is_none()));
+    runs(&g);
 }
 
 /// Quantise and dequantise ops with different scales in a row are not the identity.
@@ -191,9 +194,80 @@ fn only_equal_pairs_cancel() {
     let same = n.act(x, 120);
     let other = n.act_scaled(same, 100, 0.05);
     let g = n.finish(&[other]);
-    use OpKind::{DequantizeLinear as D, QuantizeLinear as Q};
-    assert_eq!(kinds(&lowered(&g)), [Q, D, Q, D]);
+    use OpKind::{DequantizeLinear, QLookup, QuantizeLinear};
+    assert_eq!(kinds(&lowered(&g)), [QuantizeLinear, QLookup, DequantizeLinear]);
     let x = [input(&g, 4, 4)];
     let got = Session::new(&g, &Options::default()).unwrap().run(&x).unwrap();
     assert_eq!(got, interp::run(&g, &x).unwrap());
+}
+
+fn count(g: &Graph, kind: OpKind) -> usize {
+    kinds(g).iter().filter(|&&k| k == kind).count()
+}
+
+/// Ops of a lowered graph that are not integer convolutions, and their number.
+fn beside_convolutions(g: &Graph) -> Vec<OpKind> {
+    kinds(g).into_iter().filter(|k| *k != OpKind::QConv).collect()
+}
+
+#[test]
+fn gates_and_silu_of_bytes_are_tables_and_products() {
+    use OpKind::*;
+    let g = gated(true, 0.5);
+    let low = lowered(&g);
+    // Every SiLU, every sigmoid and the residual sum are inside the convolutions.
+    let want = [QuantizeLinear, QGlobalAvgPool, QMul, QGlobalAvgPool, QMul, QGlobalAvgPool, QGemm];
+    assert_eq!(beside_convolutions(&low), want);
+    let convs: Vec<OpId> = low.order.iter().copied().filter(|&op| low.op_kind[op] == QConv).collect();
+    assert_eq!(convs.iter().filter(|&&op| low.input_of(op, 5).is_some()).count(), 10);
+    let late = |op: &&OpId| matches!(low.op_attr[**op], Attr::QConv(a) if a.late.is_some());
+    assert_eq!(convs.iter().filter(late).count(), 1);
+}
+
+#[test]
+fn joins_resizes_and_pools_move_bytes() {
+    use OpKind::*;
+    let g = pyramid(true, 0.5);
+    let low = lowered(&g);
+    assert_eq!(beside_convolutions(&low), [QuantizeLinear, ResizeNhwc, MaxPoolNhwc, Concat, Concat]);
+    // The last convolution's sums leave as floats.
+    let last = *low.order.iter().rfind(|&&op| low.op_kind[op] == QConv).unwrap();
+    assert!(matches!(low.op_attr[last], Attr::QConv(a) if a.out.is_none()));
+    runs(&g);
+}
+
+#[test]
+fn a_join_of_other_scales_changes_them_in_tables() {
+    let (mut n, x) = Net::new("scales", true, 0.0, &[4, 6, 6]);
+    let a = n.conv(x, 16, 1, 1, 0);
+    let a = n.act_scaled(a, 100, 0.011);
+    let b = n.conv(x, 16, 3, 1, 1);
+    let b = n.act_scaled(b, 128, 0.02);
+    let y = n.op(OpKind::Concat, Attr::Axis(1), &[a, b]);
+    let y = n.act_scaled(y, 120, 0.018);
+    let y = n.conv(y, 8, 1, 1, 0);
+    let g = n.finish(&[y]);
+    let low = lowered(&g);
+    assert_eq!(beside_convolutions(&low), [OpKind::QuantizeLinear, OpKind::Concat]);
+    let tables =
+        low.order.iter().filter(|&&op| low.op_kind[op] == OpKind::QConv && low.input_of(op, 5).is_some());
+    assert_eq!(tables.count(), 2);
+    runs(&g);
+}
+
+/// A value with two readers keeps its bytes; what each makes of them is a table of its own.
+#[test]
+fn a_value_that_others_read_is_not_looked_up_in_place() {
+    let (mut n, x) = Net::new("two", true, 0.0, &[4, 5, 5]);
+    let y = n.conv(x, 16, 1, 1, 0);
+    let y = n.act(y, 128);
+    let s = n.op(OpKind::Sigmoid, Attr::None, &[y]);
+    let s = n.act_scaled(s, 0, 1.0 / 256.0);
+    let a = n.conv(s, 8, 1, 1, 0);
+    let b = n.conv(y, 8, 1, 1, 0);
+    let g = n.finish(&[a, b]);
+    let low = lowered(&g);
+    assert_eq!(count(&low, OpKind::QLookup), 1);
+    assert_eq!(count(&low, OpKind::QConv), 3);
+    runs(&g);
 }

@@ -88,10 +88,14 @@ sweeps! {
     f32_odd false odd;
     f32_mlp false mlp;
     f32_branches false branches;
+    f32_gated false gated;
+    f32_pyramid false pyramid;
     qdq_resnet true resnet;
     qdq_odd true odd;
     qdq_mlp true mlp;
     qdq_branches true branches;
+    qdq_gated true gated;
+    qdq_pyramid true pyramid;
 }
 
 /// Reusing arena slots changes nothing, and one session can go back and forth between batches.

@@ -158,14 +158,18 @@ pub fn qconv(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     let (x, w, bias, mult) = (u8s(inputs, 0)?, i8s(inputs, 1)?, i32s(inputs, 2)?, f32s(inputs, 3)?);
     let residual = optional(inputs, 4).and_then(Tensor::as_u8);
     let table = super::quant::table(inputs, 5)?;
-    let mut y = Tensor::zeros(DType::U8, &dims);
-    if let Elements::U8(y) = &mut y.elements {
-        qconv_nhwc(&s, x, w, bias, mult, residual, table, a, y);
+    let mut y = Tensor::zeros(if a.out.is_some() { DType::U8 } else { DType::F32 }, &dims);
+    match &mut y.elements {
+        Elements::U8(y) => qconv_nhwc(&s, x, w, bias, mult, residual, table, a, y),
+        Elements::F32(y) => for_each_output(&s, |at, o, taps| {
+            y[at] = integer_sum(x, w, bias[o], a.x_zero, taps) as f32 * mult[o];
+        }),
+        _ => {}
     }
     Ok(vec![y])
 }
 
-/// The integer convolution of [`crate::op::OpKind::QConv`]; `x[N,H,W,C]`, `w[O,kh,kw,C/g]`, `y[N,OH,OW,O]`.
+/// The integer convolution of [`crate::op::OpKind::QConv`] with u8 results; `x[N,H,W,C]`, `w[O,kh,kw,C/g]`, `y[N,OH,OW,O]`.
 pub fn qconv_nhwc(
     s: &ConvShape,
     x: &[u8],
@@ -177,18 +181,14 @@ pub fn qconv_nhwc(
     attr: &QConvAttr,
     y: &mut [u8],
 ) {
+    let out = attr.out.unwrap_or(crate::op::Requant { zero: 0, lo: 0, hi: 255 });
     for_each_output(s, |at, o, taps| {
-        let mut acc = bias[o];
-        taps.each(|xs, ws| {
-            for (&x, &w) in x[xs].iter().zip(&w[ws]) {
-                acc = acc.wrapping_add((x as i32).wrapping_sub(attr.x_zero).wrapping_mul(w as i32));
-            }
-        });
+        let acc = integer_sum(x, w, bias[o], attr.x_zero, taps);
         let addend =
             residual.map(|r| (r[at] as i32).wrapping_sub(attr.residual_zero) as f32 * attr.residual_mult);
         let f = acc as f32 * mult[o];
         let early = addend.filter(|_| attr.late.is_none());
-        let mut q = requantize(early.map_or(f, |r| f + r), attr.out) as u8;
+        let mut q = requantize(early.map_or(f, |r| f + r), out) as u8;
         if let Some(table) = table {
             q = table[q as usize];
         }
@@ -198,6 +198,16 @@ pub fn qconv_nhwc(
         }
         y[at] = q;
     });
+}
+
+fn integer_sum(x: &[u8], w: &[i8], bias: i32, x_zero: i32, taps: Taps<'_>) -> i32 {
+    let mut acc = bias;
+    taps.each(|xs, ws| {
+        for (&x, &w) in x[xs].iter().zip(&w[ws]) {
+            acc = acc.wrapping_add((x as i32).wrapping_sub(x_zero).wrapping_mul(w as i32));
+        }
+    });
+    acc
 }
 
 /// The window of one output of an NHWC convolution.

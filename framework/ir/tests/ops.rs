@@ -233,7 +233,7 @@ fn engine_cases() -> Vec<Case> {
     let qconv = QConvAttr {
         conv: conv(1),
         x_zero: 10,
-        out: out(100, 100),
+        out: Some(out(100, 100)),
         residual_mult: 0.25,
         residual_zero: 7,
         late: None,
@@ -313,6 +313,7 @@ fn engine_cases() -> Vec<Case> {
         ),
         case(QGemm, qgemm(None), &rank3, f(&[1, 1, 2], &[3., -0.75])),
         case(QConv, Attr::QConv(qconv), &qconv_in, u(&[1, 1, 2, 1], &[102, 118])),
+        case(QConv, Attr::QConv(QConvAttr { out: None, ..qconv }), &qconv_in, f(&[1, 1, 2, 1], &[2.5, 17.5])),
         // With (r - 7)·0.25 = 1 and 62: 3.5 and 79.5 tie to 4 and 80.
         case(QConv, Attr::QConv(qconv), &with_residual, u(&[1, 1, 2, 1], &[104, 180])),
         // Late: 102 and 118 first, then (2, 18) / 2 + (1, 62) and the zero point 1.
@@ -571,7 +572,7 @@ fn convolutions_equal_a_scattering_one() {
             attr: Attr::QConv(QConvAttr {
                 conv: attr,
                 x_zero: zero as i32,
-                out: Requant { zero: 128, lo: 0, hi: 255 },
+                out: Some(Requant { zero: 128, lo: 0, hi: 255 }),
                 residual_mult: 0.0,
                 residual_zero: 0,
                 late: None,

@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 use bytes::Bytes;
-use lacuna_ir::op::{ClipAttr, ConvAttr, GemmAttr, PoolAttr, Window};
+use lacuna_ir::op::{ClipAttr, ConvAttr, GemmAttr, PoolAttr, ResizeAttr, Window};
 use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId};
 
 pub struct Rng(pub u64);
@@ -133,6 +133,44 @@ impl Net {
         self.act(y, 0)
     }
 
+    pub fn gate(&mut self, y: ValueId) -> ValueId {
+        let s = self.op(OpKind::Sigmoid, Attr::None, &[y]);
+        self.act_scaled(s, 0, 1.0 / 255.0)
+    }
+
+    /// `y * sigmoid(y)`, each value quantised.
+    pub fn silu(&mut self, y: ValueId) -> ValueId {
+        let y = self.act(y, 128);
+        let s = self.gate(y);
+        let y = self.op(OpKind::Mul, Attr::None, &[y, s]);
+        self.act(y, 20)
+    }
+
+    pub fn inverted_bottleneck(&mut self, x: ValueId, o: usize, stride: u32) -> ValueId {
+        let c = self.g.shape(x)[1].fixed().unwrap() as usize;
+        let mid = 3 * c;
+        let y = self.conv(x, mid, 1, 1, 0);
+        let y = self.silu(y);
+        let y = self.conv_raw(y, mid, window(3, stride, 1, 1), mid as u32);
+        let y = self.silu(y);
+        let s = self.op(OpKind::GlobalAveragePool, Attr::None, &[y]);
+        let s = self.act(s, 100);
+        let s = self.conv(s, 6, 1, 1, 0);
+        let s = self.silu(s);
+        let s = self.conv(s, mid, 1, 1, 0);
+        let s = self.act(s, 128);
+        let s = self.gate(s);
+        let y = self.op(OpKind::Mul, Attr::None, &[y, s]);
+        let y = self.act(y, 40);
+        let y = self.conv(y, o, 1, 1, 0);
+        let y = self.act(y, 120);
+        if stride != 1 || o != c {
+            return y;
+        }
+        let y = self.op(OpKind::Add, Attr::None, &[y, x]);
+        self.act(y, 110)
+    }
+
     pub fn gemm(&mut self, x: ValueId, n: usize) -> ValueId {
         let k = self.g.shape(x)[1].fixed().unwrap() as usize;
         let w = self.weight(&[n, k]);
@@ -239,10 +277,50 @@ pub fn branches(quantised: bool, sparsity: f32) -> Graph {
     n.finish(&[y, sum])
 }
 
+/// Inverted bottlenecks with squeeze and excitation, one of them around a skip; every value is quantised, as
+/// onnxruntime's own tool does it.
+pub fn gated(quantised: bool, sparsity: f32) -> Graph {
+    let (mut n, x) = Net::new("gated", quantised, sparsity, &[3, 16, 12]);
+    let x = n.conv(x, 16, 3, 2, 1);
+    let x = n.silu(x);
+    let x = n.inverted_bottleneck(x, 24, 2);
+    let x = n.inverted_bottleneck(x, 24, 1);
+    let x = n.conv(x, 70, 1, 1, 0);
+    let x = n.silu(x);
+    let y = n.head(x, 5);
+    n.finish(&[y])
+}
+
+/// Joins of a pooled, a resized and a plain value, and a join of joins; the result leaves without a scale of its own.
+pub fn pyramid(quantised: bool, sparsity: f32) -> Graph {
+    let (mut n, x) = Net::new("pyramid", quantised, sparsity, &[3, 8, 12]);
+    let a = n.conv_relu(x, 20, 3, 1, 1);
+    let b = n.conv_relu(a, 32, 3, 2, 1);
+    let up = n.op(OpKind::Resize, Attr::Resize(ResizeAttr { scale: [2, 2] }), &[b]);
+    let up = n.act(up, 0);
+    let pooled = n.op(OpKind::MaxPool, pool(3, 1, 1), &[a]);
+    let pooled = n.act(pooled, 0);
+    let all = n.op(OpKind::Concat, Attr::Axis(1), &[pooled, up, a]);
+    let all = n.act(all, 0);
+    let c = n.conv_relu(a, 16, 1, 1, 0);
+    let both = n.op(OpKind::Concat, Attr::Axis(1), &[all, c]);
+    let both = n.act(both, 0);
+    let y = n.conv_relu(both, 40, 1, 1, 0);
+    let y = n.conv(y, 18, 1, 1, 0);
+    n.finish(&[y])
+}
+
 /// Quantised or not, and the share of zeros among the weights.
 pub type Make = fn(bool, f32) -> Graph;
 
-pub const NETS: &[(&str, Make)] = &[("resnet", resnet), ("odd", odd), ("mlp", mlp), ("branches", branches)];
+pub const NETS: &[(&str, Make)] = &[
+    ("resnet", resnet),
+    ("odd", odd),
+    ("mlp", mlp),
+    ("branches", branches),
+    ("gated", gated),
+    ("pyramid", pyramid),
+];
 
 /// An input of that batch for the graph's only input.
 pub fn input(g: &Graph, batch: usize, seed: u64) -> Tensor {
