@@ -156,10 +156,10 @@ pub(super) unsafe fn run_i8(
     unsafe { run(g, e, packed, [x, r], y, tile) }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 unsafe fn run(g: &ConvGeom, e: &QEpilogue, packed: &[u8], [x, r]: [*const u8; 2], y: *mut u8, tile: &Tile) {
     let sections = read(FORMAT, g, packed);
-    let requant = Requant::new(e);
+    let requant = Requant::new_vbmi(e);
     let (g, tile) = g.flattened(tile, e.has_residual);
     let call = Call {
         g: &g,

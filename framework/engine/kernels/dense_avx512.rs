@@ -213,7 +213,7 @@ impl Requant {
         }
     }
 
-    /// Whether results are bytes that need no more than their residual: what [`Requant::store_four`] does.
+    /// Whether results are bytes that need no more than their residual: what [`Requant::store_four_plain`] does.
     pub fn is_plain(&self) -> bool {
         !self.out_f32 && !self.late && self.lookup == Lookup::None
     }
@@ -225,7 +225,7 @@ impl Requant {
     /// All 16 channels may be written at each y and, with a residual, read at each r; `is_plain` is true.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub unsafe fn store_four(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
+    pub unsafe fn store_four_plain(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
         let mut f = [_mm512_setzero_ps(); 4];
         for i in 0..4 {
             let (acc, mult, _, r) = rows[i];
@@ -238,6 +238,21 @@ impl Requant {
         }
         // SAFETY: 16 channels may be written at each y.
         unsafe { write_four(in_order(self.out.four(f)), rows.map(|row| row.2)) };
+    }
+
+    /// As [`Requant::store_four_plain`], for all results that are bytes.
+    ///
+    /// # Safety
+    /// All 16 channels may be written at each y and, with a residual, read at each r; `out_f32` is false.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn store_four(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
+        let sums = rows.map(|(acc, mult, ..)| (acc, mult));
+        // SAFETY: the caller's promise; `residual` is asked only where there is one.
+        unsafe {
+            let residual = |i: usize| _mm512_cvtepu8_epi32(_mm_loadu_si128(rows[i].3.cast()));
+            write_four(in_order(self.four_as_bytes(sums, residual)), rows.map(|row| row.2));
+        }
     }
 
     /// Writes the channels in `mask` of any number of pixels, whatever the epilogue: `row(i)` is the multiplier of sum
@@ -257,10 +272,10 @@ impl Requant {
         // SAFETY: the caller's promise; whole vectors are touched only for a full mask.
         unsafe {
             while mask == 0xffff && !self.out_f32 && i + 4 <= sums.len() {
-                let rows = [row(i), row(i + 1), row(i + 2), row(i + 3)];
-                let four = [0, 1, 2, 3].map(|k| (sums[i + k], rows[k].0));
-                let residual = |k: usize| _mm512_cvtepu8_epi32(_mm_loadu_si128(rows[k].2.cast()));
-                write_four(in_order(self.four_as_bytes(four, residual)), rows.map(|row| row.1));
+                self.store_four([0, 1, 2, 3].map(|k| {
+                    let (mult, y, r) = row(i + k);
+                    (sums[i + k], mult, y, r)
+                }));
                 i += 4;
             }
             for (k, &sum) in sums.iter().enumerate().skip(i) {
@@ -346,7 +361,7 @@ pub(super) fn lanes_before(first: usize, end: usize) -> __mmask16 {
 /// Stores the sums of the listed indices, four at a time and then one by one: `row(i, sum)` says what and where.
 macro_rules! store_fours {
     ($q:ident, $row:ident, $acc:ident, $a:literal $b:literal $c:literal $d:literal $($rest:literal)*) => {
-        $q.store_four([$row($a, $acc[$a]), $row($b, $acc[$b]), $row($c, $acc[$c]), $row($d, $acc[$d])]);
+        $q.store_four_plain([$row($a, $acc[$a]), $row($b, $acc[$b]), $row($c, $acc[$c]), $row($d, $acc[$d])]);
         store_fours!($q, $row, $acc, $($rest)*);
     };
     ($q:ident, $row:ident, $acc:ident, $($i:literal)*) => {
