@@ -16,6 +16,13 @@ struct Function {
     values: Rc<[f32]>,
 }
 
+/// Bytes that are those of `source`, looked up.
+#[derive(Clone)]
+struct Table {
+    source: ValueId,
+    bytes: Rc<[u8]>,
+}
+
 /// What is known of an f32 value: as a function of the nearest bytes, and of the bytes that those are functions of.
 #[derive(Clone, Default)]
 struct Known {
@@ -26,15 +33,14 @@ struct Known {
 /// Rewrites every QuantizeLinear of a function of one value's bytes.
 pub fn lower_tables(g: &mut Graph) -> Result<usize> {
     let mut floats: IdVec<ValueId, Known> = IdVec::filled(Known::default(), g.value_name.len());
-    // Bytes that are a table's: what they were looked up from, and the table.
-    let mut bytes: IdVec<ValueId, Option<(ValueId, Rc<[u8]>)>> = IdVec::filled(None, g.value_name.len());
+    let mut tables: IdVec<ValueId, Option<Table>> = IdVec::filled(None, g.value_name.len());
     let mut changes = 0;
     for op in g.order.clone() {
         let out = g.outputs_of(op)[0];
         match g.op_kind[op] {
             OpKind::DequantizeLinear => {
                 if let Some((q, _)) = dequantised(g, out) {
-                    floats[out] = dequantise(g, op, q, bytes[q].as_ref());
+                    floats[out] = dequantise(g, op, q, tables[q].as_ref());
                 }
             }
             OpKind::QuantizeLinear => {
@@ -45,20 +51,21 @@ pub fn lower_tables(g: &mut Graph) -> Result<usize> {
                 let Known { near, far } = floats[x].clone();
                 let Some(f) = near.or(far).filter(|f| g.shape(f.source) == g.shape(out)) else { continue };
                 let Some(table) = quantise(g, op, &f) else { continue };
-                let (source, all) = match &bytes[f.source] {
-                    Some((deeper, first)) => {
-                        (*deeper, first.iter().map(|&q| table[q as usize]).collect::<Rc<[u8]>>())
-                    }
-                    None => (f.source, Rc::from(&table[..])),
+                let deepest = match &tables[f.source] {
+                    Some(first) => Table {
+                        source: first.source,
+                        bytes: first.bytes.iter().map(|&q| table[q as usize]).collect(),
+                    },
+                    None => Table { source: f.source, bytes: Rc::from(&table[..]) },
                 };
                 let y = look_up(g, op, f.source, &table)?;
                 g.replace_uses(out, y);
                 // Rows of new values: the tables are as long as the graph's.
                 while floats.len() < g.value_name.len() {
                     floats.push(Known::default());
-                    bytes.push(None);
+                    tables.push(None);
                 }
-                bytes[y] = Some((source, all));
+                tables[y] = Some(deepest);
                 changes += 1;
             }
             _ => floats[out] = elementwise(g, op, &floats),
@@ -75,7 +82,7 @@ pub fn look_up(g: &mut Graph, op: OpId, source: ValueId, table: &[u8]) -> Result
     op_before(g, op, OpKind::QLookup, Attr::None, &name, &[source, table])
 }
 
-fn dequantise(g: &Graph, op: OpId, q: ValueId, made_by: Option<&(ValueId, Rc<[u8]>)>) -> Known {
+fn dequantise(g: &Graph, op: OpId, q: ValueId, table: Option<&Table>) -> Known {
     let values = |bytes: &[u8]| -> Option<Rc<[f32]>> {
         let x = Tensor::from_u8(&[256], bytes.to_vec());
         let [scale, zero] = [1, 2].map(|i| g.const_tensor(g.inputs_of(op)[i]));
@@ -84,8 +91,8 @@ fn dequantise(g: &Graph, op: OpId, q: ValueId, made_by: Option<&(ValueId, Rc<[u8
     };
     let all: Vec<u8> = (0..=255).collect();
     let near = values(&all).map(|values| Function { source: q, values });
-    let far = match made_by {
-        Some((source, table)) => values(table).map(|values| Function { source: *source, values }),
+    let far = match table {
+        Some(t) => values(&t.bytes).map(|values| Function { source: t.source, values }),
         None => near.clone(),
     };
     Known { near, far }
