@@ -8,7 +8,7 @@ use super::packed::{LANES, Sections, read, write};
 use super::portable::store_i8;
 use super::{ConvGeom, ConvWeights, Packed, QEpilogue, Tile};
 
-const FORMAT: &[u8; 4] = b"DW16";
+pub(super) const FORMAT: &[u8; 4] = b"DW16";
 
 pub(super) fn pack(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     let taps = g.depth();

@@ -40,6 +40,8 @@ mod depthwise;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_avx512;
 #[cfg(target_arch = "x86_64")]
+mod depthwise_f32;
+#[cfg(target_arch = "x86_64")]
 mod interleave;
 pub mod lane_gather;
 #[cfg(target_arch = "x86_64")]
@@ -368,6 +370,28 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         supports: one_group,
         pack: sparse_f32::pack,
         run: sparse_f32::run_avx512,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "dwconv_f32_4x16_avx2",
+        isa: Isa::Avx2,
+        dtype: KernelType::F32,
+        sparse: false,
+        oc_granule: 16,
+        supports: depthwise,
+        pack: depthwise::pack,
+        run: depthwise_f32::run_avx2,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "dwconv_f32_4x16_avx512vnni",
+        isa: Isa::Avx512Vnni,
+        dtype: KernelType::F32,
+        sparse: false,
+        oc_granule: 16,
+        supports: depthwise,
+        pack: depthwise::pack,
+        run: depthwise_f32::run_avx512,
     },
 ];
 
