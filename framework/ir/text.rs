@@ -14,13 +14,15 @@
 //! apart by `@2`, `@3`, in the order of the text; an absent input is `_`; attributes that have their usual value
 //! are left out; a line that begins with `#` is a comment. Small constants are printed in decimal (f32 bit for bit);
 //! larger ones in full as `hex` of their little-endian bytes ([`print_full`], which [`parse`] reads back), or
-//! in brief as a hash and a density ([`print()`]), for people and golden files.
+//! in brief as a hash and a density ([`print()`]), for people and golden files, or as the number of a `blob` that is kept
+//! elsewhere ([`print_with_blobs`]).
 
 use crate::error::{Error, Result};
 use crate::graph::{Def, Graph};
 use crate::ids::{IdVec, ValueId};
 use crate::op::*;
 use crate::tensor::{DType, Dim, Elements, Tensor, element_count};
+use bytes::Bytes;
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -39,15 +41,31 @@ const INLINE_ELEMENTS_MAX: usize = 16;
 
 /// The text with large constants in brief. The graph must be valid.
 pub fn print(g: &Graph) -> String {
-    print_with(g, false)
+    print_with(g, &mut Large::InBrief)
 }
 
 /// The text with every byte of every constant; `parse(&print_full(g))` is `g` without its dead rows.
 pub fn print_full(g: &Graph) -> String {
-    print_with(g, true)
+    print_with(g, &mut Large::InFull)
 }
 
-fn print_with(g: &Graph, full: bool) -> String {
+/// The text without the bytes of large constants: `blob 3` stands for those of the fourth value of the list, for
+/// [`parse_with_blobs`].
+pub fn print_with_blobs(g: &Graph) -> (String, Vec<ValueId>) {
+    let mut blobs = Vec::new();
+    let text = print_with(g, &mut Large::Elsewhere(&mut blobs));
+    (text, blobs)
+}
+
+/// How large constants are printed.
+enum Large<'a> {
+    InFull,
+    InBrief,
+    /// By number; the list grows.
+    Elsewhere(&'a mut Vec<ValueId>),
+}
+
+fn print_with(g: &Graph, large: &mut Large<'_>) -> String {
     let consts = live_consts(g);
     let handles = handles(g, &consts);
     let mut out = format!("graph {}\n", quoted(&g.name));
@@ -58,7 +76,7 @@ fn print_with(g: &Graph, full: bool) -> String {
         writeln!(out, "input {}: {}", handles[v], value_type(g, v)).unwrap();
     }
     for &v in &consts {
-        let elements = const_text(g, v, full);
+        let elements = const_text(g, v, large);
         writeln!(out, "const {}: {} = {elements}", handles[v], value_type(g, v)).unwrap();
     }
     for &op in &g.order {
@@ -120,7 +138,13 @@ fn value_type(g: &Graph, v: ValueId) -> String {
     format!("{}[{}]", g.value_dtype[v], dims.join(","))
 }
 
-fn const_text(g: &Graph, v: ValueId, full: bool) -> String {
+fn const_text(g: &Graph, v: ValueId, large: &mut Large<'_>) -> String {
+    if let Large::Elsewhere(blobs) = large
+        && g.const_bytes(v).is_some_and(|bytes| bytes.len() > INLINE_ELEMENTS_MAX * g.value_dtype[v].size())
+    {
+        blobs.push(v);
+        return format!("blob {}", blobs.len() - 1);
+    }
     let Some(t) = g.const_tensor(v) else { return "invalid".to_string() };
     if t.len() <= INLINE_ELEMENTS_MAX {
         let elements: Vec<String> = match &t.elements {
@@ -132,7 +156,7 @@ fn const_text(g: &Graph, v: ValueId, full: bool) -> String {
         };
         return format!("{{{}}}", elements.join(", "));
     }
-    if full {
+    if let Large::InFull = large {
         let mut hex = String::with_capacity(4 + 2 * t.bytes().len());
         hex.push_str("hex ");
         for &b in t.bytes() {
@@ -490,10 +514,15 @@ fn attr_from(variant: &str, r: &mut Read<'_>) -> Result<Attr, String> {
 /// # Errors
 /// [`Error::Text`] with the number of the line, or what the verifier finds.
 pub fn parse(text: &str) -> Result<Graph> {
+    parse_with_blobs(text, &[])
+}
+
+/// As [`parse`], where `blob 3` stands for the fourth of these bytes. They are shared, not copied.
+pub fn parse_with_blobs(text: &str, blobs: &[Bytes]) -> Result<Graph> {
     if text.len() > TEXT_BYTES_MAX {
         return Err(Error::Text { line: 1, why: format!("the text is longer than {TEXT_BYTES_MAX} bytes") });
     }
-    let mut parser = Parser { g: Graph::new(""), values: HashMap::new() };
+    let mut parser = Parser { g: Graph::new(""), values: HashMap::new(), blobs };
     for (i, line) in text.lines().enumerate() {
         let fail = |why: String| Error::Text { line: i + 1, why };
         if i >= TEXT_LINES_MAX {
@@ -505,8 +534,9 @@ pub fn parse(text: &str) -> Result<Graph> {
     Ok(parser.g)
 }
 
-struct Parser {
+struct Parser<'a> {
     g: Graph,
+    blobs: &'a [Bytes],
     /// All values of a name, in the order of the text.
     values: HashMap<String, Vec<ValueId>>,
 }
@@ -598,7 +628,7 @@ fn f32_from(text: &str) -> Option<f32> {
     }
 }
 
-impl Parser {
+impl Parser<'_> {
     fn line(&mut self, line: &str) -> Result<(), String> {
         let mut c = Cursor { rest: line };
         if line.is_empty() || line.starts_with('#') {
@@ -705,14 +735,18 @@ impl Parser {
             dims.iter().map(|d| d.fixed().and_then(|n| usize::try_from(n).ok())).collect();
         let dims = dims.ok_or("a constant's dimensions must be numbers")?;
         c.expect("=")?;
-        // Every element is written out, so the line is as long as what is allocated.
-        let bytes = if c.eat("{") {
+        // Every element is written out or given, so the line is as long as what is allocated.
+        let bytes: Bytes = if c.eat("{") {
             let (inner, rest) = c.rest.split_once('}').ok_or("a list of elements has no closing '}'")?;
             c.rest = rest;
-            elements_from(dtype, inner)?
+            elements_from(dtype, inner)?.into()
         } else if c.eat("hex") {
             let digits = c.plain();
-            hex_bytes(digits).ok_or("hex takes pairs of hexadecimal digits")?
+            hex_bytes(digits).ok_or("hex takes pairs of hexadecimal digits")?.into()
+        } else if c.eat("blob") {
+            let number = c.plain();
+            let blob = number.parse().ok().and_then(|i: usize| self.blobs.get(i));
+            blob.ok_or_else(|| format!("there is no blob {number}"))?.clone()
         } else if c.eat("brief") {
             return Err("this text lacks the elements of its constants: print the graph in full".to_string());
         } else {
@@ -722,7 +756,7 @@ impl Parser {
         if want != Some(bytes.len()) {
             return Err(format!("{} bytes do not fill {dtype}{dims:?}", bytes.len()));
         }
-        let v = self.g.add_const(&name, dtype, &dims, bytes.into()).map_err(|e| e.to_string())?;
+        let v = self.g.add_const(&name, dtype, &dims, bytes).map_err(|e| e.to_string())?;
         self.values.entry(name).or_default().push(v);
         Ok(())
     }

@@ -50,6 +50,9 @@ struct Args {
     /// Compares with the interpreter on the lowered graph (slow: use a small batch).
     #[arg(long)]
     check: bool,
+    /// Writes the graph as a .lacuna file.
+    #[arg(long)]
+    pack: Option<PathBuf>,
     /// Writes inputs and outputs as raw little-endian files `in0`, `out0`, ... into this folder.
     #[arg(long)]
     dump: Option<PathBuf>,
@@ -67,8 +70,15 @@ fn kernel_choice(name: &str) -> Result<KernelChoice, String> {
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let start = Instant::now();
-    let graph = lacuna_onnx::load(&args.file)?;
+    let graph = match args.file.extension().is_some_and(|e| e == "lacuna") {
+        true => lacuna_container::load(&args.file)?,
+        false => lacuna_onnx::load(&args.file)?,
+    };
     let loaded = start.elapsed();
+    if let Some(path) = &args.pack {
+        println!("{}: {} bytes", path.display(), lacuna_container::save(&graph, path)?);
+    }
+    let start = Instant::now() - loaded;
     let options = Options {
         threads: args.threads,
         isa: args.isa,
