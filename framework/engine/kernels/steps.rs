@@ -21,6 +21,8 @@ mod pixels;
 mod pool;
 #[path = "steps_rows.rs"]
 mod rows;
+#[path = "steps_turn.rs"]
+mod turn;
 
 pub use attention::{AttentionOperands, AttentionStep, QUERIES, run_attention};
 pub use matrix::{MatMulStep, ReduceKind, ReduceStep};
@@ -290,7 +292,8 @@ pub(crate) use by_isa;
 pub unsafe fn run_map(isa: Isa, s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
     // SAFETY: the caller's promise.
     unsafe {
-        if !bytes::run_map(isa, s, p, part, parts) {
+        let done = bytes::run_map(isa, s, p, part, parts) || turn::run_map(isa, s, p, part, parts);
+        if !done {
             run_plain_map(isa, s, p, part, parts);
         }
     }

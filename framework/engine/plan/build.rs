@@ -8,6 +8,7 @@ use super::cache;
 use super::choose::{Contest, How, settle};
 use super::conv;
 use super::cost::map_ns;
+use super::join::{Slice, Slices, slices};
 use super::place::{Demand, Place, Root, dense_strides};
 use super::rows;
 use super::weights::{Requests, Weights, pack};
@@ -38,6 +39,7 @@ pub(super) struct Builder<'a> {
     pub requests: Requests,
     places: Vec<Option<Place>>,
     demands: Vec<Option<Demand>>,
+    slices: Slices,
     buffers: Vec<Buffer>,
     operands: Vec<Operand>,
     /// Where in the graph's order each value is read last; outputs are read at the end. Empty if buffers are to be kept.
@@ -73,6 +75,7 @@ pub fn build(
         requests: Requests::default(),
         places: vec![None; values],
         demands: vec![None; values],
+        slices: vec![None; values],
         buffers: Vec::new(),
         operands: Vec::new(),
         last_read: if keep_values { Vec::new() } else { last_reads(&g) },
@@ -87,6 +90,7 @@ pub fn build(
             *known = Some(known.map_or(demand, |k: Demand| k.join(demand).unwrap_or(k)));
         }
     }
+    b.slices = slices(&g, &mut b.demands);
     for &op in &g.order {
         b.op = op;
         b.emit(op)?;
@@ -199,9 +203,19 @@ impl Builder<'_> {
 
     /// A new buffer for output `i` of the current op.
     pub fn output_place_of(&mut self, i: usize) -> Result<Place> {
-        let v = self.g.outputs_of(self.op)[i];
+        self.written_place(self.g.outputs_of(self.op)[i])
+    }
+
+    /// Where a step writes `v`: a buffer of its own, or a slice of a join, which is placed with the first of its parts.
+    fn written_place(&mut self, v: ValueId) -> Result<Place> {
+        if let Some(place) = &self.places[v.index()] {
+            return Ok(place.clone());
+        }
         let dims = self.dims(v)?;
-        let place = self.new_place(self.g.value_dtype[v], &dims, self.demands[v.index()])?;
+        let place = match self.slices[v.index()] {
+            Some(Slice { whole, channel }) => self.written_place(whole)?.slice(channel, dims[3]),
+            None => self.new_place(self.g.value_dtype[v], &dims, self.demands[v.index()])?,
+        };
         self.places[v.index()] = Some(place.clone());
         Ok(place)
     }
@@ -213,6 +227,9 @@ impl Builder<'_> {
         let dims = self.dims(v)?;
         let dtype = self.g.value_dtype[v];
         let Root::Buffer(buffer) = residual.root else { return self.output_place() };
+        if self.slices[v.index()].is_some() {
+            return self.output_place();
+        }
         let now = self.g.order.iter().position(|&op| op == self.op);
         let read_later = |v: ValueId| self.last_read.get(v.index()).is_none_or(|&last| Some(last) > now);
         let held = |v: &ValueId| self.places[v.index()].as_ref().is_some_and(|p| p.root == residual.root);
@@ -567,7 +584,10 @@ impl Builder<'_> {
         for from in &places {
             let to = Place { origin: at, dims: from.dims.clone(), ..y.clone() };
             at += from.dims[axis] * y.strides[axis];
-            self.copy(from, &to, dtype)?;
+            // A part that was written there already.
+            if *from != to {
+                self.copy(from, &to, dtype)?;
+            }
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ mod choose;
 mod conv;
 mod cost;
 mod exec;
+mod join;
 mod place;
 mod rows;
 mod weights;

@@ -113,6 +113,12 @@ impl Place {
         self.dims.last().is_none_or(|&c| c == 1) || self.strides.last() == Some(&1)
     }
 
+    /// `width` channels of an NHWC value, from `channel` on.
+    pub fn slice(&self, channel: usize, width: usize) -> Place {
+        let dims = vec![self.dims[0], self.dims[1], self.dims[2], width];
+        Place { origin: self.origin + channel, dims, ..self.clone() }
+    }
+
     /// Whether a convolution with this demand can read the value where it is.
     pub fn serves(&self, demand: Demand) -> bool {
         let wide = (0..4).all(|i| self.border[i] >= demand.border[i]);

@@ -230,6 +230,9 @@ fn joins_resizes_and_pools_move_bytes() {
     let g = pyramid(true, 0.5);
     let low = lowered(&g);
     assert_eq!(beside_convolutions(&low), [QuantizeLinear, ResizeNhwc, MaxPoolNhwc, Concat, Concat]);
+    // Whoever makes a part of a join writes it there.
+    let session = Session::new(&g, &Options::default()).unwrap();
+    assert!(session.steps().iter().all(|s| s.kind != "Concat"));
     // The last convolution's sums leave as floats.
     let last = *low.order.iter().rfind(|&&op| low.op_kind[op] == QConv).unwrap();
     assert!(matches!(low.op_attr[last], Attr::QConv(a) if a.out.is_none()));

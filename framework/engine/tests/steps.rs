@@ -288,6 +288,13 @@ fn moving_ops() {
     moved.push(c.op(OpKind::Reshape, Attr::None, &[turned, flat]));
     c.check(&moved, 0.0);
 
+    for dims in [[3, 16, 16, 16], [2, 5, 40, 255], [1, 9, 15, 17], [3, 20, 20, 33]] {
+        let mut c = Case::new("turn");
+        let x = c.input(&dims);
+        let y = c.op(OpKind::Transpose, Attr::Perm(axes(&[0, 3, 1, 2])), &[x]);
+        c.check(&[y], 0.0);
+    }
+
     for axis in [0, 1, 2, -1] {
         let mut c = Case::new("concat");
         let (a, b) = (c.input(&[2, 4, 6]), c.input(&[2, 4, 6]));

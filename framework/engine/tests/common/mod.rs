@@ -294,8 +294,8 @@ pub fn gated(quantised: bool, sparsity: f32) -> Graph {
 /// Joins of a pooled, a resized and a plain value, and a join of joins; the result leaves without a scale of its own.
 pub fn pyramid(quantised: bool, sparsity: f32) -> Graph {
     let (mut n, x) = Net::new("pyramid", quantised, sparsity, &[3, 8, 12]);
-    let a = n.conv_relu(x, 20, 3, 1, 1);
-    let b = n.conv_relu(a, 32, 3, 2, 1);
+    let a = n.conv_relu(x, 32, 3, 1, 1);
+    let b = n.conv_relu(a, 48, 3, 2, 1);
     let up = n.op(OpKind::Resize, Attr::Resize(ResizeAttr { scale: [2, 2] }), &[b]);
     let up = n.act(up, 0);
     let pooled = n.op(OpKind::MaxPool, pool(3, 1, 1), &[a]);

@@ -1,0 +1,65 @@
+//! Values that are joined along their channels are written where the join has them, so that joining copies nothing.
+
+use super::place::Demand;
+use lacuna_ir::{Attr, Graph, Id, OpId, OpKind, ValueId};
+
+/// Where a value lies within a join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    pub whole: ValueId,
+    /// Its first channel there.
+    pub channel: usize,
+}
+
+/// For every value, the slice of a join that it is written to, if any.
+pub type Slices = Vec<Option<Slice>>;
+
+/// Finds the slices and widens the demand on every join to what its parts' readers ask for.
+pub fn slices(g: &Graph, demands: &mut [Option<Demand>]) -> Slices {
+    let mut slices = vec![None; g.value_name.len()];
+    // Later joins first, so that a join within a join knows where it lies.
+    for &op in g.order.iter().rev().filter(|&&op| g.op_kind[op] == OpKind::Concat) {
+        let whole = g.outputs_of(op)[0];
+        let Attr::Axis(axis) = g.op_attr[op] else { continue };
+        if g.shape(whole).len() != 4 || axis.rem_euclid(4) != 3 {
+            continue;
+        }
+        let mut channel = 0;
+        for &part in g.inputs_of(op) {
+            let width = g.shape(part)[3].fixed().unwrap_or(0) as usize;
+            // Whole registers of bytes, as in a buffer of its own.
+            let fits = channel % 16 == 0 && slices[part.index()].is_none() && is_written(g, part);
+            if fits && widen(demands, &slices, whole, demands[part.index()]) {
+                slices[part.index()] = Some(Slice { whole, channel });
+            }
+            channel += width;
+        }
+    }
+    slices
+}
+
+/// Widens the demand on `whole`, and on what that is a slice of. False where borders contradict each other.
+fn widen(demands: &mut [Option<Demand>], slices: &Slices, whole: ValueId, part: Option<Demand>) -> bool {
+    let Some(part) = part else { return true };
+    let mut wider = Vec::new();
+    let mut next = Some(whole);
+    while let Some(v) = next {
+        let known = demands[v.index()].unwrap_or(Demand::BARE);
+        let Some(joined) = known.join(part) else { return false };
+        wider.push((v, joined));
+        next = slices[v.index()].map(|s| s.whole);
+    }
+    wider.into_iter().for_each(|(v, joined)| demands[v.index()] = Some(joined));
+    true
+}
+
+/// Whether a step writes `v`, rather than giving other strides to a value that is there.
+fn is_written(g: &Graph, v: ValueId) -> bool {
+    use OpKind::*;
+    let writes = |op: OpId| match g.op_kind[op] {
+        QConv | FusedConv | QAdd | QMul | QLookup | ResizeNhwc | MaxPoolNhwc | AveragePoolNhwc | Concat
+        | QuantizeLinear | DequantizeLinear | Sigmoid | Add | Mul => true,
+        _ => false,
+    };
+    g.producer(v).is_some_and(writes)
+}
