@@ -17,14 +17,10 @@ pub unsafe fn run_map(isa: Isa, s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller's promise; the processor has AVX-512.
     unsafe {
-        avx512::turn(nd, p[0].cast(), p[1].cast(), part, parts);
-        return true;
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (p, part, parts);
-        false
-    }
+        avx512::turn(nd, p[0].cast(), p[1].cast(), part, parts)
+    };
+    let _ = (p, part, parts);
+    cfg!(target_arch = "x86_64")
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -56,10 +56,11 @@ fn widen(demands: &mut [Option<Demand>], slices: &Slices, whole: ValueId, part: 
 /// Whether a step writes `v`, rather than giving other strides to a value that is there.
 fn is_written(g: &Graph, v: ValueId) -> bool {
     use OpKind::*;
-    let writes = |op: OpId| match g.op_kind[op] {
-        QConv | FusedConv | QAdd | QMul | QLookup | ResizeNhwc | MaxPoolNhwc | AveragePoolNhwc | Concat
-        | QuantizeLinear | DequantizeLinear | Sigmoid | Add | Mul => true,
-        _ => false,
+    let writes = |op: OpId| {
+        let kind = g.op_kind[op];
+        let integer = matches!(kind, QConv | QAdd | QMul | QLookup | QuantizeLinear);
+        let float = matches!(kind, FusedConv | Add | Mul | Sigmoid | DequantizeLinear);
+        integer || float || matches!(kind, MaxPoolNhwc | AveragePoolNhwc | ResizeNhwc | Concat)
     };
     g.producer(v).is_some_and(writes)
 }
