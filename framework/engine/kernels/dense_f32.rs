@@ -8,12 +8,13 @@
 //! ```
 
 use super::packed::{LANES, Panels, expect, read};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile};
+use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks};
 use lacuna_kernels::gemm::tile::{First, Last, Product, Row, run};
 use lacuna_kernels::isa::Isa;
 
-/// Pixels that one call of the tile takes: whole tiles of 6, 8 and 12.
-const PIXELS: usize = 48;
+/// Pixels that are multiplied with one panel after the other: as many as a small image has, so that large weights are read
+/// once, and whole tiles of 6, 8 and 12.
+const PIXELS: usize = 480;
 
 /// Channels of a panel, and what the format is called.
 struct Format {
@@ -67,7 +68,7 @@ pub(super) unsafe fn run_avx512(
     unsafe { run_tile(Isa::Avx512, &AVX512, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
 }
 
-/// Panels outside, pixels inside: a panel's weights stay in the nearest caches while pixels stream by.
+/// Pixels inside: a panel's weights stay in the nearest caches while they stream by.
 ///
 /// # Safety
 /// See [`super::RunFn`].
@@ -84,42 +85,37 @@ unsafe fn run_tile(
     debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
     debug_assert!((tile.ocs.start as usize).is_multiple_of(format.panel));
     let s = read(format.name, g, packed);
-    let (flat, tile) = g.flattened(tile, e.has_residual);
     let run_len = s.args[0] as usize;
     let steps = s.table.len() * run_len;
     let (data, bias): (&[f32], &[f32]) = (bytemuck::cast_slice(s.data), bytemuck::cast_slice(s.bias));
-    let mut rows = [Row { a: 0, c: 0 }; PIXELS];
-    for first in tile.ocs.clone().step_by(format.panel) {
-        let first = first as usize;
-        let lanes = (g.oc as usize - first).next_multiple_of(LANES).min(format.panel);
-        let columns = lanes.min(tile.ocs.end as usize - first);
-        for row in tile.rows.clone() {
-            for begin in tile.cols.clone().step_by(PIXELS) {
-                let rows = &mut rows[..PIXELS.min((tile.cols.end - begin) as usize)];
-                let (x_at, y_at) = (flat.x_at(row, begin), flat.y_at(row, begin) + first);
-                for (p, row) in rows.iter_mut().enumerate() {
-                    row.a = x_at.wrapping_add(p.wrapping_mul(flat.x_step()));
-                    row.c = y_at + p * flat.y_pixel as usize;
-                }
-                let residual = e
-                    .has_residual
-                    .then(|| (r.wrapping_add(flat.r_at(row, begin) + first), flat.r_pixel as usize));
-                let product = Product {
-                    a: x,
-                    runs: s.table,
-                    run_len,
-                    a_step: 1,
-                    b: data[first * steps..][..lanes * steps].as_ptr(),
-                    b_step: lanes,
-                    c: y,
-                    columns,
-                    first: First::Bias(bias[first..][..columns].as_ptr()),
-                    last: Some(Last { residual, min: e.min, max: e.max }),
-                };
-                // SAFETY: every run is readable, and every channel writable, for pixels of the tile; bias and weights
-                // are cut to the panel's size.
-                unsafe { run(isa, &product, rows) };
-            }
+    let (mut rows, mut r_at) = ([Row { a: 0, c: 0 }; PIXELS], [0; PIXELS]);
+    let pixels = tile.rows.len() as u32 * tile.cols.len() as u32;
+    for block in blocks(0..pixels, PIXELS as u32) {
+        let (rows, r_at) = (&mut rows[..block.len()], &mut r_at[..block.len()]);
+        g.each_pixel(tile, block, e.has_residual, |p, x, y, r| {
+            rows[p] = Row { a: x, c: y };
+            r_at[p] = r;
+        });
+        for first in tile.ocs.clone().step_by(format.panel) {
+            let first = first as usize;
+            let lanes = (g.oc as usize - first).next_multiple_of(LANES).min(format.panel);
+            let columns = lanes.min(tile.ocs.end as usize - first);
+            let residual = e.has_residual.then(|| (r.wrapping_add(first), &*r_at));
+            let product = Product {
+                a: x,
+                runs: s.table,
+                run_len,
+                a_step: 1,
+                b: data[first * steps..][..lanes * steps].as_ptr(),
+                b_step: lanes,
+                c: y.wrapping_add(first),
+                columns,
+                first: First::Bias(bias[first..][..columns].as_ptr()),
+                last: Some(Last { residual, min: e.min, max: e.max }),
+            };
+            // SAFETY: every run is readable, and every channel writable, for pixels of the tile; bias and weights are
+            // cut to the panel's size.
+            unsafe { run(isa, &product, rows) };
         }
     }
 }

@@ -447,6 +447,31 @@ impl ConvGeom {
         y * self.x_row as usize + x * self.x_pixel as usize
     }
 
+    /// Calls `f(nth, x, y, residual)` with the elements where pixels `range` of a tile lie, counted row by row: tap (0, 0) and
+    /// channel 0.
+    fn each_pixel(
+        &self,
+        tile: &Tile,
+        range: Range<u32>,
+        residual: bool,
+        mut f: impl FnMut(usize, usize, usize, usize),
+    ) {
+        let width = tile.cols.len() as u32;
+        let mut at = range.start;
+        while at < range.end {
+            let (row, col) = (tile.rows.start + at / width, tile.cols.start + at % width);
+            let (x, y) = (self.x_at(row, col), self.y_at(row, col));
+            let r = if residual { self.r_at(row, col) } else { 0 };
+            let in_row = (range.end - at).min(tile.cols.end - col) as usize;
+            for i in 0..in_row {
+                let x = x.wrapping_add(i.wrapping_mul(self.x_step()));
+                let nth = (at - range.start) as usize + i;
+                f(nth, x, y + i * self.y_pixel as usize, r + i * self.r_pixel as usize);
+            }
+            at += in_row as u32;
+        }
+    }
+
     /// The same pixels as one row, where a tile's rows lie back to back in x, y and residual: longer rows
     /// mean full blocks of pixels. Otherwise the geometry and tile as they are.
     fn flattened(&self, tile: &Tile, residual: bool) -> (ConvGeom, Tile) {

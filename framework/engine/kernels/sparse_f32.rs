@@ -218,21 +218,9 @@ unsafe fn run(
         let first_pixel = block.start * VECTOR as u32;
         let used = (pixels.min(block.end * VECTOR as u32) - first_pixel) as usize;
         let filled = block.len() * VECTOR;
-        let (mut row, mut col) =
-            (tile.rows.start + first_pixel / width, tile.cols.start + first_pixel % width);
-        let mut p = 0;
-        while p < used {
-            let (x, y) = (g.x_at(row, col), g.y_at(row, col));
-            let r = if e.has_residual { g.r_at(row, col) } else { 0 };
-            let in_row = (used - p).min((tile.cols.end - col) as usize);
-            for i in 0..in_row {
-                x_at[p + i] = x.wrapping_add(i.wrapping_mul(g.x_step()));
-                y_at[p + i] = y + i * g.y_pixel as usize;
-                r_at[p + i] = r + i * g.r_pixel as usize;
-            }
-            p += in_row;
-            (row, col) = (row + 1, tile.cols.start);
-        }
+        g.each_pixel(tile, first_pixel..first_pixel + used as u32, e.has_residual, |p, x, y, r| {
+            (x_at[p], y_at[p], r_at[p]) = (x, y, r);
+        });
         // Lanes without a pixel compute another's, which nobody stores.
         let spare = x_at[0];
         x_at[used..filled].fill(spare);

@@ -70,6 +70,7 @@ fn tiles_of_every_size_start_from_a_bias_and_end_with_residual_and_clamp() {
                 let (b_step, residual_step) = (columns + 1, columns + 4);
                 let b = random(&mut rng, runs.len() * run_len * b_step);
                 let (bias, residual) = (random(&mut rng, columns), random(&mut rng, count * residual_step));
+                let residual_at: Vec<usize> = (0..count).map(|i| (count - 1 - i) * residual_step).collect();
                 let mut c = vec![f32::INFINITY; count * (columns + 2)];
                 let product = Product {
                     a: a.as_ptr(),
@@ -82,7 +83,7 @@ fn tiles_of_every_size_start_from_a_bias_and_end_with_residual_and_clamp() {
                     columns,
                     first: First::Bias(bias.as_ptr()),
                     last: Some(Last {
-                        residual: Some((residual.as_ptr(), residual_step)),
+                        residual: Some((residual.as_ptr(), &residual_at)),
                         min: -0.5,
                         max: 1.5,
                     }),
@@ -91,7 +92,7 @@ fn tiles_of_every_size_start_from_a_bias_and_end_with_residual_and_clamp() {
                 unsafe { tile::run(isa, &product, &rows) };
                 for (i, row) in rows.iter().enumerate() {
                     for j in 0..columns {
-                        let mut sum = bias[j] as f64 + residual[i * residual_step + j] as f64;
+                        let mut sum = bias[j] as f64 + residual[residual_at[i] + j] as f64;
                         for step in 0..runs.len() * run_len {
                             let at = row.a + runs[step / run_len] as usize + step % run_len * a_step;
                             sum += a[at] as f64 * b[step * b_step + j] as f64;

@@ -35,9 +35,9 @@ pub enum First {
 
 /// What becomes of sums.
 #[derive(Clone, Copy)]
-pub struct Last {
-    /// Added to the sums: the first row's, and the elements from one row to the next.
-    pub residual: Option<(*const f32, usize)>,
+pub struct Last<'a> {
+    /// Added to the sums: elements of this, and for every row of the product where its elements begin.
+    pub residual: Option<(*const f32, &'a [usize])>,
     /// Bounds of results; NaN stays NaN.
     pub min: f32,
     pub max: f32,
@@ -60,13 +60,13 @@ pub struct Product<'a> {
     pub columns: usize,
     pub first: First,
     /// Sums as they are if there is none.
-    pub last: Option<Last>,
+    pub last: Option<Last<'a>>,
 }
 
 /// Computes `rows` of a product.
 ///
 /// # Panics
-/// If the product has no columns or too many.
+/// If the product has no columns or too many, or a residual for fewer rows.
 ///
 /// # Safety
 /// The processor has `isa`. Every element of `a`, `b`, `c`, bias and residual that the formula at the head of the file names is
@@ -99,8 +99,8 @@ pub unsafe fn run(isa: Isa, product: &Product<'_>, rows: &[Row]) {
                 _ => portable::tile(&product, tile),
             }
         }
-        if let Some(Last { residual: Some((at, step)), .. }) = &mut product.last {
-            *at = at.wrapping_add(tile.len() * *step);
+        if let Some(Last { residual: Some((_, at)), .. }) = &mut product.last {
+            *at = &at[tile.len()..];
         }
     }
 }
@@ -146,8 +146,8 @@ mod portable {
                 for (p, (sum, row)) in sums.iter_mut().zip(rows).enumerate() {
                     if let Some(last) = s.last {
                         for (l, sum) in sum[..lanes].iter_mut().enumerate() {
-                            if let Some((at, step)) = last.residual {
-                                *sum += *at.add(p * step + j + l);
+                            if let Some((residual, at)) = last.residual {
+                                *sum += *residual.add(at[p] + j + l);
                             }
                             *sum = if *sum < last.min { last.min } else { *sum };
                             *sum = if *sum > last.max { last.max } else { *sum };
@@ -221,8 +221,8 @@ mod avx2 {
                 if let Some(last) = s.last {
                     let (min, max) = (_mm256_set1_ps(last.min), _mm256_set1_ps(last.max));
                     for p in 0..P {
-                        if let Some((at, step)) = last.residual {
-                            let residual = load(at.add(p * step + j));
+                        if let Some((residual, at)) = last.residual {
+                            let residual = load(residual.add(at[p] + j));
                             sums[p] = [0, 1].map(|v| _mm256_add_ps(sums[p][v], residual[v]));
                         }
                         // Bounds come first: these instructions return their second operand when one is NaN.
@@ -306,8 +306,8 @@ mod avx512 {
             if let Some(last) = s.last {
                 let (min, max) = (_mm512_set1_ps(last.min), _mm512_set1_ps(last.max));
                 for p in 0..P {
-                    if let Some((at, step)) = last.residual {
-                        let residual = load(at.add(p * step));
+                    if let Some((residual, at)) = last.residual {
+                        let residual = load(residual.add(at[p]));
                         for v in 0..V {
                             sums[p][v] = _mm512_add_ps(sums[p][v], residual[v]);
                         }
