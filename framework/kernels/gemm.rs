@@ -94,6 +94,7 @@ pub(crate) fn product_on(isa: Isa, a: Matrix, b: Matrix, c: &mut [f32], ldc: usi
                     (panel.as_ptr(), lanes)
                 };
                 let product = Product {
+                    ahead: None,
                     a: a.data.as_ptr().wrapping_add(first * a.col_stride),
                     runs: &[0],
                     run_len: steps,

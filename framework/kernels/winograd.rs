@@ -242,6 +242,7 @@ fn convolve_block<S: Scheme>(
             let rows: Vec<Row> = (0..count).map(|i| Row { a: i * g.c, c: i * lanes }).collect();
             for element in 0..elements {
                 let product = Product {
+                    ahead: None,
                     a: input[element * plane..].as_ptr(),
                     runs: &[0],
                     run_len: g.c,

@@ -16,6 +16,12 @@ use lacuna_kernels::isa::Isa;
 /// once, and whole tiles of 6, 8 and 12.
 const PIXELS: usize = 480;
 
+/// Weights that are multiplied with all pixels before the next are.
+const CHUNK: usize = 128 << 10;
+
+/// So many pixels or fewer.
+const FEW: usize = 120;
+
 /// Channels of a panel, and what the format is called.
 struct Format {
     panel: usize,
@@ -100,22 +106,35 @@ unsafe fn run_tile(
             let first = first as usize;
             let lanes = (g.oc as usize - first).next_multiple_of(LANES).min(format.panel);
             let columns = lanes.min(tile.ocs.end as usize - first);
-            let residual = e.has_residual.then(|| (r.wrapping_add(first), &*r_at));
-            let product = Product {
-                a: x,
-                runs: s.table,
-                run_len,
-                a_step: 1,
-                b: data[first * steps..][..lanes * steps].as_ptr(),
-                b_step: lanes,
-                c: y.wrapping_add(first),
-                columns,
-                first: First::Bias(bias[first..][..columns].as_ptr()),
-                last: Some(Last { residual, min: e.min, max: e.max }),
-            };
-            // SAFETY: every run is readable, and every channel writable, for pixels of the tile; bias and weights are
-            // cut to the panel's size.
-            unsafe { run(isa, &product, rows) };
+            let panel = &data[first * steps..][..lanes * steps];
+            // For few pixels weights take longer to arrive than to be multiplied: runs whose weights fit the second-level
+            // cache beside those that are fetched meanwhile.
+            let few = rows.len() <= FEW;
+            let together =
+                if few { (CHUNK / (run_len * lanes)).clamp(1, s.table.len()) } else { s.table.len() };
+            for (i, runs) in s.table.chunks(together).enumerate() {
+                let (begin, end) = (i * together == 0, i * together + runs.len() == s.table.len());
+                let weights = &panel[i * together * run_len * lanes..][..runs.len() * run_len * lanes];
+                // The first sums take the residual, because y may lie over it.
+                let residual = (begin && e.has_residual).then(|| (r.wrapping_add(first), &*r_at));
+                let (min, max) = if end { (e.min, e.max) } else { (f32::NEG_INFINITY, f32::INFINITY) };
+                let product = Product {
+                    a: x,
+                    runs,
+                    run_len,
+                    a_step: 1,
+                    b: weights.as_ptr(),
+                    b_step: lanes,
+                    c: y.wrapping_add(first),
+                    columns,
+                    first: if begin { First::Bias(bias[first..][..columns].as_ptr()) } else { First::Sum },
+                    last: (residual.is_some() || end).then_some(Last { residual, min, max }),
+                    ahead: few.then(|| (weights.as_ptr().wrapping_add(weights.len()), weights.len())),
+                };
+                // SAFETY: every run is readable, and every channel writable, for pixels of the tile; bias and weights are
+                // cut to the panel's size.
+                unsafe { run(isa, &product, rows) };
+            }
         }
     }
 }

@@ -10,7 +10,7 @@
 //! table: u32 runs[runs]                              element of x where each run begins, see [`Panels`]
 //!        u32 first[blocks of depth * groups + 1]     first pair of every block of weights
 //!        u32 order[blocks of depth * groups][64]     channel of the group | pairs << 8, most pairs first
-//! data:  pairs of { u32 byte offset in the tile, f32 weight }
+//! data:  pairs: u16 offsets[2] in bytes of the tile, f32 weights[2]
 //! ```
 //! Groups are 64 channels. Channels are taken by their number of pairs, so that a branch predictor sees loops of the same
 //! length many times. An odd weight's partner is 0 at the tile's first row, which holds zeros.
@@ -34,8 +34,9 @@ const VECTOR: usize = 16;
 /// Channels whose sums are kept at a time.
 const CHANNELS: usize = 512;
 
-/// Two weights of a channel, each as bytes from the tile's beginning to its element's row, and its bits.
-type Pair = [u32; 4];
+/// Two weights of a channel: bytes from the tile's beginning to the first's row and, in the upper half, to the second's; the
+/// bits of both.
+type Pair = [u32; 3];
 
 pub(super) fn pack(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     expect(KernelType::F32, weights);
@@ -60,7 +61,7 @@ pub(super) fn pack(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
             let mut entries = weights.map(|(i, v)| [((1 + i) * PIXELS * 4) as u32, v.to_bits()]);
             while let Some([offset, weight]) = entries.next() {
                 let [partner, other] = entries.next().unwrap_or([0, 0]);
-                pairs.push([offset, weight, partner, other]);
+                pairs.push([offset | partner << 16, weight, other]);
             }
         }
         first.push(pairs.len() as u32);

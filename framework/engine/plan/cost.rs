@@ -41,7 +41,7 @@ pub fn conv_ns(kernel: &ConvKernel, geom: &ConvGeom, slots: u64) -> f64 {
     };
     // Weights arrive from memory at this rate where few pixels share them.
     let arrival = match kernel.dtype {
-        KernelType::F32 => (slots * if kernel.sparse { 8 } else { 4 }) as f64 / BYTES_PER_CYCLE,
+        KernelType::F32 => (slots * if kernel.sparse { 6 } else { 4 }) as f64 / BYTES_PER_CYCLE,
         KernelType::Int8 => 0.0,
     };
     STEP_NS + (work.max(arrival) + epilogue) / CYCLES_PER_NS

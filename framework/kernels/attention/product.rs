@@ -78,6 +78,7 @@ pub fn product(sizes: Sizes, a: Left, b: Right, c: Target, add: bool) {
         let panel = &b.data[from / PANEL * b.panel..];
         assert!(panel.len() >= (depth - 1) * b.step + here);
         let product = Product {
+            ahead: None,
             a: a.data.as_ptr(),
             runs: &[0],
             run_len: depth,

@@ -198,6 +198,7 @@ pub unsafe fn run(pass: &Pass<'_>, y: &mut [f32]) {
                     offsets.clear();
                     offsets.extend(runs[block.runs.clone()].iter().map(|run| run + block.skip as u32));
                     let product = Product {
+                        ahead: None,
                         a: x.as_ptr(),
                         runs: &offsets,
                         run_len: block.run_len,

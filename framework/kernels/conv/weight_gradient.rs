@@ -190,6 +190,7 @@ fn add_bands(
                 (&*dy, width)
             };
             let product = Product {
+                ahead: None,
                 a: x.as_ptr(),
                 runs: &runs,
                 run_len,

@@ -73,6 +73,7 @@ fn tiles_of_every_size_start_from_a_bias_and_end_with_residual_and_clamp() {
                 let residual_at: Vec<usize> = (0..count).map(|i| (count - 1 - i) * residual_step).collect();
                 let mut c = vec![f32::INFINITY; count * (columns + 2)];
                 let product = Product {
+                    ahead: None,
                     a: a.as_ptr(),
                     runs: &runs,
                     run_len,

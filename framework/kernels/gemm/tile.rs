@@ -13,6 +13,8 @@
 
 use crate::isa::Isa;
 
+/// Elements of a cache line.
+const LINE: usize = 16;
 /// Columns of the widest tile.
 pub const MOST_COLUMNS: usize = 64;
 
@@ -61,6 +63,8 @@ pub struct Product<'a> {
     pub first: First,
     /// Sums as they are if there is none.
     pub last: Option<Last<'a>>,
+    /// Elements that are multiplied after this product, fetched into the second-level cache meanwhile: a line a step.
+    pub ahead: Option<(*const f32, usize)>,
 }
 
 /// Computes `rows` of a product.
@@ -98,6 +102,10 @@ pub unsafe fn run(isa: Isa, product: &Product<'_>, rows: &[Row]) {
                 Isa::Avx2 => avx2::TILES[tile.len() - 1](&product, tile.as_ptr()),
                 _ => portable::tile(&product, tile),
             }
+        }
+        if let Some((ahead, elements)) = &mut product.ahead {
+            let fetched = (product.runs.len() * product.run_len * LINE).min(*elements);
+            (*ahead, *elements) = (ahead.wrapping_add(fetched), *elements - fetched);
         }
         if let Some(Last { residual: Some((_, at)), .. }) = &mut product.last {
             *at = &at[tile.len()..];
@@ -241,7 +249,7 @@ mod avx2 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{First, Product, Row};
+    use super::{First, LINE, Product, Row};
     use std::arch::x86_64::*;
 
     type Tile = unsafe fn(&Product<'_>, *const Row);
@@ -289,9 +297,16 @@ mod avx512 {
                 }
             }
             let mut b = s.b;
+            // What is here already, if there is nothing to fetch.
+            let (mut ahead, ahead_step) = match s.ahead {
+                Some((ahead, 1..)) => (ahead, LINE),
+                _ => (s.b, 0),
+            };
             for &run in s.runs {
                 let mut at = run as usize;
                 for _ in 0..s.run_len {
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                    ahead = ahead.wrapping_add(ahead_step);
                     let w = load(b);
                     for p in 0..P {
                         let x = _mm512_set1_ps(*x_rows[p].add(at));

@@ -86,7 +86,8 @@ unsafe fn multiply<const V: usize>(s: &Multiply<'_>) {
                 }
             };
             for _ in 0..pairs {
-                let [a, a_bits, b, b_bits] = *pair;
+                let [offsets, a_bits, b_bits] = *pair;
+                let (a, b) = (offsets & 0xffff, offsets >> 16);
                 pair = pair.add(1);
                 for (offset, bits) in [(a, a_bits), (b, b_bits)] {
                     let (w, x) = (_mm256_set1_ps(f32::from_bits(bits)), s.tile.byte_add(offset as usize));

@@ -91,7 +91,8 @@ unsafe fn multiply<const V: usize>(s: &Multiply<'_>) {
             };
             let mut odd = [_mm512_setzero_ps(); V];
             for _ in 0..pairs {
-                let [a, a_bits, b, b_bits] = *pair;
+                let [offsets, a_bits, b_bits] = *pair;
+                let (a, b) = (offsets & 0xffff, offsets >> 16);
                 pair = pair.add(1);
                 let (w, x) = (_mm512_set1_ps(f32::from_bits(a_bits)), s.tile.byte_add(a as usize));
                 for v in 0..V {
