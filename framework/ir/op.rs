@@ -179,7 +179,7 @@ pub struct NormAttr {
     pub epsilon: f32,
 }
 
-/// What an eight-bit operand stands for: `(q - zero) as f32 * mult`.
+/// What an eight-bit operand stands for: `(q - zero) * mult`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Affine {
     pub mult: f32,
@@ -193,7 +193,7 @@ pub struct AddNormAttr {
     pub a: Affine,
     pub b: Affine,
     pub epsilon: f32,
-    /// One over the u8 result's scale.
+    /// From the f32 result to units of the u8 result's scale.
     pub y_mult: f32,
     /// Absent: there is no u8 result.
     pub out: Option<Requant>,
@@ -361,8 +361,7 @@ ops! {
     /// x `f32[N,H,W,C]` to `f32[N,1,1,C]`.
     GlobalAvgPoolNhwc    Engine 1..=1    None     global_pool_nhwc pool::global_avg_pool_nhwc;
     /// a `[..,C]` (u8 or f32), scale `f32[C]`, bias `f32[C]`, optional b like a (u8 or f32): normalised rows of `a + b`,
-    /// as u8, then as f32 ([`AddNormAttr`] says which). One sequence of f32 operations:
-    /// [`reference::norm::add_norm_row`].
+    /// as u8, then as f32 ([`AddNormAttr`] says which). One sequence of f32 operations: [`reference::norm::add_norm`].
     AddNorm              Engine 3..=4    AddNorm  add_norm        norm::add_norm;
     /// q `u8[B,T,H*D]`, k and v `u8[B,S,H*D]`, optional mask `f32[B or 1,1,1,S]` that is added to scores, to `u8[B,T,H*D]`.
     /// The arithmetic is that of [`reference::attention::row`].

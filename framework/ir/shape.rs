@@ -541,6 +541,10 @@ pub fn qattention(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     if keys == Dim::Fixed(0) {
         return Err("attends to no keys".to_string());
     }
+    // Every rounded chance fits an i32.
+    if !(a.p_mult > 0.0 && a.p_mult <= (1u32 << 20) as f32) {
+        return Err(format!("p_mult is {}: it must be above 0 and at most 2^20", a.p_mult));
+    }
     if let Some(mask) = optional(inputs, 3) {
         expect_dtype(3, &mask, DType::F32)?;
         let one = Dim::Fixed(1);

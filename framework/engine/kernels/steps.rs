@@ -13,6 +13,9 @@ use std::ops::Range;
 mod attention;
 #[path = "steps_bytes.rs"]
 mod bytes;
+#[cfg(target_arch = "x86_64")]
+#[path = "steps_avx512.rs"]
+mod avx512;
 #[path = "steps_matrix.rs"]
 mod matrix;
 #[path = "steps_pixels.rs"]

@@ -6,10 +6,12 @@
 //! keys    [S up to 16 / 16][D up to 4 / 4][16 keys][4 channels] i8: k - 128, zeros beyond
 //! values  [S up to 64 / 4][D up to 16 / 16][16 channels][4 keys] i8: v - 128, zeros beyond
 //! column  [S up to 16] i32: what a score gets from its key alone        shift [S up to 16] f32: the mask
-//! scores  [R][S up to 16] i32      row [S up to 16] f32      chances [R][S up to 64] u8, zeros beyond
+//! scores  [R][S up to 16] i32      row [S up to 64] f32      chances [R][S up to 64] u8, zeros beyond
 //! context [R][D up to 16] i32
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 use super::{by_isa, requantize, share};
 use crate::memory::LINE;
 use crate::target::Isa;
@@ -52,15 +54,16 @@ pub struct AttentionOperands {
 }
 
 /// Where the pieces of a part's scratch begin, and its length.
+#[derive(Clone, Copy, Debug)]
 pub struct Layout {
-    keys: usize,
-    values: usize,
-    column: usize,
-    shift: usize,
-    scores: usize,
-    row: usize,
-    chances: usize,
-    context: usize,
+    pub keys: usize,
+    pub values: usize,
+    pub column: usize,
+    pub shift: usize,
+    pub scores: usize,
+    pub row: usize,
+    pub chances: usize,
+    pub context: usize,
     end: usize,
 }
 
@@ -79,7 +82,7 @@ impl AttentionStep {
     }
 
     /// Keys of scores, keys of chances, channels of context.
-    fn padded(&self) -> [usize; 3] {
+    pub fn padded(&self) -> [usize; 3] {
         [self.keys.next_multiple_of(16), self.keys.next_multiple_of(64), self.depth.next_multiple_of(16)]
     }
 
@@ -97,7 +100,7 @@ impl AttentionStep {
             column: piece(keys * 4),
             shift: piece(keys * 4),
             scores: piece(QUERIES * keys * 4),
-            row: piece(keys * 4),
+            row: piece(chances * 4),
             chances: piece(QUERIES * chances),
             context: piece(QUERIES * depth * 4),
             end,
@@ -120,7 +123,11 @@ pub unsafe fn run_attention(isa: Isa, s: &AttentionStep, p: AttentionOperands, p
             let scratch = p.scratch.add(part * s.scratch_bytes());
             let head = Head::new(s, p, scratch, sequence);
             if packed != sequence {
-                run_pack(isa, s, &head);
+                match wide(isa) {
+                    #[cfg(target_arch = "x86_64")]
+                    true => avx512::pack(s, &head),
+                    _ => run_pack(isa, s, &head),
+                }
                 packed = sequence;
             }
             let queries = share(s.tokens, block, s.blocks);
@@ -132,15 +139,20 @@ pub unsafe fn run_attention(isa: Isa, s: &AttentionStep, p: AttentionOperands, p
     }
 }
 
+/// Whether the vectors of `avx512` are there.
+fn wide(isa: Isa) -> bool {
+    cfg!(target_arch = "x86_64") && isa >= Isa::Avx512Vnni
+}
+
 /// One head of one sequence: where its operands begin, and scratch.
 pub struct Head {
-    y: *mut u8,
-    q: *const u8,
-    k: *const u8,
-    v: *const u8,
-    mask: *const f32,
+    pub y: *mut u8,
+    pub q: *const u8,
+    pub k: *const u8,
+    pub v: *const u8,
+    pub mask: *const f32,
     scratch: *mut u8,
-    at: Layout,
+    pub at: Layout,
 }
 
 impl Head {
@@ -161,6 +173,15 @@ impl Head {
                 at: s.layout(),
             }
         }
+    }
+
+    /// Byte `at` of scratch.
+    ///
+    /// # Safety
+    /// It lies inside scratch.
+    pub unsafe fn scratch_at<T>(&self, at: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.scratch.add(at).cast() }
     }
 
     /// `len` elements of scratch from byte `at`.
@@ -253,7 +274,11 @@ unsafe fn run_block(isa: Isa, s: &AttentionStep, head: &Head, first: usize, rows
             c_row: keys,
         };
         run_product(isa, &scores);
-        run_softmax(isa, s, head, first, rows);
+        match wide(isa) {
+            #[cfg(target_arch = "x86_64")]
+            true => avx512::softmax(s, head, first, rows),
+            _ => run_softmax(isa, s, head, first, rows),
+        }
         let context = Product {
             a: head.scratch.add(head.at.chances),
             a_row: padded_keys,
@@ -267,7 +292,11 @@ unsafe fn run_block(isa: Isa, s: &AttentionStep, head: &Head, first: usize, rows
             c_row: width,
         };
         run_product(isa, &context);
-        run_finish(isa, s, head, first, rows);
+        match wide(isa) {
+            #[cfg(target_arch = "x86_64")]
+            true => avx512::finish(s, head, first, rows),
+            _ => run_finish(isa, s, head, first, rows),
+        }
     }
 }
 

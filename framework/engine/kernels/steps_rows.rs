@@ -1,8 +1,9 @@
 //! Steps on rows: look-ups in a table of rows, and layer normalisation with a sum before and a rounding behind it.
 
 use super::{by_isa, requantize, share};
+use crate::target::Isa;
 use lacuna_ir::op::{Affine, Requant};
-use lacuna_ir::reference::fixed::{LANES, sum_lanes};
+use lacuna_ir::reference::norm::{add_norm_row, offset};
 
 /// Copies rows of `x[outer, limit, inner]` to `y[outer, indices, inner]`; both are dense, sizes are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,106 +94,72 @@ pub struct NormOperands {
     pub bias: *const f32,
 }
 
+/// Runs one part of a normalisation.
+///
+/// # Safety
+/// The processor has `isa`. Operands are the first elements of buffers that hold all that `s` addresses, aligned
+/// for their types; results overlap no operand, and other parts write other rows.
+pub unsafe fn run_norm(isa: Isa, s: &NormStep, p: NormOperands, part: usize, parts: usize) {
+    for row in share(s.rows, part, parts) {
+        // SAFETY: the row lies inside the operands; scratch has one for each part.
+        unsafe {
+            let at = s.f32_stride.map_or(part * s.len, |stride| row * stride);
+            let start =
+                |p: *const u8, o: RowOperand| p.add(row * o.stride * if o.affine.is_some() { 1 } else { 4 });
+            let row = NormOperands {
+                y: s.out.map_or(p.y, |(_, stride)| p.y.add(row * stride)),
+                x: p.x.add(at),
+                a: start(p.a, s.a),
+                b: s.b.map_or(p.b, |b| start(p.b, b)),
+                ..p
+            };
+            #[cfg(target_arch = "x86_64")]
+            if isa >= Isa::Avx512Vnni {
+                super::avx512::norm_row(s, row);
+                continue;
+            }
+            run_row(isa, s, row);
+        }
+    }
+}
+
 by_isa! {
-    /// Runs one part of a normalisation.
+    /// Normalises one row; operands begin there.
     ///
     /// # Safety
-    /// The processor has `isa`. Operands are the first elements of buffers that hold all that `s` addresses, aligned
-    /// for their types; results overlap no operand, and other parts write other rows.
-    run_norm, norm, (s: &NormStep, p: NormOperands, part: usize, parts: usize)
+    /// As [`run_norm`].
+    run_row, norm_row, (s: &NormStep, p: NormOperands)
 }
 
 #[inline(always)]
-unsafe fn norm(s: &NormStep, p: NormOperands, part: usize, parts: usize) {
-    // SAFETY: rows `share` gives lie inside the operands (`run_norm`); `len` elements of each are its own.
+unsafe fn norm_row(s: &NormStep, p: NormOperands) {
+    let offset = offset(s.a.affine, s.b.and_then(|b| b.affine));
+    // SAFETY: a row has `len` elements in every operand (`run_norm`).
     unsafe {
-        let scale = std::slice::from_raw_parts(p.scale, s.len);
-        let bias = std::slice::from_raw_parts(p.bias, s.len);
-        for row in share(s.rows, part, parts) {
-            let at = s.f32_stride.map_or(part * s.len, |stride| row * stride);
-            let x = std::slice::from_raw_parts_mut(p.x.add(at), s.len);
-            let sum = load_rows(s, p, row, x);
-            normalise(x, sum, scale, bias, s.epsilon);
-            if let Some((out, stride)) = s.out {
-                let y = std::slice::from_raw_parts_mut(p.y.add(row * stride), s.len);
-                y.iter_mut().zip(&*x).for_each(|(y, &x)| *y = requantize(x * s.y_mult, out));
+        let x = std::slice::from_raw_parts_mut(p.x, s.len);
+        let bytes = |p: *const u8| std::slice::from_raw_parts(p, s.len);
+        let floats = |p: *const u8| std::slice::from_raw_parts(p.cast::<f32>(), s.len);
+        // The operands that are f32, then those that are u8.
+        match (s.a.affine.is_some(), s.b.map(|b| b.affine.is_some())) {
+            (false, None) => x.copy_from_slice(floats(p.a)),
+            (false, Some(false)) => {
+                x.iter_mut().zip(floats(p.a)).zip(floats(p.b)).for_each(|((x, a), b)| *x = a + b)
             }
+            (false, Some(true)) => x.iter_mut().zip(floats(p.a)).for_each(|(x, a)| *x = a + offset),
+            (true, Some(false)) => x.iter_mut().zip(floats(p.b)).for_each(|(x, b)| *x = b + offset),
+            (true, _) => x.fill(offset),
         }
-    }
-}
-
-/// Writes the sum of the operands' rows to `x` and returns its sum.
-#[inline(always)]
-unsafe fn load_rows(s: &NormStep, p: NormOperands, row: usize, x: &mut [f32]) -> f32 {
-    // SAFETY: as in `norm`.
-    unsafe {
-        let a = p.a.add(row * s.a.stride * if s.a.affine.is_some() { 1 } else { 4 });
-        let b = match s.b {
-            Some(o) => p.b.add(row * o.stride * if o.affine.is_some() { 1 } else { 4 }),
-            None => p.b,
-        };
-        let bytes = |p: *const u8, m: Affine| {
-            let q = std::slice::from_raw_parts(p, s.len);
-            move |i: usize| (q[i] as i32 - m.zero) as f32 * m.mult
-        };
-        let floats = |p: *const u8| {
-            let f = std::slice::from_raw_parts(p.cast::<f32>(), s.len);
-            move |i: usize| f[i]
-        };
-        match (s.a.affine, s.b.map(|b| b.affine)) {
-            (Some(m), Some(Some(n))) => fill(x, pair(bytes(a, m), bytes(b, n))),
-            (Some(m), Some(None)) => fill(x, pair(bytes(a, m), floats(b))),
-            (None, Some(Some(n))) => fill(x, pair(floats(a), bytes(b, n))),
-            (None, Some(None)) => fill(x, pair(floats(a), floats(b))),
-            (Some(m), None) => fill(x, bytes(a, m)),
-            (None, None) => fill(x, floats(a)),
+        if let Some(m) = s.b.and_then(|b| b.affine) {
+            x.iter_mut().zip(bytes(p.b)).for_each(|(x, &q)| *x = f32::from(q).mul_add(m.mult, *x));
         }
-    }
-}
-
-#[inline(always)]
-fn pair(a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> impl Fn(usize) -> f32 {
-    move |i| a(i) + b(i)
-}
-
-/// Sets every `x[i]` to `f(i)`; returns their sum in lanes.
-#[inline(always)]
-fn fill(x: &mut [f32], f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let whole = x.len() / LANES * LANES;
-    for (block, x) in x[..whole].chunks_exact_mut(LANES).enumerate() {
-        for lane in 0..LANES {
-            let v = f(block * LANES + lane);
-            x[lane] = v;
-            lanes[lane] += v;
+        if let Some(m) = s.a.affine {
+            x.iter_mut().zip(bytes(p.a)).for_each(|(x, &q)| *x = f32::from(q).mul_add(m.mult, *x));
         }
-    }
-    for i in whole..x.len() {
-        x[i] = f(i);
-        lanes[i - whole] += x[i];
-    }
-    sum_lanes(lanes)
-}
-
-/// As `lacuna_ir::reference::norm::add_norm_row`, with the sum known.
-#[inline(always)]
-fn normalise(x: &mut [f32], sum: f32, scale: &[f32], bias: &[f32], epsilon: f32) {
-    let len = x.len() as f32;
-    let mean = sum / len;
-    let mut lanes = [0.0f32; LANES];
-    let mut blocks = x.chunks_exact_mut(LANES);
-    for block in &mut blocks {
-        for lane in 0..LANES {
-            block[lane] -= mean;
-            lanes[lane] = block[lane].mul_add(block[lane], lanes[lane]);
+        let (scale, bias) = (p.scale.cast::<u8>(), p.bias.cast::<u8>());
+        add_norm_row(x, floats(scale), floats(bias), s.epsilon);
+        if let Some((out, _)) = s.out {
+            let y = std::slice::from_raw_parts_mut(p.y, s.len);
+            y.iter_mut().zip(&*x).for_each(|(y, &x)| *y = requantize(x * s.y_mult, out));
         }
-    }
-    for (x, lane) in blocks.into_remainder().iter_mut().zip(&mut lanes) {
-        *x -= mean;
-        *lane = x.mul_add(*x, *lane);
-    }
-    let inverse = 1.0 / (sum_lanes(lanes) / len + epsilon).sqrt();
-    for ((x, &scale), &bias) in x.iter_mut().zip(scale).zip(bias) {
-        *x = (*x * inverse).mul_add(scale, bias);
     }
 }

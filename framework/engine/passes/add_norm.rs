@@ -20,6 +20,7 @@ pub fn lower_norm(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
         Some(bias) => bias,
         None => constant(g, &format!("{name}/bias"), &Tensor::zeros(DType::F32, &len)),
     };
+    let (mut scale, mut bias) = (scale, bias);
     let (a, b) = summands(g, uses, x);
     let ((a, a_affine), b) = (operand(g, a), b.map(|b| operand(g, b)));
     let none = Affine { mult: 1.0, zero: 0 };
@@ -27,11 +28,19 @@ pub fn lower_norm(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     let quantise = quantiser(g, uses, real);
     let readers = uses.of(real).iter().filter(|&&reader| Some(reader) != quantise.map(|(op, _)| op)).count();
     let keep = readers > 0 || g.outputs.contains(&real) || quantise.is_none();
+    let mut y_mult = quantise.map_or(1.0, |(_, p)| (1.0 / f64::from(p.scale)) as f32);
+    // Where there is no f32 result, rows are normalised to the scale of the u8 one at once.
+    if let (false, Some(s), Some(b)) = (keep, g.const_f32(scale), g.const_f32(bias)) {
+        let scaled = |x: &[f32]| Tensor::from_f32(&len, x.iter().map(|x| x * y_mult).collect());
+        let (s, b) = (scaled(&s), scaled(&b));
+        (scale, bias) = (constant(g, &format!("{name}/scale"), &s), constant(g, &format!("{name}/bias"), &b));
+        y_mult = 1.0;
+    }
     let attr = AddNormAttr {
         a: a_affine.unwrap_or(none),
         b: b.and_then(|b| b.1).unwrap_or(none),
         epsilon: norm.epsilon,
-        y_mult: quantise.map_or(1.0, |(_, p)| (1.0 / f64::from(p.scale)) as f32),
+        y_mult,
         out: quantise.map(|(_, p)| requant(p.scale, p.zero, NO_CLIP)),
         keep,
     };

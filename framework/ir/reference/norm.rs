@@ -1,9 +1,9 @@
 //! Normalisation.
 
 use super::fixed::{LANES, sum_lanes};
-use super::quant::{dequantize_value, requantize};
+use super::quant::requantize;
 use super::{Inputs, Outputs, f32s, optional, output_dims, tensor, wrong_attr};
-use crate::op::{Affine, Attr};
+use crate::op::{AddNormAttr, Affine, Attr};
 use crate::shape;
 use crate::tensor::{Elements, Tensor};
 
@@ -42,15 +42,20 @@ pub fn layer_norm(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
 
 /// Normalises one row in place: mean and variance are sums in lanes ([`sum_lanes`]) over the length, squares are added
 /// with one rounding, and so is the bias.
+#[inline(always)]
 pub fn add_norm_row(x: &mut [f32], scale: &[f32], bias: &[f32], epsilon: f32) {
     let len = x.len() as f32;
-    let mut lanes = [0.0; LANES];
-    x.iter().enumerate().for_each(|(i, x)| lanes[i % LANES] += x);
+    let mut lanes = [0.0f32; LANES];
+    for block in x.chunks(LANES) {
+        lanes.iter_mut().zip(block).for_each(|(lane, x)| *lane += x);
+    }
     let mean = sum_lanes(lanes) / len;
     let mut lanes = [0.0f32; LANES];
-    for (i, x) in x.iter_mut().enumerate() {
-        *x -= mean;
-        lanes[i % LANES] = x.mul_add(*x, lanes[i % LANES]);
+    for block in x.chunks_mut(LANES) {
+        for (lane, x) in lanes.iter_mut().zip(block) {
+            *x -= mean;
+            *lane = x.mul_add(*x, *lane);
+        }
     }
     let inverse = 1.0 / (sum_lanes(lanes) / len + epsilon).sqrt();
     for ((x, &scale), &bias) in x.iter_mut().zip(scale).zip(bias) {
@@ -58,25 +63,40 @@ pub fn add_norm_row(x: &mut [f32], scale: &[f32], bias: &[f32], epsilon: f32) {
     }
 }
 
-/// The f32 values of an operand that may be u8.
-fn real(t: &Tensor, affine: Affine) -> Result<Vec<f32>, String> {
-    match &t.elements {
-        Elements::F32(x) => Ok(x.clone()),
-        Elements::U8(q) => {
-            Ok(q.iter().map(|&q| dequantize_value(q.into(), affine.mult, affine.zero)).collect())
-        }
-        _ => Err(format!("rows are {}, they must be u8 or f32", t.dtype())),
+/// What the zero points of u8 operands add to every element of their sum.
+pub fn offset(a: Option<Affine>, b: Option<Affine>) -> f32 {
+    let of = |m: Option<Affine>| m.map_or(0.0, |m| -(m.zero as f32 * m.mult));
+    of(a) + of(b)
+}
+
+/// `a + b`: the f32 operands and [`offset`] (where an operand is u8) are added, then each u8 operand, b first, is
+/// multiplied and added with one rounding.
+fn sum(a: &Tensor, b: Option<&Tensor>, norm: &AddNormAttr) -> Result<Vec<f32>, String> {
+    let affine = |t: &Tensor, m: Affine| t.as_u8().map(|_| m);
+    let offset = offset(affine(a, norm.a), b.and_then(|b| affine(b, norm.b)));
+    let mut x = vec![offset; a.len()];
+    if let (Some(a), Some(b)) = (a.as_f32(), b.and_then(Tensor::as_f32)) {
+        x.iter_mut().zip(a).zip(b).for_each(|((x, a), b)| *x = a + b);
+    } else if let Some(real) = a.as_f32().or(b.and_then(Tensor::as_f32)) {
+        let alone = b.is_none();
+        x.iter_mut().zip(real).for_each(|(x, r)| *x = if alone { *r } else { r + offset });
     }
+    for (operand, m) in [(b, norm.b), (Some(a), norm.a)] {
+        match operand.map(|t| &t.elements) {
+            Some(Elements::U8(q)) => {
+                x.iter_mut().zip(q).for_each(|(x, &q)| *x = f32::from(q).mul_add(m.mult, *x));
+            }
+            Some(Elements::F32(_)) | None => {}
+            Some(_) => return Err("rows must be u8 or f32".to_string()),
+        }
+    }
+    Ok(x)
 }
 
 pub fn add_norm(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     let dims = output_dims(shape::add_norm, attr, inputs)?;
     let Attr::AddNorm(norm) = *attr else { return Err(wrong_attr(attr)) };
-    let mut x = real(tensor(inputs, 0)?, norm.a)?;
-    if let Some(b) = optional(inputs, 3) {
-        let b = real(b, norm.b)?;
-        x.iter_mut().zip(b).for_each(|(x, b)| *x += b);
-    }
+    let mut x = sum(tensor(inputs, 0)?, optional(inputs, 3), &norm)?;
     let (scale, bias) = (f32s(inputs, 1)?, f32s(inputs, 2)?);
     x.chunks_exact_mut(scale.len().max(1)).for_each(|row| add_norm_row(row, scale, bias, norm.epsilon));
     let mut results = Vec::with_capacity(2);
