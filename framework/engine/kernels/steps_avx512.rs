@@ -1,7 +1,7 @@
 //! Row steps on AVX-512: normalisation and the softmax of integer attention, operation by operation as
 //! `lacuna_ir::reference` says.
 
-use super::attention::{AttentionStep, Head};
+use super::attention::{AttentionStep, Head, QUERIES};
 use super::rows::{NormOperands, NormStep};
 use lacuna_ir::op::Requant;
 use lacuna_ir::reference::fixed::{EXP2, EXP2_MIN, ROUND};
@@ -19,10 +19,19 @@ fn lanes_before(at: usize, end: usize) -> __mmask16 {
     }
 }
 
+/// Sums in 64 lanes.
+type Lanes = [__m512; 4];
+
+/// The masks of 64 lanes at element `at` that lie before `end`.
+fn masks_before(at: usize, end: usize) -> [__mmask16; 4] {
+    [0, 16, 32, 48].map(|d| lanes_before(at + d, end))
+}
+
 /// `lacuna_ir::reference::fixed::sum_lanes`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn sum_lanes(x: __m512) -> f32 {
+fn sum_lanes(x: Lanes) -> f32 {
+    let x = _mm512_add_ps(_mm512_add_ps(x[0], x[2]), _mm512_add_ps(x[1], x[3]));
     let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
     let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
     let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
@@ -115,17 +124,21 @@ pub unsafe fn norm_row(s: &NormStep, p: NormOperands) {
             (true, Some(true)) => sum_rows::<true, true, true>(s, p),
         };
         let mean = _mm512_set1_ps(sum_lanes(sum) / s.len as f32);
-        // Four chains of sums would be another order: one it is, whose latency neighbouring rows hide.
-        let mut squares = _mm512_setzero_ps();
-        let whole = s.len / 16 * 16;
-        for i in (0..whole).step_by(16) {
-            let d = _mm512_sub_ps(_mm512_loadu_ps(p.x.add(i)), mean);
-            squares = _mm512_fmadd_ps(d, d, squares);
+        let mut squares = [_mm512_setzero_ps(); 4];
+        let whole = s.len / 64 * 64;
+        for i in (0..whole).step_by(64) {
+            for (k, squares) in squares.iter_mut().enumerate() {
+                let d = _mm512_sub_ps(_mm512_loadu_ps(p.x.add(i + 16 * k)), mean);
+                *squares = _mm512_fmadd_ps(d, d, *squares);
+            }
         }
         if whole < s.len {
-            let mask = lanes_before(whole, s.len);
-            let d = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, p.x.add(whole)), mean);
-            squares = _mm512_fmadd_ps(d, d, squares);
+            let masks = masks_before(whole, s.len);
+            for (k, squares) in squares.iter_mut().enumerate() {
+                let x = _mm512_maskz_loadu_ps(masks[k], p.x.add(whole + 16 * k));
+                let d = _mm512_maskz_sub_ps(masks[k], x, mean);
+                *squares = _mm512_fmadd_ps(d, d, *squares);
+            }
         }
         let inverse = 1.0 / (sum_lanes(squares) / s.len as f32 + s.epsilon).sqrt();
         finish_rows(s, p, mean, _mm512_set1_ps(inverse));
@@ -135,24 +148,15 @@ pub unsafe fn norm_row(s: &NormStep, p: NormOperands) {
 /// Writes the sum of the operands' rows to x; returns the sums of its lanes. `A` and `B`: whether the operand is u8.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn sum_rows<const A: bool, const BOTH: bool, const B: bool>(s: &NormStep, p: NormOperands) -> __m512 {
+unsafe fn sum_rows<const A: bool, const BOTH: bool, const B: bool>(s: &NormStep, p: NormOperands) -> Lanes {
     let affine = [s.a.affine, s.b.and_then(|b| b.affine)];
     let [a_mult, b_mult] = affine.map(|m| _mm512_set1_ps(m.map_or(1.0, |m| m.mult)));
     let offset = _mm512_set1_ps(offset(affine[0], affine[1]));
-    let mut sum = _mm512_setzero_ps();
-    let whole = s.len / 16 * 16;
-    let mut i = 0;
-    while i < s.len {
-        let mask = if i < whole { ALL } else { lanes_before(i, s.len) };
+    let sixteen = |i: usize, mask: __mmask16| {
         // SAFETY: lanes in `mask` are elements of the row.
         unsafe {
             let bytes = |p: *const u8| {
-                let q = if i < whole {
-                    _mm_loadu_si128(p.add(i).cast())
-                } else {
-                    _mm_maskz_loadu_epi8(mask, p.add(i).cast())
-                };
-                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(q))
+                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p.add(i).cast())))
             };
             let floats = |p: *const u8| _mm512_maskz_loadu_ps(mask, p.cast::<f32>().add(i));
             let mut x = match (A, BOTH, B) {
@@ -168,12 +172,24 @@ unsafe fn sum_rows<const A: bool, const BOTH: bool, const B: bool>(s: &NormStep,
             if A {
                 x = _mm512_fmadd_ps(bytes(p.a), a_mult, x);
             }
-            sum = _mm512_mask_add_ps(sum, mask, sum, x);
             _mm512_mask_storeu_ps(p.x.add(i), mask, x);
+            x
         }
-        i += 16;
+    };
+    let mut sums = [_mm512_setzero_ps(); 4];
+    let whole = s.len / 64 * 64;
+    for i in (0..whole).step_by(64) {
+        for (k, sum) in sums.iter_mut().enumerate() {
+            *sum = _mm512_add_ps(*sum, sixteen(i + 16 * k, ALL));
+        }
     }
-    sum
+    if whole < s.len {
+        for (k, sum) in sums.iter_mut().enumerate() {
+            let mask = lanes_before(whole + 16 * k, s.len);
+            *sum = _mm512_mask_add_ps(*sum, mask, *sum, sixteen(whole + 16 * k, mask));
+        }
+    }
+    sums
 }
 
 /// From the sums in x to results.
@@ -217,7 +233,8 @@ unsafe fn finish_rows(s: &NormStep, p: NormOperands, mean: __m512, inverse: __m5
     }
 }
 
-/// From scores to chances of queries `first..first + rows`.
+/// From scores to chances of queries `first..first + rows`. Scores become exponents of two, then exponentials, where they
+/// are, one pass over all rows after the other: rows do not wait for each other's sums.
 ///
 /// # Safety
 /// AVX-512 F, BW, DQ, VL and VNNI are there; as `attention::run_attention`, with the scores of these rows there.
@@ -225,54 +242,76 @@ unsafe fn finish_rows(s: &NormStep, p: NormOperands, mean: __m512, inverse: __m5
 pub unsafe fn softmax(s: &AttentionStep, head: &Head, first: usize, rows: usize) {
     let [keys, padded_keys, _] = s.padded();
     let mult = _mm512_set1_ps(s.attr.score_mult);
-    let whole = s.keys / 16 * 16;
-    let tail = lanes_before(whole, s.keys);
-    // SAFETY: pieces of scratch, as long as `padded` says; query `first + i` has `depth` bytes.
+    let whole = s.keys / 64 * 64;
+    let tail = masks_before(whole, s.keys);
+    let mut maxima = [0.0f32; QUERIES];
+    let mut sums = [1.0f32; QUERIES];
+    // SAFETY: pieces of scratch, as long as `padded` says; query `first + i` has `depth` bytes; masks keep to the keys.
     unsafe {
         let column = head.scratch_at::<i32>(head.at.column);
         let shift = head.scratch_at::<f32>(head.at.shift);
-        let row = head.scratch_at::<f32>(head.at.row);
-        for i in 0..rows {
-            let scores = head.scratch_at::<i32>(head.at.scores).add(i * keys);
-            let chances = head.scratch_at::<u8>(head.at.chances).add(i * padded_keys);
+        let row_at = |i: usize| head.scratch_at::<f32>(head.at.scores).add(i * keys);
+        for (i, max) in maxima.iter_mut().enumerate().take(rows) {
+            let row = row_at(i);
             let sum = byte_sum(head.q.add((first + i) * s.strides[1][1]), s.depth);
             let own = _mm512_set1_epi32((128 - s.attr.k_zero) * sum);
-            let score = |j: usize| {
-                let fixed = _mm512_loadu_si512(column.add(j).cast());
-                let sum = _mm512_add_epi32(_mm512_loadu_si512(scores.add(j).cast()), fixed);
-                let f = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, own));
-                _mm512_fmadd_ps(f, mult, _mm512_loadu_ps(shift.add(j)))
+            let score = |j: usize, mask: __mmask16| {
+                let product = _mm512_maskz_loadu_epi32(mask, row.add(j).cast());
+                let fixed = _mm512_maskz_loadu_epi32(mask, column.add(j));
+                let f = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_add_epi32(product, fixed), own));
+                let t = _mm512_fmadd_ps(f, mult, _mm512_maskz_loadu_ps(mask, shift.add(j)));
+                _mm512_mask_storeu_ps(row.add(j), mask, t);
+                t
             };
-            let mut max = _mm512_set1_ps(f32::NEG_INFINITY);
-            for j in (0..whole).step_by(16) {
-                let t = score(j);
-                max = _mm512_max_ps(t, max);
-                _mm512_storeu_ps(row.add(j), t);
+            let mut lanes = [_mm512_set1_ps(f32::NEG_INFINITY); 4];
+            for j in (0..whole).step_by(64) {
+                for (k, lanes) in lanes.iter_mut().enumerate() {
+                    *lanes = _mm512_max_ps(score(j + 16 * k, ALL), *lanes);
+                }
             }
-            if whole < keys {
-                let t = score(whole);
-                max = _mm512_mask_max_ps(max, tail, t, max);
-                _mm512_storeu_ps(row.add(whole), t);
+            if whole < s.keys {
+                for (k, lanes) in lanes.iter_mut().enumerate() {
+                    *lanes = _mm512_mask_max_ps(*lanes, tail[k], score(whole + 16 * k, tail[k]), *lanes);
+                }
             }
-            let max = _mm512_set1_ps(_mm512_reduce_max_ps(max));
-            let mut sum = _mm512_setzero_ps();
-            for j in (0..whole).step_by(16) {
-                let e = exp2(_mm512_sub_ps(_mm512_loadu_ps(row.add(j)), max));
-                sum = _mm512_add_ps(sum, e);
-                _mm512_storeu_ps(row.add(j), e);
+            let pair = _mm512_max_ps(_mm512_max_ps(lanes[0], lanes[2]), _mm512_max_ps(lanes[1], lanes[3]));
+            *max = _mm512_reduce_max_ps(pair);
+        }
+        for (i, sum) in sums.iter_mut().enumerate().take(rows) {
+            let (row, max) = (row_at(i), _mm512_set1_ps(maxima[i]));
+            let power = |j: usize, mask: __mmask16| {
+                let e = exp2(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, row.add(j)), max));
+                _mm512_mask_storeu_ps(row.add(j), mask, e);
+                e
+            };
+            let mut lanes = [_mm512_setzero_ps(); 4];
+            for j in (0..whole).step_by(64) {
+                for (k, lanes) in lanes.iter_mut().enumerate() {
+                    *lanes = _mm512_add_ps(*lanes, power(j + 16 * k, ALL));
+                }
             }
-            if whole < keys {
-                let e = exp2(_mm512_sub_ps(_mm512_loadu_ps(row.add(whole)), max));
-                let e = _mm512_maskz_mov_ps(tail, e);
-                sum = _mm512_add_ps(sum, e);
-                _mm512_storeu_ps(row.add(whole), e);
+            if whole < s.keys {
+                for (k, lanes) in lanes.iter_mut().enumerate() {
+                    *lanes = _mm512_mask_add_ps(*lanes, tail[k], *lanes, power(whole + 16 * k, tail[k]));
+                }
             }
-            // Chances are not negative, and no larger than `p_mult`, which fits.
-            let scale = _mm512_set1_ps(s.attr.p_mult / sum_lanes(sum));
+            *sum = sum_lanes(lanes);
+        }
+        // Chances are not negative, and no larger than `p_mult`, which fits.
+        for (i, sum) in sums.iter().enumerate().take(rows) {
+            let (row, scale) = (row_at(i), _mm512_set1_ps(s.attr.p_mult / sum));
+            let chances = head.scratch_at::<u8>(head.at.chances).add(i * padded_keys);
             let zero = _mm512_setzero_si512();
-            for j in (0..padded_keys).step_by(64) {
-                let p = |d: usize| _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(row.add(j + d)), scale));
-                _mm512_storeu_si512(chances.add(j).cast(), join(p(0), p(16), p(32), p(48), zero));
+            let chance = |j: usize, mask: __mmask16| {
+                _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, row.add(j)), scale))
+            };
+            for j in (0..whole).step_by(64) {
+                let [a, b, c, d] = [0, 16, 32, 48].map(|d| chance(j + d, ALL));
+                _mm512_storeu_si512(chances.add(j).cast(), join(a, b, c, d, zero));
+            }
+            if whole < s.keys {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|k| chance(whole + 16 * k, tail[k]));
+                _mm512_storeu_si512(chances.add(whole).cast(), join(a, b, c, d, zero));
             }
         }
     }
@@ -366,9 +405,6 @@ pub unsafe fn pack(s: &AttentionStep, head: &Head) {
             let shift = _mm512_maskz_loadu_ps(mask, head.mask.add(j));
             let shift = _mm512_mul_ps(shift, _mm512_set1_ps(std::f32::consts::LOG2_E));
             _mm512_storeu_ps(head.scratch_at::<f32>(head.at.shift).add(j), shift);
-        }
-        for j in (keys..padded_keys).step_by(16) {
-            _mm512_storeu_ps(head.scratch_at::<f32>(head.at.row).add(j), _mm512_setzero_ps());
         }
         for j in (0..padded_keys).step_by(4) {
             for first in (0..s.depth).step_by(64) {

@@ -1,8 +1,9 @@
 //! f32 functions that are one fixed sequence of operations, and sums in one fixed order: vector code that repeats
 //! them gives the same bits. `mul_add` is rounded once, on every machine.
 
-/// Sums have this many lanes: element `i` is added to lane `i % LANES`.
-pub const LANES: usize = 16;
+/// Sums have this many lanes: element `i` is added to lane `i % LANES`. Enough for four chains of additions in
+/// registers of sixteen.
+pub const LANES: usize = 64;
 
 /// The sum of the lanes: neighbours half of what is left apart, halving.
 #[inline(always)]
