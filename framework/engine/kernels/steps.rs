@@ -11,11 +11,11 @@ use std::ops::Range;
 
 #[path = "steps_attention.rs"]
 mod attention;
-#[path = "steps_bytes.rs"]
-mod bytes;
 #[cfg(target_arch = "x86_64")]
 #[path = "steps_avx512.rs"]
 mod avx512;
+#[path = "steps_bytes.rs"]
+mod bytes;
 #[path = "steps_matrix.rs"]
 mod matrix;
 #[path = "steps_pixels.rs"]

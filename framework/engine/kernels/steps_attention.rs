@@ -5,9 +5,9 @@
 //! ```text
 //! keys    [S up to 16 / 16][D up to 4 / 4][16 keys][4 channels] i8: k - 128, zeros beyond
 //! values  [S up to 64 / 4][D up to 16 / 16][16 channels][4 keys] i8: v - 128, zeros beyond
-//! column  [S up to 16] i32: what a score gets from its key alone        shift [S up to 16] f32: the mask
+//! column  [S up to 16] i32: what a score's sum starts from        shift [S up to 16] f32: the mask
 //! scores  [R][S up to 16] i32      row [S up to 64] f32      chances [R][S up to 64] u8, zeros beyond
-//! context [R][D up to 16] i32
+//! context [R][D up to 16] i32      zeros [D up to 16] i32
 //! ```
 
 #[cfg(target_arch = "x86_64")]
@@ -21,10 +21,10 @@ use lacuna_ir::reference::fixed::{LANES, exp2_value, sum_lanes};
 #[path = "steps_attention_product.rs"]
 mod product;
 
-use product::{Product, run_product};
+use product::{Product, ROWS_MAX, Tiles, run_product};
 
 /// Queries of one block.
-pub const QUERIES: usize = 32;
+pub const QUERIES: usize = ROWS_MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionStep {
@@ -64,6 +64,7 @@ pub struct Layout {
     pub row: usize,
     pub chances: usize,
     pub context: usize,
+    pub zeros: usize,
     end: usize,
 }
 
@@ -103,6 +104,7 @@ impl AttentionStep {
             row: piece(chances * 4),
             chances: piece(QUERIES * chances),
             context: piece(QUERIES * depth * 4),
+            zeros: piece(depth * 4),
             end,
         }
     }
@@ -116,6 +118,7 @@ impl AttentionStep {
 /// touches scratch or writes q, k, v and mask meanwhile, and other parts write other bytes of y.
 pub unsafe fn run_attention(isa: Isa, s: &AttentionStep, p: AttentionOperands, part: usize, parts: usize) {
     let mut packed = usize::MAX;
+    let mut tiles = Tiles::default();
     for unit in share(s.units(), part, parts) {
         let (sequence, block) = (unit / s.blocks, unit % s.blocks);
         // SAFETY: a unit is a head of a sequence and a share of its queries; scratch is this part's own.
@@ -133,7 +136,7 @@ pub unsafe fn run_attention(isa: Isa, s: &AttentionStep, p: AttentionOperands, p
             let queries = share(s.tokens, block, s.blocks);
             for first in queries.clone().step_by(QUERIES) {
                 let rows = QUERIES.min(queries.end - first);
-                run_block(isa, s, &head, first, rows);
+                run_block(isa, &mut tiles, s, &head, first, rows);
             }
         }
     }
@@ -232,6 +235,7 @@ unsafe fn pack(s: &AttentionStep, head: &Head) {
                 .chunks_mut(64)
                 .for_each(|slot| slot[..4].fill(0));
         }
+        head.piece::<i32>(head.at.zeros, width).fill(0);
         let packed = head.piece::<i8>(head.at.values, padded_keys * width);
         for (group, block) in packed.chunks_exact_mut(width * 4).enumerate() {
             let first = group * 4;
@@ -255,7 +259,7 @@ unsafe fn pack(s: &AttentionStep, head: &Head) {
 }
 
 /// Scores, softmax and context of queries `first..first + rows`.
-unsafe fn run_block(isa: Isa, s: &AttentionStep, head: &Head, first: usize, rows: usize) {
+unsafe fn run_block(isa: Isa, tiles: &mut Tiles, s: &AttentionStep, head: &Head, first: usize, rows: usize) {
     let [keys, padded_keys, width] = s.padded();
     let groups = s.depth.div_ceil(4);
     // SAFETY: queries have `depth` bytes, and up to 3 more are readable; all else lies inside pieces of scratch as
@@ -270,10 +274,11 @@ unsafe fn run_block(isa: Isa, s: &AttentionStep, head: &Head, first: usize, rows
             b_block: groups * 64,
             b_group: 64,
             blocks: keys / 16,
+            init: head.scratch.add(head.at.column).cast(),
             c: head.scratch.add(head.at.scores).cast(),
             c_row: keys,
         };
-        run_product(isa, &scores);
+        run_product(isa, tiles, &scores);
         match wide(isa) {
             #[cfg(target_arch = "x86_64")]
             true => avx512::softmax(s, head, first, rows),
@@ -288,10 +293,11 @@ unsafe fn run_block(isa: Isa, s: &AttentionStep, head: &Head, first: usize, rows
             b_block: 64,
             b_group: width * 4,
             blocks: width / 16,
+            init: head.scratch.add(head.at.zeros).cast(),
             c: head.scratch.add(head.at.context).cast(),
             c_row: width,
         };
-        run_product(isa, &context);
+        run_product(isa, tiles, &context);
         match wide(isa) {
             #[cfg(target_arch = "x86_64")]
             true => avx512::finish(s, head, first, rows),
@@ -313,7 +319,6 @@ unsafe fn softmax(s: &AttentionStep, head: &Head, first: usize, rows: usize) {
     let [keys, padded_keys, _] = s.padded();
     // SAFETY: pieces of scratch, each taken once; query `first + row` has `depth` bytes.
     unsafe {
-        let column = &*head.piece::<i32>(head.at.column, keys);
         let shift = &*head.piece::<f32>(head.at.shift, keys);
         let scores = &*head.piece::<i32>(head.at.scores, rows * keys);
         let chances = head.piece::<u8>(head.at.chances, rows * padded_keys);
@@ -324,7 +329,7 @@ unsafe fn softmax(s: &AttentionStep, head: &Head, first: usize, rows: usize) {
             let query = std::slice::from_raw_parts(head.q.add((first + i) * s.strides[1][1]), s.depth);
             let sum: i32 = query.iter().map(|&q| i32::from(q)).sum();
             let own = (128 - s.attr.k_zero) * sum;
-            let max = finish_scores(row, scores, column, shift, own, s.attr.score_mult);
+            let max = finish_scores(row, scores, shift, own, s.attr.score_mult);
             let sum = exponentials(row, max);
             let scale = s.attr.p_mult / sum;
             let eight_bit = Requant { zero: 0, lo: 0, hi: 255 };
@@ -336,9 +341,9 @@ unsafe fn softmax(s: &AttentionStep, head: &Head, first: usize, rows: usize) {
 
 /// Writes the scores as exponents of two and returns the largest.
 #[inline(always)]
-fn finish_scores(row: &mut [f32], scores: &[i32], column: &[i32], shift: &[f32], own: i32, mult: f32) -> f32 {
+fn finish_scores(row: &mut [f32], scores: &[i32], shift: &[f32], own: i32, mult: f32) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let score = |j: usize| ((scores[j] + column[j] + own) as f32).mul_add(mult, shift[j]);
+    let score = |j: usize| ((scores[j] + own) as f32).mul_add(mult, shift[j]);
     let whole = row.len() / LANES * LANES;
     for (block, row) in row[..whole].chunks_exact_mut(LANES).enumerate() {
         for lane in 0..LANES {

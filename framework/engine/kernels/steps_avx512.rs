@@ -196,37 +196,42 @@ unsafe fn sum_rows<const A: bool, const BOTH: bool, const B: bool>(s: &NormStep,
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn finish_rows(s: &NormStep, p: NormOperands, mean: __m512, inverse: __m512) {
-    let normal = |i: usize, mask: __mmask16| {
-        // SAFETY: lanes in `mask` are elements of the row, of scale and of bias.
-        unsafe {
-            let d = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, p.x.add(i)), mean);
-            let (scale, bias) =
-                (_mm512_maskz_loadu_ps(mask, p.scale.add(i)), _mm512_maskz_loadu_ps(mask, p.bias.add(i)));
-            let x = _mm512_fmadd_ps(_mm512_mul_ps(d, inverse), scale, bias);
-            if s.f32_stride.is_some() {
-                _mm512_mask_storeu_ps(p.x.add(i), mask, x);
+    let keep = s.f32_stride.is_some();
+    // A macro: as a closure it would be called, four times for 64 elements.
+    macro_rules! normal {
+        ($i:expr, $mask:expr) => {{
+            let (i, mask): (usize, __mmask16) = ($i, $mask);
+            // SAFETY: lanes in `mask` are elements of the row, of scale and of bias.
+            unsafe {
+                let d = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, p.x.add(i)), mean);
+                let (scale, bias) =
+                    (_mm512_maskz_loadu_ps(mask, p.scale.add(i)), _mm512_maskz_loadu_ps(mask, p.bias.add(i)));
+                let x = _mm512_fmadd_ps(_mm512_mul_ps(d, inverse), scale, bias);
+                if keep {
+                    _mm512_mask_storeu_ps(p.x.add(i), mask, x);
+                }
+                x
             }
-            x
-        }
-    };
+        }};
+    }
     let Some((out, _)) = s.out else {
         for i in (0..s.len).step_by(16) {
-            normal(i, lanes_before(i, s.len));
+            normal!(i, lanes_before(i, s.len));
         }
         return;
     };
     let (round, y_mult) = (Rounding::new(out), _mm512_set1_ps(s.y_mult));
     let mut i = 0;
     while i + 64 <= s.len {
-        let x = [0, 16, 32, 48].map(|d| normal(i + d, ALL));
-        let x = if s.y_mult == 1.0 { x } else { x.map(|x| _mm512_mul_ps(x, y_mult)) };
+        let x = [normal!(i, ALL), normal!(i + 16, ALL), normal!(i + 32, ALL), normal!(i + 48, ALL)];
+        let x = x.map(|x| _mm512_mul_ps(x, y_mult));
         // SAFETY: these 64 elements are the row's.
         unsafe { _mm512_storeu_si512(p.y.add(i).cast(), round.sixty_four(x)) };
         i += 64;
     }
     while i < s.len {
         let mask = lanes_before(i, s.len);
-        let bytes = round.sixteen(_mm512_mul_ps(normal(i, mask), y_mult));
+        let bytes = round.sixteen(_mm512_mul_ps(normal!(i, mask), y_mult));
         // SAFETY: lanes in `mask` are elements of the row.
         unsafe { _mm_mask_storeu_epi8(p.y.add(i).cast(), mask, bytes) };
         i += 16;
@@ -248,7 +253,6 @@ pub unsafe fn softmax(s: &AttentionStep, head: &Head, first: usize, rows: usize)
     let mut sums = [1.0f32; QUERIES];
     // SAFETY: pieces of scratch, as long as `padded` says; query `first + i` has `depth` bytes; masks keep to the keys.
     unsafe {
-        let column = head.scratch_at::<i32>(head.at.column);
         let shift = head.scratch_at::<f32>(head.at.shift);
         let row_at = |i: usize| head.scratch_at::<f32>(head.at.scores).add(i * keys);
         for (i, max) in maxima.iter_mut().enumerate().take(rows) {
@@ -257,8 +261,7 @@ pub unsafe fn softmax(s: &AttentionStep, head: &Head, first: usize, rows: usize)
             let own = _mm512_set1_epi32((128 - s.attr.k_zero) * sum);
             let score = |j: usize, mask: __mmask16| {
                 let product = _mm512_maskz_loadu_epi32(mask, row.add(j).cast());
-                let fixed = _mm512_maskz_loadu_epi32(mask, column.add(j));
-                let f = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_add_epi32(product, fixed), own));
+                let f = _mm512_cvtepi32_ps(_mm512_add_epi32(product, own));
                 let t = _mm512_fmadd_ps(f, mult, _mm512_maskz_loadu_ps(mask, shift.add(j)));
                 _mm512_mask_storeu_ps(row.add(j), mask, t);
                 t
@@ -405,6 +408,9 @@ pub unsafe fn pack(s: &AttentionStep, head: &Head) {
             let shift = _mm512_maskz_loadu_ps(mask, head.mask.add(j));
             let shift = _mm512_mul_ps(shift, _mm512_set1_ps(std::f32::consts::LOG2_E));
             _mm512_storeu_ps(head.scratch_at::<f32>(head.at.shift).add(j), shift);
+        }
+        for d in (0..width).step_by(16) {
+            _mm512_storeu_si512(head.scratch_at::<i32>(head.at.zeros).add(d).cast(), _mm512_setzero_si512());
         }
         for j in (0..padded_keys).step_by(4) {
             for first in (0..s.depth).step_by(64) {
