@@ -13,6 +13,7 @@
 //! | [`train`] | the loop, masks, checkpoints, logs | [`train::fit`] |
 //! | [`ir`] | the one graph: tables, op table, interpreter, passes | [`ir::Graph`], [`ir::OPS`] |
 //! | [`onnx`] | that graph as a file, and back | [`onnx::load`], [`onnx::save`] |
+//! | [`container`] | the same in a file of our own, whose zeros take no room | [`container::load`], [`container::save`] |
 //! | [`engine`] | graph to plan to results, on the best kernels there are | [`engine::Session`] |
 //! | [`cli`] | the command `lacuna`, one verb per file | [`cli::VERBS`] |
 //!
@@ -42,6 +43,7 @@
 #![forbid(unsafe_code)]
 
 pub use lacuna_cli as cli;
+pub use lacuna_container as container;
 pub use lacuna_data as data;
 pub use lacuna_engine as engine;
 pub use lacuna_ir as ir;

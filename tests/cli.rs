@@ -44,7 +44,8 @@ modifiers:
 
 fn command(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-    command.args(words).stdin(Stdio::null());
+    // Measured kernels are kept beside the build, not in the user's folder.
+    command.args(words).stdin(Stdio::null()).env("LACUNA_CACHE", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
@@ -360,6 +361,26 @@ fn benchmark_takes_the_flags_of_deepsparse_and_writes_its_keys() {
     }
     fails(&["benchmark", model, "-shapes", "[1,3,8,8]"], 2, &["image", "dimension 1"]);
     fails(&["benchmark", model, "-shapes", "1x3"], 2, &["-shapes"]);
+}
+
+#[test]
+fn a_packed_model_is_read_by_the_verbs_that_read_onnx() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, packed) = (dir.path().join("tiny.onnx"), dir.path().join("tiny.lacuna"));
+    write_onnx(&model);
+    let said = json(&["pack", str_of(&model), "--json"]);
+    assert_eq!(said["lacuna"], str_of(&packed));
+    assert_eq!(said["bytes"], packed.metadata().unwrap().len());
+    let steps = |path: &Path| json(&["analyze", str_of(path), "--runs", "0", "--json"])["steps"].clone();
+    assert_eq!(steps(&packed), steps(&model));
+    let again = dir.path().join("again.lacuna");
+    works(&["pack", str_of(&packed), "-o", str_of(&again)]);
+    assert_eq!(fs::read(&again).unwrap(), fs::read(&packed).unwrap());
+    works(&["benchmark", str_of(&packed), "-t", "0.05", "-w", "0", "--no-cache"]);
+    let mut cut = fs::read(&packed).unwrap();
+    cut.truncate(cut.len() / 2);
+    fs::write(&again, cut).unwrap();
+    fails(&["analyze", str_of(&again)], 3, &["again.lacuna", "cut off"]);
 }
 
 #[test]

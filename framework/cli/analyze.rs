@@ -1,16 +1,16 @@
 //! `lacuna analyze`: every step of the compiled plan, with its kernel, its zeros and its time, as text, JSON or a page.
 
-use crate::benchmark::{input_shapes, random_inputs, real_batch};
+use crate::benchmark::{self, input_shapes, random_inputs, real_batch};
 use crate::error::Result;
 use crate::model_file::{self, WeightsName};
 use crate::{picture, term};
-use lacuna_engine::{Options, Session, StepProfile};
+use lacuna_engine::{Options, Session, StepProfile, Tune};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
 #[derive(clap::Args, Debug)]
 pub struct Analyze {
-    /// ONNX file, run folder or .safetensors file of a run
+    /// ONNX or .lacuna file, run folder or .safetensors file of a run
     #[arg(value_name = "MODEL")]
     path: PathBuf,
     /// Which weights of a run folder
@@ -28,6 +28,9 @@ pub struct Analyze {
     /// Runs to measure (0: only estimate)
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     runs: u32,
+    /// Measure which kernels are best, whatever was measured before, and keep nothing on disk
+    #[arg(long)]
+    no_cache: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -61,7 +64,12 @@ pub fn run(options: Analyze) -> Result<()> {
     let shapes = input_shapes(&graph, options.input_shapes.as_deref(), options.batch_size as usize)?;
     let batch = real_batch(&shapes, options.batch_size as usize)?;
     let threads = options.threads.map(|n| n as usize);
-    let mut session = Session::new(&graph, &Options { threads, batch: Some(batch), ..Options::default() })?;
+    let tune = match options.runs {
+        0 => Tune::Off,
+        _ => benchmark::tune(options.no_cache),
+    };
+    let engine = Options { threads, batch: Some(batch), tune, release_weights: true, ..Options::default() };
+    let mut session = Session::new(&graph, &engine)?;
     let steps = match options.runs {
         0 => session.analyze(),
         runs => session.profile(&random_inputs(session.inputs(), &shapes)?, runs as usize)?,

@@ -1,11 +1,12 @@
 //! `lacuna benchmark`: latency and throughput, with the flags and the JSON keys of `deepsparse.benchmark`.
 //!
 //! `sync` runs one session on all cores, request after request. `async` runs several sessions side by side, each with
-//! its share of the cores. Times are of whole runs, seen by the caller; inputs are random and stay the same.
+//! its share of the cores. `elastic` has so many callers share all cores: one that is alone gets all of them, otherwise
+//! each gets one as soon as one is free. All sessions read the same packed weights. Times are of whole runs, seen by the caller; inputs are random and stay the same.
 
 use crate::error::{Exit, Failure, Result};
 use crate::{model_file, term, training};
-use lacuna_engine::{InputRef, Options, OutputMut, Port, Session};
+use lacuna_engine::{InputRef, Options, OutputMut, Pool, Port, Session, Tune};
 use lacuna_ir::{DType, Def, Dim, Elements, Graph, Tensor};
 use serde_json::{Map, Value, json};
 use std::ffi::OsString;
@@ -24,7 +25,7 @@ pub enum Scenario {
     Sync,
     /// Several streams side by side, each on its share of the cores.
     Async,
-    /// As async.
+    /// Several callers share all cores, as the load asks.
     Elastic,
 }
 
@@ -43,7 +44,7 @@ enum Pin {
 
 #[derive(clap::Args, Debug)]
 pub struct Benchmark {
-    /// ONNX file, run folder or .safetensors file of a run
+    /// ONNX or .lacuna file, run folder or .safetensors file of a run
     #[arg(value_name = "MODEL")]
     path: PathBuf,
     /// Images (samples) in one run
@@ -70,15 +71,18 @@ pub struct Benchmark {
     /// Seconds to run before
     #[arg(short, long = "warmup_time", alias = "warmup-time", value_name = "SECONDS", default_value_t = 2.0, value_parser = seconds)]
     warmup_time: f64,
-    /// Streams of async, one for each core if not given (also -nstreams)
+    /// Streams of async, callers of elastic; one for each core if not given (also -nstreams)
     #[arg(long = "num_streams", visible_alias = "nstreams", alias = "num-streams", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     num_streams: Option<u32>,
-    /// Where threads stay (also -pin); accepted, but threads are not pinned yet
+    /// Where threads stay (also -pin): each on a core of its own with core and numa
     #[arg(long = "thread_pinning", visible_alias = "pin", alias = "thread-pinning", value_enum, default_value_t = Pin::None)]
     thread_pinning: Pin,
     /// The engine; both names mean this one
     #[arg(short, long, value_enum, default_value_t = EngineName::Lacuna)]
     engine: EngineName,
+    /// Measure which kernels are best, whatever was measured before, and keep nothing on disk
+    #[arg(long = "no_cache", alias = "no-cache")]
+    no_cache: bool,
     /// Print nothing
     #[arg(short, long)]
     quiet: bool,
@@ -124,13 +128,17 @@ pub struct Plan {
     pub streams: Option<usize>,
     pub warmup: Duration,
     pub time: Duration,
+    pub tune: Tune,
+    /// Each thread stays on a core of its own.
+    pub pin: bool,
 }
 
 impl Default for Plan {
     /// Batch 1 on all cores, for two seconds after half a second.
     fn default() -> Plan {
         let (warmup, time) = (Duration::from_millis(500), Duration::from_secs(2));
-        Plan { batch: 1, cores: None, scenario: Scenario::Sync, streams: None, warmup, time }
+        let (tune, pin) = (Tune::On, false);
+        Plan { batch: 1, cores: None, scenario: Scenario::Sync, streams: None, warmup, time, tune, pin }
     }
 }
 
@@ -156,19 +164,48 @@ pub fn measure(graph: &Graph, shapes: &[Vec<usize>], plan: &Plan) -> Result<Meas
         Scenario::Sync => 1,
         Scenario::Async | Scenario::Elastic => plan.streams.unwrap_or(cores),
     };
-    let options =
-        Options { threads: Some((cores / streams).max(1)), batch: Some(plan.batch), ..Options::default() };
-    let mut sessions = Vec::new();
-    for _ in 0..streams {
-        sessions.push(Session::new(graph, &options)?);
-    }
-    let inputs = random_inputs(sessions[0].inputs(), shapes)?;
+    let threads = if plan.scenario == Scenario::Elastic { cores } else { (cores / streams).max(1) };
+    let options = Options {
+        threads: Some(threads),
+        batch: Some(plan.batch),
+        tune: plan.tune,
+        first_core: (plan.pin && plan.scenario != Scenario::Elastic).then_some(0),
+        release_weights: true,
+        ..Options::default()
+    };
+    let (pool, sessions) = match plan.scenario {
+        Scenario::Elastic => (Some(Pool::new(graph, &options)?), Vec::new()),
+        Scenario::Sync | Scenario::Async => {
+            let first = Session::new(graph, &options)?;
+            let more: Vec<Session> =
+                (1..streams).map(|i| first.stream(threads, i * threads)).collect::<Result<_, _>>()?;
+            (None, std::iter::once(first).chain(more).collect())
+        }
+    };
+    let ports = match &pool {
+        Some(pool) => pool.with(|session| session.inputs().to_vec()),
+        None => sessions[0].inputs().to_vec(),
+    };
+    let inputs = random_inputs(&ports, shapes)?;
+    let engines: Vec<Engine<'_>> = match &pool {
+        Some(pool) => (0..streams).map(|_| Engine::Shared(pool)).collect(),
+        None => sessions.into_iter().map(|session| Engine::Own(Box::new(session))).collect(),
+    };
     let barrier = Barrier::new(streams);
     let started: Vec<Result<(Vec<u64>, f64)>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = sessions
-            .iter_mut()
-            .map(|session| scope.spawn(|| stream(session, &inputs, plan, &barrier)))
-            .collect();
+        let (inputs, barrier) = (&inputs, &barrier);
+        let start = |(i, engine): (usize, Engine<'_>)| {
+            let pinned = match options.first_core {
+                Some(_) => lacuna_engine::pin_thread(i * threads),
+                None => Ok(()),
+            };
+            // Whatever happens, the others are not left waiting at the barrier.
+            let ran = stream(engine, inputs, plan, barrier);
+            pinned.map_err(|e| Failure::usage(format!("-pin: {e} (leave it out)")))?;
+            ran
+        };
+        let threads: Vec<_> =
+            engines.into_iter().enumerate().map(|one| scope.spawn(move || start(one))).collect();
         let bug = || Failure::new(Exit::Internal, "benchmark: a stream panicked");
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(bug()))).collect()
     });
@@ -181,28 +218,43 @@ pub fn measure(graph: &Graph, shapes: &[Vec<usize>], plan: &Plan) -> Result<Meas
     Ok(summary(times, seconds, plan.batch, streams, cores))
 }
 
-/// Runs one session until the time is over: nanoseconds of each run, and seconds in all.
+/// What runs the requests of one stream.
+enum Engine<'a> {
+    Own(Box<Session>),
+    Shared(&'a Pool),
+}
+
+impl Engine<'_> {
+    fn with<R>(&mut self, f: impl FnOnce(&mut Session) -> R) -> R {
+        match self {
+            Engine::Own(session) => f(session),
+            Engine::Shared(pool) => pool.with(f),
+        }
+    }
+}
+
+/// Runs one engine until the time is over: nanoseconds of each run, and seconds in all.
 fn stream(
-    session: &mut Session,
+    mut engine: Engine<'_>,
     inputs: &[Tensor],
     plan: &Plan,
     barrier: &Barrier,
 ) -> Result<(Vec<u64>, f64)> {
     let refs: Vec<InputRef<'_>> = inputs.iter().map(InputRef::from).collect();
     // The first run finds what is wrong with the inputs, binds the batch and gives memory for the outputs.
-    let first = session.run(inputs);
+    let first = engine.with(|session| session.run(inputs));
     barrier.wait();
     let mut tensors = first?;
     let mut outputs: Vec<OutputMut<'_>> = tensors.iter_mut().map(output).collect::<Result<_>>()?;
     let warm = Instant::now();
     while warm.elapsed() < plan.warmup {
-        session.run_into(&refs, &mut outputs)?;
+        engine.with(|session| session.run_into(&refs, &mut outputs))?;
     }
     let mut times = Vec::with_capacity(1 << 16);
     let start = Instant::now();
     loop {
         let run = Instant::now();
-        session.run_into(&refs, &mut outputs)?;
+        engine.with(|session| session.run_into(&refs, &mut outputs))?;
         times.push(run.elapsed().as_nanos() as u64);
         if start.elapsed() >= plan.time || times.len() == RUNS_MAX {
             return Ok((times, start.elapsed().as_secs_f64()));
@@ -342,6 +394,8 @@ pub fn run(options: Benchmark) -> Result<()> {
         streams: options.num_streams.map(|n| n as usize),
         warmup: Duration::from_secs_f64(options.warmup_time),
         time: Duration::from_secs_f64(options.time),
+        tune: tune(options.no_cache),
+        pin: options.thread_pinning != Pin::None,
     };
     if !options.quiet {
         remarks(&options);
@@ -359,15 +413,17 @@ pub fn run(options: Benchmark) -> Result<()> {
     Ok(())
 }
 
+/// How the command chooses kernels: as measured, now or before.
+pub fn tune(no_cache: bool) -> Tune {
+    if no_cache { Tune::On } else { Tune::Cached }
+}
+
 fn remarks(options: &Benchmark) {
-    if options.scenario == Scenario::Elastic {
-        term::note("note", "-s elastic: runs as async");
-    }
     if options.scenario == Scenario::Sync && options.num_streams.is_some_and(|n| n > 1) {
         term::note("note", "-nstreams: sync has one stream (use -s async)");
     }
-    if options.thread_pinning != Pin::None {
-        term::note("note", "-pin: threads are not pinned; the system places them");
+    if options.scenario == Scenario::Elastic && options.thread_pinning != Pin::None {
+        term::note("note", "-pin: callers of elastic go from core to core, and are not pinned");
     }
 }
 
@@ -375,7 +431,7 @@ fn as_json(options: &Benchmark, path: &str, shapes: &[Vec<usize>], m: &Measured)
     let (scenario, stream, scheduler) = match options.scenario {
         Scenario::Sync => ("sync", "singlestream", "single_stream"),
         Scenario::Async => ("async", "multistream", "multi_stream"),
-        Scenario::Elastic => ("elastic", "multistream", "multi_stream"),
+        Scenario::Elastic => ("elastic", "elastic", "elastic"),
     };
     let mut result = Map::new();
     result.insert("scenario".into(), stream.into());

@@ -53,6 +53,7 @@ pub fn run(options: Doctor) -> Result<()> {
         "training_isa": training_isa(asked.as_deref()),
         "threads": { "engine": target.threads, "training": rayon::current_num_threads(),
                      "rayon_num_threads": std::env::var("RAYON_NUM_THREADS").ok() },
+        "cache": lacuna_engine::cache_folder().map(|f| f.display().to_string()),
         "kernels": kernels(target.isa),
         "devices": training::DEVICES,
         "device": device_path(options.device)?,
@@ -238,6 +239,7 @@ fn show(report: &Value) {
         ("instructions", list(&cpu["instruction_sets"])),
         ("engine", isa(&report["isa"])),
         ("training", isa(&report["training_isa"])),
+        ("cache", or(&report["cache"], "none: measured kernels are not kept (set LACUNA_CACHE)")),
         ("device", format!("{} (of {})", text(&report["device"]["name"]), list(&report["devices"]))),
     ];
     for device in report["training"].as_array().into_iter().flatten() {

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 #[derive(clap::Args, Debug)]
 pub struct Eval {
-    /// Run folder, .safetensors file of a run, or .onnx file
+    /// Run folder, .safetensors file of a run, or .onnx or .lacuna file
     #[arg(value_name = "MODEL")]
     path: PathBuf,
     /// Which weights of a run folder
@@ -55,7 +55,7 @@ pub fn run(options: Eval) -> Result<()> {
             let correct = (top1 * test.len() as f64).round() as usize;
             Evaluation::new(test.len(), correct, start.elapsed().as_secs_f64())
         }
-        Model::Onnx { .. } if options.burn => {
+        Model::File { .. } if options.burn => {
             return Err(Failure::usage(format!(
                 "{path}: --burn runs weights, not ONNX files (give the run folder, or leave --burn out)"
             )));

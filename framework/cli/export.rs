@@ -13,7 +13,7 @@ pub struct Export {
     /// Run folder, or .safetensors file of a run
     #[arg(value_name = "RUN|WEIGHTS")]
     path: PathBuf,
-    /// File to write [default: model.onnx in the run folder, or beside the weights]
+    /// File to write, ONNX or .lacuna [default: model.onnx in the run folder, or beside the weights]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Which weights of a run folder
@@ -29,8 +29,8 @@ pub struct Export {
 
 pub fn run(options: Export) -> Result<()> {
     let model = model_file::open(&options.path, options.name, options.model.as_deref())?;
-    if let Model::Onnx { path, .. } = &model {
-        let what = "is an ONNX file already (give the run folder, or a .safetensors file)";
+    if let Model::File { path, .. } = &model {
+        let what = "is a model file already (give the run folder, or a .safetensors file; see lacuna pack)";
         return Err(Failure::usage(format!("{}: {what}", path.display())));
     }
     let output = options.output.unwrap_or_else(|| match options.path.is_dir() {
@@ -39,7 +39,10 @@ pub fn run(options: Export) -> Result<()> {
     });
     let from = model.path().display().to_string();
     let graph = model.into_graph()?;
-    let bytes = write(&graph, &output)?;
+    let bytes = match model_file::is_container(&output) {
+        true => write_container(&graph, &output)?,
+        false => write(&graph, &output)?,
+    };
     let rows = model_file::weight_rows(&graph);
     let output = output.display().to_string();
     if options.json {
@@ -57,6 +60,11 @@ pub fn write(graph: &Graph, path: &Path) -> Result<u64> {
     let doc = graph.metadata("lacuna.command").unwrap_or_default().to_owned();
     lacuna_onnx::save(graph, path, &WriteOptions { doc })?;
     Ok(path.metadata().map_err(|e| Failure::io(path, e))?.len())
+}
+
+/// Writes a graph as a .lacuna file; returns the size of the file.
+pub fn write_container(graph: &Graph, path: &Path) -> Result<u64> {
+    Ok(lacuna_container::save(graph, path)?)
 }
 
 fn weights_table(rows: &[WeightRow]) -> String {

@@ -14,6 +14,7 @@ pub mod error;
 pub mod eval;
 pub mod export;
 pub mod model_file;
+pub mod pack;
 pub mod picture;
 pub mod predict;
 pub mod recipe;
@@ -81,12 +82,20 @@ pub const VERBS: &[Verb] = &[
         run: |m| export::run(parsed(m)?),
     },
     Verb {
+        name: "pack",
+        about: "Write any model as a .lacuna file, in which zeros take no room",
+        examples: &["lacuna pack model.onnx", "lacuna pack runs/train -o small.lacuna"],
+        arguments: pack::Pack::augment_args,
+        run: |m| pack::run(parsed(m)?),
+    },
+    Verb {
         name: "benchmark",
         about: "Time a model on this machine (flags and JSON keys of deepsparse.benchmark)",
         examples: &[
             "lacuna benchmark model.onnx",
             "lacuna benchmark model.onnx -b 64 -t 5 -ncores 2 -x out.json",
-            "lacuna benchmark model.onnx -s async -nstreams 2",
+            "lacuna benchmark model.onnx -s async -nstreams 2 -pin core",
+            "lacuna benchmark model.lacuna -s elastic -nstreams 8",
         ],
         arguments: benchmark::Benchmark::augment_args,
         run: |m| benchmark::run(parsed(m)?),

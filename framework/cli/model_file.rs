@@ -1,4 +1,5 @@
-//! What users give as MODEL: a run folder, a safetensors file of one, or an ONNX file; and how it becomes a graph.
+//! What users give as MODEL: a run folder, a safetensors file of one, an ONNX file or a .lacuna file; and how it becomes
+//! a graph.
 
 use crate::error::{Failure, Result};
 use crate::training;
@@ -47,7 +48,11 @@ pub struct Trained {
 
 pub enum Model {
     Trained(Box<Trained>),
-    Onnx { path: PathBuf, graph: Box<Graph> },
+    /// ONNX or .lacuna.
+    File {
+        path: PathBuf,
+        graph: Box<Graph>,
+    },
 }
 
 /// Opens a MODEL. `model` names the architecture where the file does not.
@@ -57,12 +62,20 @@ pub fn open(path: &Path, name: WeightsName, model: Option<&str>) -> Result<Model
         _ if path.is_dir() => open_run(path, name, model),
         _ if !path.exists() => Err(Failure::input(format!("{}: there is no such file", path.display()))),
         "safetensors" => Ok(Model::Trained(Box::new(open_weights(path, model)?))),
-        "onnx" => Ok(Model::Onnx { path: path.to_owned(), graph: Box::new(lacuna_onnx::load(path)?) }),
+        "onnx" => Ok(Model::File { path: path.to_owned(), graph: Box::new(lacuna_onnx::load(path)?) }),
+        _ if is_container(path) => {
+            Ok(Model::File { path: path.to_owned(), graph: Box::new(lacuna_container::load(path)?) })
+        }
         _ => Err(Failure::usage(format!(
-            "{}: not a model (give a run folder, a .safetensors file or an .onnx file)",
+            "{}: not a model (give a run folder, or a .safetensors, .onnx or .lacuna file)",
             path.display()
         ))),
     }
+}
+
+/// Whether a path is called as a .lacuna file is.
+pub fn is_container(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("lacuna"))
 }
 
 fn open_run(path: &Path, name: WeightsName, model: Option<&str>) -> Result<Model> {
@@ -125,14 +138,14 @@ impl Model {
     pub fn path(&self) -> &Path {
         match self {
             Model::Trained(trained) => &trained.path,
-            Model::Onnx { path, .. } => path,
+            Model::File { path, .. } => path,
         }
     }
 
     pub fn into_graph(self) -> Result<Graph> {
         match self {
             Model::Trained(trained) => graph_of(&trained),
-            Model::Onnx { graph, .. } => Ok(*graph),
+            Model::File { graph, .. } => Ok(*graph),
         }
     }
 }

@@ -26,7 +26,7 @@ enum Task {
 
 #[derive(clap::Args, Debug)]
 struct Classify {
-    /// Run folder, .safetensors file of a run, or .onnx file
+    /// Run folder, .safetensors file of a run, or .onnx or .lacuna file
     #[arg(value_name = "MODEL")]
     path: PathBuf,
     /// PNG or JPEG files, or folders of them

@@ -18,7 +18,7 @@ pub use affinity::pin_thread;
 pub use error::{Error, Result};
 pub use memory::AlignedBytes;
 pub use passes::{PASSES, PassReport, lower};
-pub use plan::{KernelChoice, StepInfo};
+pub use plan::{KernelChoice, StepInfo, cache_folder};
 pub use pool::Pool;
 pub use session::{InputRef, Options, OutputMut, Port, Session, StepProfile, Tune};
 pub use target::{Isa, Target};
