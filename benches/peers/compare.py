@@ -184,8 +184,12 @@ def look(args, modes, batch):
     """The fastest of the modes, running, and its time. Of the peers' best pruned file the dense one is tried too."""
     best, best_ms, tried = None, float("inf"), list(modes)
     for mode in tried:
-        running = start(args, mode, batch, args.cores)
-        ms = running.measure(LOOK_SECONDS)
+        try:
+            running = start(args, mode, batch, args.cores)
+            ms = running.measure(LOOK_SECONDS)
+        except RuntimeError as error:
+            print(f"    cannot run: {error}", file=sys.stderr, flush=True)
+            continue
         running.mode = mode
         print(f"    {ms:9.3f} ms  {mode[0]}: {mode_name(mode)}", file=sys.stderr, flush=True)
         if ms < best_ms:
@@ -212,7 +216,9 @@ def compare(args, row, batch):
     try:
         first_look = {}
         for title, modes in contenders(args, row).items():
-            running[title], first_look[title] = look(args, modes, batch)
+            best, first_look[title] = look(args, modes, batch)
+            if best:
+                running[title] = best
         for title in [t for t in running if ", several" in t]:
             if first_look[title] > CLOSE * first_look[title.replace(", several", "")]:
                 running.pop(title).close()
@@ -451,6 +457,8 @@ def main():
         go_into(args.venv)
     args.clock = args.clock or clock_ghz(args.lacuna)
     rows = [row for row in ROWS if wanted(args, row)]
+    if not rows and not args.files:
+        parser.error("no row has such a name, and no files are given")
     make_missing(args, rows)
     text = report(args, [*rows, *args.files])
     print(text)
