@@ -248,7 +248,7 @@ def comparison_lines(args, row, batch):
     """A line of each table: best against best, one request at a time, and how lacuna's time compares with the limit."""
     print(f"{row_name(row)}, batch {batch}", file=sys.stderr, flush=True)
     found = compare(args, row, batch)
-    target = None if isinstance(row, pathlib.Path) else row[3].get(batch)
+    target = None if isinstance(row, pathlib.Path) or args.isa else row[3].get(batch)
     against_onnxruntime = not isinstance(row, pathlib.Path) and row[2] == "fp32"
     peers = [t for t in found if not t.startswith("lacuna")]
     if args.isa:

@@ -1,10 +1,11 @@
-//! Dense int8 convolutions on AVX2, exact without VNNI. Panels of 16 channels in two registers.
+//! Dense int8 convolutions on AVX2, with 256-bit VNNI and exact without it. Panels of 16 channels in two registers.
 //!
-//! `vpmaddubsw` would saturate, so weights are stored as i16 and each 4 bytes of x are split into two pairs
+//! Without VNNI, `vpmaddubsw` would saturate, so weights are stored as i16 and each 4 bytes of x are split into two pairs
 //! of 16-bit lanes, (x0, x2) by a mask and (x1, x3) by a shift; two `vpmaddwd` then add exact 32-bit sums.
 //!
 //! ```text
 //! format "D16w", step of 4 neighbours: [pair (0,2), (1,3)][16 lanes][2] i16
+//! format "D16v", step of 4 neighbours: [16 lanes][4] i8
 //! ```
 
 use super::packed::{LANES, Panels, Sections, expect, read};
@@ -20,6 +21,29 @@ pub(super) fn pack_i8(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
         step * 64 + k % 2 * 32 + lane * 2 + k / 2
     })
 }
+
+pub(super) fn pack_avxvnni(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    expect(KernelType::Int8, weights);
+    Panels::new(g, 4, 1).pack::<1>(b"D16v", weights, g, LANES, |slot| slot)
+}
+
+/// The most pixels of a block.
+const PIXELS_MAX: usize = 6;
+
+/// Sums of a block: 16 channels of each pixel.
+type Sums = [[i32; LANES]; PIXELS_MAX];
+
+/// What a step looks like.
+struct Form {
+    format: &'static [u8; 4],
+    /// Bytes of all weights of a lane and step.
+    lane_bytes: usize,
+    /// By pixels of a block, from 1 on.
+    blocks: &'static [unsafe fn(&Block<'_>, &mut Sums)],
+}
+
+const WORDS: Form =
+    Form { format: b"D16w", lane_bytes: 8, blocks: &[words::<1>, words::<2>, words::<3>, words::<4>] };
 
 /// A block of pixels of one panel of up to 16 channels. Strides are bytes.
 struct Block<'a> {
@@ -43,49 +67,74 @@ pub(super) unsafe fn run_i8(
     y: *mut u8,
     tile: &Tile,
 ) {
-    let s = read(b"D16w", g, packed);
-    for_each_block(g, &s, tile, e.has_residual, x, |flat, block, first, row, cols| {
-        let mut acc = [[0i32; LANES]; 4];
-        let mut f = [[0f32; LANES]; 4];
-        // SAFETY: the caller vouches for AVX2 and for the pixels and channels of the tile.
+    // SAFETY: the caller's promise.
+    unsafe { run(&WORDS, g, e, packed, [x, r], y, tile) };
+}
+
+/// # Safety
+/// See [`super::RunFn`].
+pub(super) unsafe fn run_avxvnni(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    // The two encodings of 256-bit VNNI are two extensions; processors have either or both.
+    let form = if is_x86_feature_detected!("avxvnni") { &AVX_VNNI } else { &AVX512_VL };
+    // SAFETY: the caller's promise.
+    unsafe { run(form, g, e, packed, [x, r], y, tile) };
+}
+
+/// # Safety
+/// See [`super::RunFn`]; the processor has what the form's blocks need.
+unsafe fn run(
+    form: &Form,
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    [x, r]: [*const u8; 2],
+    y: *mut u8,
+    tile: &Tile,
+) {
+    let s = read(form.format, g, packed);
+    for_each_block(form, g, &s, tile, e.has_residual, x, |flat, block, first, row, cols| {
+        let mut acc = [[0i32; LANES]; PIXELS_MAX];
+        // SAFETY: the caller vouches for the processor and for the pixels and channels of the tile.
         unsafe {
-            match cols.len() {
-                1 => block_i8::<1>(&block, &mut acc),
-                2 => block_i8::<2>(&block, &mut acc),
-                3 => block_i8::<3>(&block, &mut acc),
-                _ => block_i8::<4>(&block, &mut acc),
-            }
+            (form.blocks[cols.len() - 1])(&block, &mut acc);
             let n = (tile.ocs.end as usize - first).min(LANES);
-            for (p, col) in cols.enumerate() {
+            for (acc, col) in acc.iter().zip(cols) {
                 let y_at = flat.y_at(row, col) + first;
                 if e.out_f32 {
-                    scale(&block, &acc[p], &mut f[p]);
-                    y.cast::<f32>().add(y_at).copy_from_nonoverlapping(f[p].as_ptr(), n);
+                    let mut f = [0f32; LANES];
+                    scale(&block, acc, &mut f);
+                    y.cast::<f32>().add(y_at).copy_from_nonoverlapping(f.as_ptr(), n);
                     continue;
                 }
                 let mut residual = [0u8; LANES];
                 if e.has_residual {
-                    r.add(flat.r_at(row, col) + first).copy_to_nonoverlapping(residual.as_mut_ptr(), n);
+                    let r = r.add(flat.r_at(row, col) + first);
+                    match n {
+                        LANES => residual = r.cast::<[u8; LANES]>().read(),
+                        _ => r.copy_to_nonoverlapping(residual.as_mut_ptr(), n),
+                    }
                 }
-                let bytes = requant(&block, e, &acc[p], &residual);
-                if n == LANES {
-                    y.add(y_at).cast::<[u8; LANES]>().write(bytes);
-                } else {
-                    y.add(y_at).copy_from_nonoverlapping(bytes.as_ptr(), n);
+                let bytes = requant(&block, e, acc, &residual);
+                match n {
+                    LANES => y.add(y_at).cast::<[u8; LANES]>().write(bytes),
+                    _ => y.add(y_at).copy_from_nonoverlapping(bytes.as_ptr(), n),
                 }
             }
         }
     });
 }
 
-/// Pixels of a block.
-const PIXELS: u32 = 4;
-
-/// Bytes of all weights of a lane and step.
-const LANE_BYTES: usize = 8;
-
 /// Calls `each(geometry, block, first channel, row, columns)`, panels outside and pixels inside.
 fn for_each_block(
+    form: &Form,
     g: &ConvGeom,
     s: &Sections<'_>,
     tile: &Tile,
@@ -96,12 +145,12 @@ fn for_each_block(
     debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
     debug_assert!((tile.ocs.start as usize).is_multiple_of(LANES));
     let (flat, tile) = g.flattened(tile, residual);
-    let panel_bytes = s.table.len() * s.args[0] as usize * LANES * LANE_BYTES;
+    let panel_bytes = s.table.len() * s.args[0] as usize * LANES * form.lane_bytes;
     for first in tile.ocs.clone().step_by(LANES) {
         let first = first as usize;
         let weights = &s.data[first / LANES * panel_bytes..][..panel_bytes];
         for row in tile.rows.clone() {
-            for cols in blocks(tile.cols.clone(), PIXELS) {
+            for cols in blocks(tile.cols.clone(), form.blocks.len() as u32) {
                 let block = Block {
                     table: s.table,
                     steps_per_run: s.args[0],
@@ -120,7 +169,7 @@ fn for_each_block(
 /// # Safety
 /// AVX2 is there; `P` pixels from `block.x` belong to the tile.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn block_i8<const P: usize>(block: &Block<'_>, out: &mut [[i32; LANES]; 4]) {
+unsafe fn words<const P: usize>(block: &Block<'_>, out: &mut Sums) {
     // SAFETY: `for_each_block` cut bias and weights to the panel's size; every run and its last step (at most
     // 3 bytes past the run) is readable for pixels of the tile.
     unsafe {
@@ -151,6 +200,50 @@ unsafe fn block_i8<const P: usize>(block: &Block<'_>, out: &mut [[i32; LANES]; 4
         }
     }
 }
+
+/// Defines a form with VNNI by the encoding of its instruction.
+macro_rules! quads {
+    ($row:ident, $name:ident, $features:literal, $dot:ident) => {
+        const $row: Form = Form {
+            format: b"D16v",
+            lane_bytes: 4,
+            blocks: &[$name::<1>, $name::<2>, $name::<3>, $name::<4>, $name::<5>, $name::<6>],
+        };
+
+        /// # Safety
+        /// The processor has the features; `P` pixels from `block.x` belong to the tile.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const P: usize>(block: &Block<'_>, out: &mut Sums) {
+            // SAFETY: as in `words`.
+            unsafe {
+                let bias: *const __m256i = block.bias.cast();
+                let mut acc = [[_mm256_loadu_si256(bias), _mm256_loadu_si256(bias.add(1))]; P];
+                let mut w: *const __m256i = block.weights.cast();
+                for &run in block.table {
+                    let mut x = block.x.add(run as usize);
+                    for _ in 0..block.steps_per_run {
+                        let weights = [_mm256_load_si256(w), _mm256_load_si256(w.add(1))];
+                        for p in 0..P {
+                            let quad = x.add(p * block.x_stride).cast::<i32>().read_unaligned();
+                            let quad = _mm256_set1_epi32(quad);
+                            acc[p][0] = $dot(acc[p][0], quad, weights[0]);
+                            acc[p][1] = $dot(acc[p][1], quad, weights[1]);
+                        }
+                        w = w.add(2);
+                        x = x.add(4);
+                    }
+                }
+                for p in 0..P {
+                    _mm256_storeu_si256(out[p].as_mut_ptr().cast(), acc[p][0]);
+                    _mm256_storeu_si256(out[p].as_mut_ptr().add(8).cast(), acc[p][1]);
+                }
+            }
+        }
+    };
+}
+
+quads!(AVX_VNNI, quads_avxvnni, "avx2,avxvnni", _mm256_dpbusd_avx_epi32);
+quads!(AVX512_VL, quads_avx512vl, "avx2,avx512vl,avx512vnni", _mm256_dpbusd_epi32);
 
 /// `acc as f32 * mult` of 16 channels.
 ///

@@ -230,6 +230,17 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
     },
     #[cfg(target_arch = "x86_64")]
     ConvKernel {
+        name: "conv_i8_6x16_avxvnni",
+        isa: Isa::AvxVnni,
+        dtype: KernelType::Int8,
+        sparse: false,
+        oc_granule: 16,
+        supports: one_group,
+        pack: dense_avx2::pack_avxvnni,
+        run: dense_avx2::run_avxvnni,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
         name: "conv_f32_6x16_avx2",
         isa: Isa::Avx2,
         dtype: KernelType::F32,

@@ -72,7 +72,8 @@ fn rate(kernel: &ConvKernel) -> f64 {
     match (kernel.dtype, kernel.isa) {
         (_, Isa::Portable) if kernel.oc_granule > 1 => 6.0,
         (_, Isa::Portable) => 1.0,
-        (KernelType::Int8, Isa::Avx2 | Isa::AvxVnni) => 13.0,
+        (KernelType::Int8, Isa::Avx2) => 13.0,
+        (KernelType::Int8, Isa::AvxVnni) => 40.0,
         (KernelType::Int8, _) => 62.0,
         (KernelType::F32, _) => 15.0,
     }
