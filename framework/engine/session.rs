@@ -47,6 +47,10 @@ pub struct Options {
     pub release_weights: bool,
 }
 
+/// What a symbol that is not the batch, such as the length of sequences, is bound to until a run says otherwise: kernels
+/// are chosen for it.
+pub const LENGTH: u64 = 128;
+
 /// An input or output: `None` stands for a dimension that a run binds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Port {
@@ -247,11 +251,12 @@ fn bind_symbols(g: &Graph, symbols: &[u64]) -> Result<Graph> {
 }
 
 impl Session {
-    /// Compiles `g`: runs the passes, packs the weights, plans for [`Options::batch`] (every other symbol is 1).
+    /// Compiles `g`: runs the passes, packs the weights, plans for [`Options::batch`] (every other symbol is
+    /// [`LENGTH`]).
     pub fn new(g: &Graph, options: &Options) -> Result<Session> {
         let target = Target::new(options.isa, options.threads)?;
         let (mut graph, reports) = lower(g, &target)?;
-        let mut symbols = vec![1; graph.symbols.len()];
+        let mut symbols = vec![LENGTH; graph.symbols.len()];
         bind_batch(&graph, options.batch.unwrap_or(1), &mut symbols);
         let mut weights = Weights::default();
         let bound = bind_symbols(&graph, &symbols)?;

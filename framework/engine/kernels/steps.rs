@@ -103,9 +103,9 @@ impl Nd {
         self.elements() / self.run().max(1) < 2 * parts
     }
 
-    /// Calls `f(offsets, length)` for the runs of `part`.
+    /// The runs of `part`: offsets and length of each.
     #[inline(always)]
-    fn each(&self, part: usize, parts: usize, mut f: impl FnMut([usize; ARGS_MAX], usize)) {
+    fn runs(&self, part: usize, parts: usize) -> Runs<'_> {
         let run = self.run();
         let outer: usize = self.dims[..self.rank - 1].iter().product();
         let (rows, cols) = match self.cuts_runs(parts) {
@@ -113,32 +113,56 @@ impl Nd {
             false => (share(outer, part, parts), 0..run.div_ceil(64)),
         };
         let cols = cols.start * 64..(cols.end * 64).min(run);
-        if cols.is_empty() || rows.is_empty() {
-            return;
-        }
-        let mut index = [0usize; RANK_MAX];
-        let mut at = [0usize; ARGS_MAX];
+        let left = if cols.is_empty() { 0 } else { rows.len() };
+        let mut runs = Runs { nd: self, index: [0; RANK_MAX], at: [0; ARGS_MAX], len: cols.len(), left };
         let mut rest = rows.start;
         for d in (0..self.rank - 1).rev() {
-            index[d] = rest % self.dims[d];
+            runs.index[d] = rest % self.dims[d];
             rest /= self.dims[d];
         }
         for a in 0..ARGS_MAX {
-            at[a] = cols.start * self.strides[a][self.rank - 1];
-            (0..self.rank - 1).for_each(|d| at[a] += index[d] * self.strides[a][d]);
+            runs.at[a] = cols.start * self.strides[a][self.rank - 1];
+            (0..self.rank - 1).for_each(|d| runs.at[a] += runs.index[d] * self.strides[a][d]);
         }
-        for _ in rows {
-            f(at, cols.len());
-            for d in (0..self.rank - 1).rev() {
-                index[d] += 1;
-                (0..ARGS_MAX).for_each(|a| at[a] += self.strides[a][d]);
-                if index[d] < self.dims[d] {
-                    break;
-                }
-                (0..ARGS_MAX).for_each(|a| at[a] -= self.dims[d] * self.strides[a][d]);
-                index[d] = 0;
+        runs
+    }
+
+    /// Calls `f(offsets, length)` for the runs of `part`.
+    #[inline(always)]
+    fn each(&self, part: usize, parts: usize, mut f: impl FnMut([usize; ARGS_MAX], usize)) {
+        for (at, len) in self.runs(part, parts) {
+            f(at, len);
+        }
+    }
+}
+
+/// See [`Nd::runs`]. Loops over it are compiled for the instruction set of the function they stand in, which a closure
+/// that is not inlined would not be.
+struct Runs<'a> {
+    nd: &'a Nd,
+    index: [usize; RANK_MAX],
+    at: [usize; ARGS_MAX],
+    len: usize,
+    left: usize,
+}
+
+impl Iterator for Runs<'_> {
+    type Item = ([usize; ARGS_MAX], usize);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let (nd, now) = (self.nd, self.at);
+        for d in (0..nd.rank - 1).rev() {
+            self.index[d] += 1;
+            (0..ARGS_MAX).for_each(|a| self.at[a] += nd.strides[a][d]);
+            if self.index[d] < nd.dims[d] {
+                break;
             }
+            (0..ARGS_MAX).for_each(|a| self.at[a] -= nd.dims[d] * nd.strides[a][d]);
+            self.index[d] = 0;
         }
+        Some((now, self.len))
     }
 }
 
@@ -375,19 +399,21 @@ impl Mapper<'_> {
     unsafe fn unary<A: Copy, Y>(&self, f: impl Fn(A) -> Y) {
         let (sy, sa) = (self.stride(0), self.stride(1));
         let (y, a) = (self.p[0].cast::<Y>(), self.p[1].cast::<A>());
-        self.nd.each(self.part, self.parts, |at, n| {
+        for (at, n) in self.nd.runs(self.part, self.parts) {
             // SAFETY: the index space addresses only elements of the operands (`run_map`).
             unsafe {
                 let (y, a) = (y.add(at[0]), a.add(at[1]));
                 if sy == 1 && sa == 1 {
                     let y = std::slice::from_raw_parts_mut(y, n);
                     let a = std::slice::from_raw_parts(a, n);
-                    y.iter_mut().zip(a).for_each(|(y, &a)| *y = f(a));
+                    for (y, &a) in y.iter_mut().zip(a) {
+                        *y = f(a);
+                    }
                 } else {
                     (0..n).for_each(|i| *y.add(i * sy) = f(*a.add(i * sa)));
                 }
             }
-        });
+        }
     }
 
     #[inline(always)]
