@@ -1,7 +1,9 @@
 //! Windows and whole planes, NHWC: channels are the inner loop.
 
 use super::{by_isa, requantize, share};
+use crate::target::Isa;
 use lacuna_ir::op::{PoolAttr, Requant};
+use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolKind {
@@ -34,11 +36,16 @@ pub struct PoolStep {
 }
 
 impl PoolStep {
-    /// The input positions that tap `k` of output `out` may have along axis `d` (0 height, 1 width).
-    fn tap(&self, d: usize, out: usize, k: usize) -> Option<usize> {
+    /// The taps along axis `d` (0 height, 1 width) that lie in the data for output `out`, and the first one's position.
+    fn taps(&self, d: usize, out: usize) -> (Range<usize>, usize) {
         let w = &self.attr.window;
-        let at = out * w.stride[d] as usize + k * w.dilation[d] as usize;
-        at.checked_sub(w.pads[d] as usize).filter(|&i| i < self.x[d])
+        let (start, pad) = (out * w.stride[d] as usize, w.pads[d] as usize);
+        let dilation = w.dilation[d] as usize;
+        // Divisions would take longer than the taps of most windows.
+        let taps_in = |positions: usize| if dilation == 1 { positions } else { positions.div_ceil(dilation) };
+        let first = taps_in(pad.saturating_sub(start));
+        let end = taps_in((self.x[d] + pad).saturating_sub(start)).min(w.kernel[d] as usize);
+        (first..end.max(first), (start + first * dilation).saturating_sub(pad))
     }
 
     /// Window positions in data or declared padding, see the reference.
@@ -52,37 +59,92 @@ impl PoolStep {
         count(0, oy) * count(1, ox)
     }
 
-    /// Calls `f(oy, ox, y offset)` for part `part`'s outputs.
+    /// Calls `f` for every output of part `part`.
     #[inline(always)]
-    fn each(&self, part: usize, parts: usize, mut f: impl FnMut(usize, usize, usize, usize)) {
+    fn each(&self, part: usize, parts: usize, mut f: impl FnMut(&Output)) {
         let [n, oh, ow] = self.y;
+        let dilation = self.attr.window.dilation.map(|d| d as usize);
+        let steps = [0, 1].map(|d| dilation[d].wrapping_mul(self.x_strides[1 + d]));
         for row in share(n * oh, part, parts) {
             let (n, oy) = (row / oh, row % oh);
+            let (kys, iy) = self.taps(0, oy);
+            let x = n * self.x_strides[0] + iy * self.x_strides[1];
+            let y = n * self.y_strides[0] + oy * self.y_strides[1];
             for ox in 0..ow {
-                let y = n * self.y_strides[0] + oy * self.y_strides[1] + ox * self.y_strides[2];
-                f(n, oy, ox, y);
-            }
-        }
-    }
-
-    /// Calls `f(x offset)` for the taps of one output that lie in the data, row by row.
-    #[inline(always)]
-    fn taps(&self, n: usize, oy: usize, ox: usize, mut f: impl FnMut(usize)) {
-        let [kh, kw] = self.attr.window.kernel.map(|k| k as usize);
-        for ky in 0..kh {
-            let Some(iy) = self.tap(0, oy, ky) else { continue };
-            for kx in 0..kw {
-                let Some(ix) = self.tap(1, ox, kx) else { continue };
-                f(n * self.x_strides[0] + iy * self.x_strides[1] + ix * self.x_strides[2]);
+                let (kxs, ix) = self.taps(1, ox);
+                f(&Output {
+                    at: [oy, ox],
+                    x: x + ix * self.x_strides[2],
+                    y: y + ox * self.y_strides[2],
+                    taps: [kys.len(), kxs.len()],
+                    steps,
+                });
             }
         }
     }
 }
 
+/// One pixel of a result, and the taps that lie in the data.
+struct Output {
+    /// Row and column.
+    at: [usize; 2],
+    /// Elements to the first tap's pixel and to the result's.
+    x: usize,
+    y: usize,
+    /// How many taps there are along height and width, and elements from one to the next.
+    taps: [usize; 2],
+    steps: [usize; 2],
+}
+
+/// Runs one part of a pooling.
+///
+/// # Safety
+/// As `super::run_pool`.
+pub unsafe fn run_pool(isa: Isa, s: &PoolStep, y: *mut u8, x: *const u8, part: usize, parts: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if s.kind == PoolKind::MaxU8 && isa >= Isa::Avx512Vnni {
+            return max_u8_avx512(s, y, x, part, parts);
+        }
+        run_any(isa, s, y, x, part, parts);
+    }
+}
+
+/// The compiler keeps the results of a fold in memory; here they stay in a register.
+///
+/// # Safety
+/// As [`run_pool`]; the processor has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn max_u8_avx512(s: &PoolStep, y: *mut u8, x: *const u8, part: usize, parts: usize) {
+    use std::arch::x86_64::*;
+    let c = s.x[2];
+    s.each(part, parts, |out| {
+        for from in (0..c).step_by(64) {
+            let lanes = u64::MAX >> (64 - (c - from).min(64));
+            let mut most = _mm512_setzero_si512();
+            // SAFETY: channels of pixels of x and y, of this part's outputs (`super::run_pool`).
+            unsafe {
+                let mut line = x.add(out.x + from);
+                for _ in 0..out.taps[0] {
+                    let mut tap = line;
+                    for _ in 0..out.taps[1] {
+                        most = _mm512_max_epu8(most, _mm512_maskz_loadu_epi8(lanes, tap.cast()));
+                        tap = tap.wrapping_add(out.steps[1]);
+                    }
+                    line = line.wrapping_add(out.steps[0]);
+                }
+                _mm512_mask_storeu_epi8(y.add(out.y + from).cast(), lanes, most);
+            }
+        }
+    });
+}
+
 by_isa! {
     /// # Safety
-    /// As `super::run_pool`.
-    run_pool, pool, (s: &PoolStep, y: *mut u8, x: *const u8, part: usize, parts: usize)
+    /// As [`run_pool`].
+    run_any, pool, (s: &PoolStep, y: *mut u8, x: *const u8, part: usize, parts: usize)
 }
 
 #[inline(always)]
@@ -91,13 +153,16 @@ unsafe fn pool(s: &PoolStep, y: *mut u8, x: *const u8, part: usize, parts: usize
     // SAFETY: the caller's promise.
     unsafe {
         match s.kind {
-            PoolKind::MaxU8 => fold(s, y, x, part, parts, 0u8, |m, x| m.max(x), |_, _, _| {}),
+            PoolKind::MaxU8 => fold(s, y, x, part, parts, 0u8, |m, x| m.max(x), |_, _| {}),
             PoolKind::MaxF32 => {
-                fold(s, y.cast(), x.cast(), part, parts, f32::NEG_INFINITY, greater, |_, _, _| {})
+                fold(s, y.cast(), x.cast(), part, parts, f32::NEG_INFINITY, greater, |_, _| {})
             }
             PoolKind::AverageF32 => {
-                let divide = |y: &mut [f32], taps: usize, positions: usize| {
-                    let count = if s.attr.count_include_pad { positions } else { taps };
+                let divide = |y: &mut [f32], out: &Output| {
+                    let count = match s.attr.count_include_pad {
+                        true => s.positions(out.at[0], out.at[1]),
+                        false => out.taps[0] * out.taps[1],
+                    };
                     let n = count.max(1) as f32;
                     y.iter_mut().for_each(|y| *y /= n);
                 };
@@ -107,7 +172,7 @@ unsafe fn pool(s: &PoolStep, y: *mut u8, x: *const u8, part: usize, parts: usize
     }
 }
 
-/// Folds the taps of every output into it, then calls `finish(channels, taps, positions)`.
+/// Folds the taps of every output into it, then calls `finish(channels, output)`.
 #[inline(always)]
 unsafe fn fold<T: Copy>(
     s: &PoolStep,
@@ -117,21 +182,23 @@ unsafe fn fold<T: Copy>(
     parts: usize,
     start: T,
     f: impl Fn(T, T) -> T,
-    finish: impl Fn(&mut [T], usize, usize),
+    finish: impl Fn(&mut [T], &Output),
 ) {
     let c = s.x[2];
-    s.each(part, parts, |n, oy, ox, at| {
-        // SAFETY: an output pixel of this part; parts are disjoint (`super::run_pool`).
-        let y = unsafe { std::slice::from_raw_parts_mut(y.add(at), c) };
-        y.fill(start);
-        let mut count = 0;
-        s.taps(n, oy, ox, |at| {
-            // SAFETY: `taps` gives pixels of x only.
-            let x = unsafe { std::slice::from_raw_parts(x.add(at), c) };
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(*y, x));
-            count += 1;
-        });
-        finish(y, count, s.positions(oy, ox));
+    s.each(part, parts, |out| {
+        // SAFETY: an output pixel of this part, parts are disjoint; taps lie in the data (`super::run_pool`).
+        unsafe {
+            let y = std::slice::from_raw_parts_mut(y.add(out.y), c);
+            y.fill(start);
+            for ky in 0..out.taps[0] {
+                for kx in 0..out.taps[1] {
+                    let tap = x.add(out.x + ky * out.steps[0] + kx * out.steps[1]);
+                    let tap = std::slice::from_raw_parts(tap, c);
+                    y.iter_mut().zip(tap).for_each(|(y, &x)| *y = f(*y, x));
+                }
+            }
+            finish(y, out);
+        }
     });
 }
 

@@ -56,6 +56,12 @@ impl Case {
         self.g.add_op(kind, attr, &name, inputs, &[&format!("{name}_out")]).unwrap()[0]
     }
 
+    fn g_with_outputs(&self, outputs: &[ValueId]) -> Graph {
+        let mut g = self.g.clone();
+        g.outputs = outputs.to_vec();
+        g
+    }
+
     /// Runs the graph on every row and both thread counts, and compares; ints and moved floats exactly.
     fn check(mut self, outputs: &[ValueId], tolerance: f32) {
         self.g.outputs = outputs.to_vec();
@@ -429,6 +435,33 @@ fn batch_norm_without_a_convolution() {
     let y =
         c.op(OpKind::BatchNormalization, Attr::Epsilon(1e-5), &[x, stats[0], stats[1], stats[2], stats[3]]);
     c.check(&[y], 1e-5);
+}
+
+/// Windows over bytes, with channels that fill registers and that do not.
+#[test]
+fn pools_of_bytes() {
+    for channels in [1, 5, 64, 130] {
+        for window in [
+            window(2, 2, 0, 1),
+            window(3, 2, 1, 1),
+            window(5, 1, 2, 1),
+            window(2, 1, 0, 2),
+            Window { kernel: [3, 2], stride: [2, 3], dilation: [1, 1], pads: [1, 0, 2, 1] },
+        ] {
+            let mut c = Case::new("u8 pool");
+            let bytes: Vec<u8> = (0..3 * channels * 9 * 8).map(|i| (i * 37 % 256) as u8).collect();
+            let x = c.input_of(Tensor::from_u8(&[3, channels, 9, 8], bytes));
+            let (s, z) =
+                (c.constant(Tensor::from_f32(&[], vec![0.5])), c.constant(Tensor::from_u8(&[], vec![9])));
+            let d = c.op(OpKind::DequantizeLinear, Attr::Axis(1), &[x, s, z]);
+            let attr = PoolAttr { window, ceil_mode: false, count_include_pad: false };
+            let pooled = c.op(OpKind::MaxPool, Attr::Pool(attr), &[d]);
+            let q = c.op(OpKind::QuantizeLinear, Attr::Axis(1), &[pooled, s, z]);
+            let session = Session::new(&c.g_with_outputs(&[q]), &Options::default()).unwrap();
+            assert!(session.steps().iter().any(|s| s.kernel == "max_pool_u8"), "{window:?}");
+            c.check(&[q], 0.0);
+        }
+    }
 }
 
 /// A quantised net's input may come in u8; its values travel in integers from the first op to the last.
