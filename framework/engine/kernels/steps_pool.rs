@@ -214,29 +214,110 @@ pub struct MeanStep {
     pub int: Option<(i32, f32, Requant)>,
 }
 
-/// Channels whose sums are kept on the stack at a time.
+/// Channels whose sums are kept at a time.
 const BLOCK: usize = 64;
+/// Threads divide channels in such pieces.
+const PIECE: usize = 16;
 
 impl MeanStep {
     pub fn units(&self) -> usize {
-        self.x[0] * self.x[3].div_ceil(BLOCK)
+        self.x[0] * self.x[3].div_ceil(PIECE)
     }
+
+    /// Calls `f(image, first channel, channels)` for blocks of part `part`'s channels.
+    #[inline(always)]
+    fn each(&self, part: usize, parts: usize, mut f: impl FnMut(usize, usize, usize)) {
+        let c = self.x[3];
+        let pieces = c.div_ceil(PIECE);
+        let own = share(self.units(), part, parts);
+        let mut unit = own.start;
+        while unit < own.end {
+            let (n, piece) = (unit / pieces, unit % pieces);
+            let end = (piece + BLOCK / PIECE).min(pieces).min(piece + own.end - unit);
+            f(n, piece * PIECE, (end * PIECE).min(c) - piece * PIECE);
+            unit += end - piece;
+        }
+    }
+}
+
+/// Runs one part of a global mean.
+///
+/// # Safety
+/// As `super::run_mean`.
+pub unsafe fn run_mean(isa: Isa, s: &MeanStep, y: *mut u8, x: *const u8, part: usize, parts: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(int), true) = (s.int, isa >= Isa::Avx512Vnni) {
+            return mean_u8_avx512(s, int, y, x, part, parts);
+        }
+        mean_any(isa, s, y, x, part, parts);
+    }
+}
+
+/// Sums of bytes in 16 bits, which are moved to 32 bits before they can overflow.
+///
+/// # Safety
+/// As [`run_mean`]; the processor has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn mean_u8_avx512(
+    s: &MeanStep,
+    (zero, mult, out): (i32, f32, Requant),
+    y: *mut u8,
+    x: *const u8,
+    part: usize,
+    parts: usize,
+) {
+    use std::arch::x86_64::*;
+    /// 255 times as many fit into 16 bits.
+    const ADDED_MAX: usize = 257;
+    let none = _mm512_setzero_si512();
+    let [_, h, w, _] = s.x;
+    s.each(part, parts, |n, from, len| {
+        let lanes = u64::MAX >> (64 - len);
+        let mut sums = [none; 4];
+        for iy in 0..h {
+            for first in (0..w).step_by(ADDED_MAX) {
+                let (mut low, mut high) = (none, none);
+                for ix in first..w.min(first + ADDED_MAX) {
+                    // SAFETY: `len` channels of a pixel of image n.
+                    let pixel = unsafe {
+                        let at = n * s.x_strides[0] + iy * s.x_strides[1] + ix * s.x_strides[2] + from;
+                        _mm512_maskz_loadu_epi8(lanes, x.add(at).cast())
+                    };
+                    low = _mm512_add_epi16(low, _mm512_unpacklo_epi8(pixel, none));
+                    high = _mm512_add_epi16(high, _mm512_unpackhi_epi8(pixel, none));
+                }
+                sums[0] = _mm512_add_epi32(sums[0], _mm512_unpacklo_epi16(low, none));
+                sums[1] = _mm512_add_epi32(sums[1], _mm512_unpackhi_epi16(low, none));
+                sums[2] = _mm512_add_epi32(sums[2], _mm512_unpacklo_epi16(high, none));
+                sums[3] = _mm512_add_epi32(sums[3], _mm512_unpackhi_epi16(high, none));
+            }
+        }
+        let zeros = ((h * w) as i32).wrapping_mul(zero);
+        // SAFETY: four registers of 16 sums.
+        let sums: [[i32; 16]; 4] = unsafe { std::mem::transmute(sums) };
+        // SAFETY: `len` channels of image n's result; parts write disjoint channels.
+        let y = unsafe { std::slice::from_raw_parts_mut(y.add(n * s.y_image + from), len) };
+        for (i, y) in y.iter_mut().enumerate() {
+            // Unpacking works within 128 bits: register v holds channels 4 * v.. of each 16.
+            let sum = sums[i / 4 % 4][i / 16 * 4 + i % 4].wrapping_sub(zeros);
+            *y = requantize(sum as f32 * mult, out);
+        }
+    });
 }
 
 by_isa! {
     /// # Safety
-    /// As `super::run_mean`.
-    run_mean, mean, (s: &MeanStep, y: *mut u8, x: *const u8, part: usize, parts: usize)
+    /// As [`run_mean`].
+    mean_any, mean, (s: &MeanStep, y: *mut u8, x: *const u8, part: usize, parts: usize)
 }
 
 #[inline(always)]
 unsafe fn mean(s: &MeanStep, y: *mut u8, x: *const u8, part: usize, parts: usize) {
-    let [_, h, w, c] = s.x;
-    let blocks = c.div_ceil(BLOCK);
-    let pixels = h * w;
-    for unit in share(s.units(), part, parts) {
-        let (n, from) = (unit / blocks, unit % blocks * BLOCK);
-        let len = BLOCK.min(c - from);
+    let pixels = s.x[1] * s.x[2];
+    s.each(part, parts, |n, from, len| {
         let (x_at, y_at) = (n * s.x_strides[0] + from, n * s.y_image + from);
         // SAFETY: channels `from..from + len` of image `n`'s pixels; parts write disjoint channels.
         unsafe {
@@ -254,7 +335,7 @@ unsafe fn mean(s: &MeanStep, y: *mut u8, x: *const u8, part: usize, parts: usize
                 }
             }
         }
-    }
+    });
 }
 
 #[inline(always)]

@@ -464,6 +464,25 @@ fn pools_of_bytes() {
     }
 }
 
+/// Means of bytes over more pixels than 16 bits can sum, with channels that fill registers and that do not.
+#[test]
+fn means_of_bytes() {
+    for dims in [[3, 5, 4, 3], [1, 130, 3, 300], [3, 40, 30, 9], [2, 64, 1, 600]] {
+        let mut c = Case::new("u8 mean");
+        let bytes: Vec<u8> =
+            (0..dims.iter().product()).map(|i: usize| (255 - i % 7 * (i % 3)) as u8).collect();
+        let x = c.input_of(Tensor::from_u8(&dims, bytes));
+        let (s, z) =
+            (c.constant(Tensor::from_f32(&[], vec![0.5])), c.constant(Tensor::from_u8(&[], vec![9])));
+        let d = c.op(OpKind::DequantizeLinear, Attr::Axis(1), &[x, s, z]);
+        let mean = c.op(OpKind::GlobalAveragePool, Attr::None, &[d]);
+        let q = c.op(OpKind::QuantizeLinear, Attr::Axis(1), &[mean, s, z]);
+        let session = Session::new(&c.g_with_outputs(&[q]), &Options::default()).unwrap();
+        assert!(session.steps().iter().any(|s| s.kernel == "global_mean_u8"), "{dims:?}");
+        c.check(&[q], 0.0);
+    }
+}
+
 /// A quantised net's input may come in u8; its values travel in integers from the first op to the last.
 #[test]
 fn u8_inputs_and_outputs() {
