@@ -285,6 +285,22 @@ impl Requant {
         }
     }
 
+    /// Whether results are their sums alone: what [`Requant::four_bare`] makes.
+    pub fn is_bare(&self) -> bool {
+        self.is_plain() && !self.early
+    }
+
+    /// As [`Requant::four_as_bytes`] where `is_bare` is true: few registers, no branches.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub fn four_bare(&self, sums: [(__m512i, __m512); 4]) -> __m512i {
+        let mut f = [_mm512_setzero_ps(); 4];
+        for i in 0..4 {
+            f[i] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i].0), sums[i].1);
+        }
+        self.out.four(f)
+    }
+
     /// Results of four vectors of sums and multipliers as bytes: dword 4 * k + i of the result holds lanes 4 * k.. of
     /// vector i. `residual(i)` has the residual's bytes of vector i, one per lane, and is asked only if there is one.
     #[inline]

@@ -97,6 +97,8 @@ pub(super) fn pack(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
 /// What the strips of one block of channels share. Strides are bytes, but for steps in columns of x.
 struct Block<'a> {
     requant: &'a Requant,
+    /// Whether results are made of their sums alone.
+    bare: bool,
     /// Bias, multipliers and weights.
     data: *const u8,
     quads: usize,
@@ -220,6 +222,7 @@ fn block<'a>(
     let mask = |lanes: usize| u64::MAX >> (BLOCK - lanes);
     Block {
         requant,
+        bare: requant.is_bare(),
         data: s.data[first as usize / BLOCK * block_bytes..][..block_bytes].as_ptr(),
         quads,
         packed_rows,
@@ -350,18 +353,18 @@ unsafe fn outputs<const R: usize, const N: usize>(
             }
             taps = taps.add(b.tap_step * b.quads * QUADS);
         }
+        if !b.bare {
+            // A copy: sums whose address is taken would live in memory from the start.
+            let [a0, a1, a2, a3] = acc;
+            let copy = |a: [__m512i; 4]| [a[0], a[1], a[2], a[3]];
+            let sums = [copy(a0), copy(a1), copy(a2), copy(a3)];
+            return store_each(b, at, (i, N), lanes, &sums[..R * N]);
+        }
         let store = |t: usize, acc: [__m512i; 4]| {
-            let (r, vector_at) = (t / N, i + t % N);
             let mult = |v: usize| _mm512_castsi512_ps(vector(b.data.add(QUADS), v));
             let sums = [(acc[0], mult(0)), (acc[1], mult(1)), (acc[2], mult(2)), (acc[3], mult(3))];
-            let r_at = at.r.wrapping_add(r * b.r_row + vector_at * b.r_step);
-            let bytes = b.requant.four_as_bytes(sums, |v| residual(r_at, v));
-            let y = at.y.add(r * b.y_row + vector_at * b.y_step);
-            if lanes == u64::MAX {
-                _mm512_storeu_si512(y.cast(), bytes);
-            } else {
-                _mm512_mask_storeu_epi8(y.cast(), lanes, bytes);
-            }
+            let y = at.y.add(t / N * b.y_row + (i + t % N) * b.y_step);
+            store_lanes(y, b.requant.four_bare(sums), lanes);
         };
         // One by one: in a loop the compiler would keep the sums in memory.
         store(0, acc[0]);
@@ -373,6 +376,40 @@ unsafe fn outputs<const R: usize, const N: usize>(
         }
         if R * N > 3 {
             store(3, acc[3]);
+        }
+    }
+}
+
+/// Stores the sums of vectors `i..i + n` of some rows where the epilogue has a residual or a table.
+///
+/// # Safety
+/// As [`outputs`].
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn store_each(b: &Block<'_>, at: At, (i, n): (usize, usize), lanes: __mmask64, acc: &[[__m512i; 4]]) {
+    for (t, acc) in acc.iter().enumerate() {
+        let (r, vector_at) = (t / n, i + t % n);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mult = b.data.add(QUADS).cast::<__m512>();
+            let sums = [0, 1, 2, 3].map(|v| (acc[v], *mult.add(v)));
+            let r_at = at.r.wrapping_add(r * b.r_row + vector_at * b.r_step);
+            let bytes = b.requant.four_as_bytes(sums, |v| residual(r_at, v));
+            store_lanes(at.y.add(r * b.y_row + vector_at * b.y_step), bytes, lanes);
+        }
+    }
+}
+
+/// # Safety
+/// The bytes in `lanes` may be written at `y`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn store_lanes(y: *mut u8, bytes: __m512i, lanes: __mmask64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match lanes {
+            u64::MAX => _mm512_storeu_si512(y.cast(), bytes),
+            _ => _mm512_mask_storeu_epi8(y.cast(), lanes, bytes),
         }
     }
 }
