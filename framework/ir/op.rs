@@ -344,6 +344,10 @@ ops! {
     /// x `u8[..,K]`, w `i8[N,K]`, bias `i32[N]`, mult `f32[N]`, to `[..,N]`. `f` as in `QConv`; result f32 `f` itself when `out` is absent.
     /// Optional table `u8[256]`, for u8 results: `table[q]`.
     QGemm                Engine 4..=5    QGemm    qgemm           gemm::qgemm;
+    /// `x / (1 + exp(-x))`, as one sequence of f32 operations: [`reference::fixed::silu_value`].
+    Silu                 Engine 1..=1    None     same_f32        elementwise::silu;
+    /// `QuantizeLinear` of `Silu`.
+    QuantizeSilu         Engine 3..=3    Axis     quantize        quant::quantize_silu;
     /// q u8 of any shape, table `u8[256]`: `table[q]`. Any function of one eight-bit value.
     QLookup              Engine 2..=2    None     qlookup         quant::qlookup;
     /// a u8, b u8, which broadcast: `f = (a - a_zero) as f32 * ((b - b_zero) as f32 * mult)`, then `out`.

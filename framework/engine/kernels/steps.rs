@@ -6,7 +6,7 @@
 
 use crate::target::Isa;
 use lacuna_ir::op::{ClipAttr, QAddAttr, QMulAttr, Requant};
-use lacuna_ir::reference::fixed::erf_value;
+use lacuna_ir::reference::fixed::{erf_value, silu_value};
 use std::ops::Range;
 
 #[path = "steps_attention.rs"]
@@ -208,6 +208,9 @@ pub enum MapOp {
     QMul(QMulAttr),
     /// x u8, table u8[256].
     QLookup,
+    Silu,
+    /// As QuantizeU8, of `Silu`.
+    QuantizeSilu,
 }
 
 impl MapOp {
@@ -239,6 +242,8 @@ impl MapOp {
             MapOp::QAdd(_) => "qadd_u8",
             MapOp::QMul(_) => "qmul_u8",
             MapOp::QLookup => "lookup_u8",
+            MapOp::Silu => "silu_f32",
+            MapOp::QuantizeSilu => "quantize_silu_u8",
         }
     }
 }
@@ -319,10 +324,38 @@ pub(crate) use by_isa;
 pub unsafe fn run_map(isa: Isa, s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
     // SAFETY: the caller's promise.
     unsafe {
+        if s.op == MapOp::QuantizeSilu && [0, 1].iter().all(|&a| s.nd.strides[a][s.nd.rank - 1] == 1) {
+            let (scale, zero) = (*p[2].cast::<f32>(), *p[3]);
+            s.nd.each(part, parts, |at, n| {
+                silu_bytes(isa, p[0].add(at[0]), p[1].cast::<f32>().add(at[1]), n, scale, zero)
+            });
+            return;
+        }
         let done = bytes::run_map(isa, s, p, part, parts) || turn::run_map(isa, s, p, part, parts);
         if !done {
             run_plain_map(isa, s, p, part, parts);
         }
+    }
+}
+
+by_isa! {
+    /// A run of a quantised SiLU.
+    ///
+    /// # Safety
+    /// The processor has `isa`; `n` elements may be written at y and read at x.
+    silu_bytes, silu_row, (y: *mut u8, x: *const f32, n: usize, scale: f32, zero: u8)
+}
+
+/// A block at a time: each of the two loops is short enough for the compiler to make vectors of.
+#[inline(always)]
+unsafe fn silu_row(y: *mut u8, x: *const f32, n: usize, scale: f32, zero: u8) {
+    const BLOCK: usize = 256;
+    // SAFETY: the caller's promise.
+    let (y, x) = unsafe { (std::slice::from_raw_parts_mut(y, n), std::slice::from_raw_parts(x, n)) };
+    let mut block = [0.0; BLOCK];
+    for (y, x) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
+        block.iter_mut().zip(x).for_each(|(b, &x)| *b = silu_value(x));
+        y.iter_mut().zip(&block).for_each(|(y, &b)| *y = quantize(b, scale, zero as i32, 0, 255) as u8);
     }
 }
 
@@ -374,6 +407,8 @@ unsafe fn map(s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
                 let factor = (b as i32 - q.b_zero) as f32 * q.mult;
                 requantize((a as i32 - q.a_zero) as f32 * factor, q.out)
             }),
+            Silu => m.unary(silu_value),
+            QuantizeSilu => m.scaled(|x: f32, s, z: u8| quantize(silu_value(x), s, z as i32, 0, 255) as u8),
             QLookup => {
                 let table = *p[2].cast::<[u8; 256]>();
                 m.unary(move |x: u8| table[x as usize])

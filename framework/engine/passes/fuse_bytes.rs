@@ -1,11 +1,12 @@
-//! What follows an integer convolution or matrix product byte by byte moves into it: a table, then a sum.
+//! What follows an integer convolution or matrix product byte by byte moves into it: a table, then a sum. A SiLU of
+//! floats moves into the quantisation that follows.
 
 use super::rewrite::*;
 use super::tables::look_up;
 use crate::error::Result;
 use crate::target::Target;
 use lacuna_ir::op::LateAdd;
-use lacuna_ir::{Attr, Graph, OpId, OpKind, Uses, ValueId};
+use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, Uses, ValueId};
 
 pub fn fuse_bytes(g: &mut Graph, _: &Target) -> Result<usize> {
     let mut changes = 0;
@@ -14,6 +15,7 @@ pub fn fuse_bytes(g: &mut Graph, _: &Target) -> Result<usize> {
         let changed = match g.op_kind[op] {
             OpKind::QLookup => fuse_table(g, &uses, op)?,
             OpKind::QAdd => fuse_sum(g, &uses, op)?,
+            OpKind::QuantizeLinear => fuse_silu(g, &uses, op)?,
             _ => false,
         };
         if changed {
@@ -47,6 +49,21 @@ fn fuse_table(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
         }
         _ => return Ok(false),
     };
+    g.replace_uses(g.outputs_of(op)[0], y);
+    Ok(true)
+}
+
+/// A SiLU that is quantised at once.
+fn fuse_silu(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
+    let mut inputs = g.inputs_of(op).to_vec();
+    let Some(silu) = made_by(g, inputs[0], OpKind::Silu) else { return Ok(false) };
+    let bytes = g.value_dtype[g.outputs_of(op)[0]] == DType::U8 && tensor_params(g, op).is_some();
+    if !bytes || sole_use(g, uses, inputs[0]).is_none() {
+        return Ok(false);
+    }
+    inputs[0] = g.inputs_of(silu)[0];
+    let name = g.op_name[op].clone();
+    let y = op_before(g, op, OpKind::QuantizeSilu, g.op_attr[op], &name, &inputs)?;
     g.replace_uses(g.outputs_of(op)[0], y);
     Ok(true)
 }

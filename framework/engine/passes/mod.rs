@@ -4,6 +4,7 @@
 //! [`Graph`]: `lacuna_ir::interp` runs it, and what it gives is what the engine must give, bit for bit where
 //! values are integers.
 
+mod activations;
 mod add_norm;
 mod attention;
 mod fuse_bytes;
@@ -42,6 +43,7 @@ pub const PASSES: &[Pass] = &[
     Pass { name: "drop_identity", run: |g, _| Ok(lacuna_ir::passes::drop_identity(g)?) },
     Pass { name: "drop_dead", run: |g, _| Ok(lacuna_ir::passes::drop_dead(g)?) },
     Pass { name: "lower_qdq", run: lower_qdq::lower_qdq },
+    Pass { name: "fuse_silu", run: activations::fuse_silu },
     Pass { name: "to_nhwc", run: to_nhwc::to_nhwc },
     Pass { name: "settle_layout", run: settle_layout::settle_layout },
     Pass { name: "fuse_bytes", run: fuse_bytes::fuse_bytes },

@@ -414,7 +414,8 @@ impl Builder<'_> {
                 self.map_strided(MapOp::QLookup, &y, 1, &[(&x, 1), (&table, 1)], &strides)
             }
             (ResizeNhwc, Attr::Resize(r)) => self.resize(op, r),
-            (QuantizeLinear | DequantizeLinear, Attr::Axis(axis)) => self.scaled(op, axis),
+            (Silu, _) => self.elementwise(op, MapOp::Silu),
+            (QuantizeLinear | DequantizeLinear | QuantizeSilu, Attr::Axis(axis)) => self.scaled(op, axis),
             (Concat, Attr::Axis(axis)) => self.concat(op, axis),
             (MaxPoolNhwc | AveragePoolNhwc, Attr::Pool(attr)) => self.pool(op, attr),
             (GlobalAvgPoolNhwc, _) => self.mean(op, None),
@@ -524,6 +525,7 @@ impl Builder<'_> {
         let zero_dtype = g.value_dtype[g.inputs_of(op)[2]];
         let (map, sizes) = match (g.op_kind[op], x_dtype, zero_dtype) {
             (OpKind::QuantizeLinear, DType::F32, DType::U8) => (MapOp::QuantizeU8, (1, 4, 1)),
+            (OpKind::QuantizeSilu, DType::F32, DType::U8) => (MapOp::QuantizeSilu, (1, 4, 1)),
             (OpKind::QuantizeLinear, DType::F32, DType::I8) => (MapOp::QuantizeI8, (1, 4, 1)),
             (OpKind::DequantizeLinear, DType::U8, DType::U8) => (MapOp::DequantizeU8, (4, 1, 1)),
             (OpKind::DequantizeLinear, DType::I8, DType::I8) => (MapOp::DequantizeI8, (4, 1, 1)),

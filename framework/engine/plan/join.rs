@@ -58,8 +58,8 @@ fn is_written(g: &Graph, v: ValueId) -> bool {
     use OpKind::*;
     let writes = |op: OpId| {
         let kind = g.op_kind[op];
-        let integer = matches!(kind, QConv | QAdd | QMul | QLookup | QuantizeLinear);
-        let float = matches!(kind, FusedConv | Add | Mul | Sigmoid | DequantizeLinear);
+        let integer = matches!(kind, QConv | QAdd | QMul | QLookup | QuantizeLinear | QuantizeSilu);
+        let float = matches!(kind, FusedConv | Add | Mul | Sigmoid | Silu | DequantizeLinear);
         integer || float || matches!(kind, MaxPoolNhwc | AveragePoolNhwc | ResizeNhwc | Concat)
     };
     g.producer(v).is_some_and(writes)

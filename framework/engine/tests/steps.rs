@@ -101,6 +101,7 @@ fn unary_ops() {
         for (kind, attr) in [
             (OpKind::Relu, Attr::None),
             (OpKind::Sigmoid, Attr::None),
+            (OpKind::Silu, Attr::None),
             (OpKind::Sqrt, Attr::None),
             (OpKind::Erf, Attr::None),
             (OpKind::Tanh, Attr::None),
@@ -535,6 +536,21 @@ fn integer_sums_products_and_tables() {
         let (a, b) = (c.bytes(a), c.bytes(b));
         let y = c.op(OpKind::QMul, Attr::QMul(mul), &[a, b]);
         c.check(&[y], 0.0);
+    }
+}
+
+#[test]
+fn quantised_silu() {
+    for dims in [&[3usize, 5, 7, 70][..], &[3, 40000], &[5], &[1, 17, 1, 3]] {
+        let mut c = Case::new("silu");
+        let x = c.input(dims);
+        let (s, z) =
+            (c.constant(Tensor::from_f32(&[], vec![0.011])), c.constant(Tensor::from_u8(&[], vec![26])));
+        let q = c.op(OpKind::QuantizeSilu, Attr::Axis(0), &[x, s, z]);
+        // Found by the passes too, in the form that files have.
+        let gate = c.op(OpKind::Sigmoid, Attr::None, &[x]);
+        let y = c.op(OpKind::Mul, Attr::None, &[gate, x]);
+        c.check(&[q, y], 1e-5);
     }
 }
 

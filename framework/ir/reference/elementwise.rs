@@ -49,6 +49,10 @@ pub fn sigmoid(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     map_f32(attr, inputs, |x| 1.0 / (1.0 + (-x).exp()))
 }
 
+pub fn silu(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    map_f32(attr, inputs, super::fixed::silu_value)
+}
+
 pub fn clip(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     let Attr::Clip(clip) = *attr else { return Err(wrong_attr(attr)) };
     map_f32(attr, inputs, |x| clip_value(x, clip))

@@ -66,6 +66,11 @@ pub fn quantize_linear(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     Ok(vec![Tensor { dims, elements }])
 }
 
+pub fn quantize_silu(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let x = super::elementwise::silu(&Attr::None, &inputs[..1])?.remove(0);
+    quantize_linear(attr, &[Some(&x), optional(inputs, 1), optional(inputs, 2)])
+}
+
 pub fn dequantize_linear(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     let dims = output_dims(shape::dequantize, attr, inputs)?;
     let (x, scale, zero) = (tensor(inputs, 0)?, f32s(inputs, 1)?, tensor(inputs, 2)?);

@@ -326,6 +326,13 @@ fn engine_cases() -> Vec<Case> {
         },
         // The table comes first: (53, 37) / 2 = 26.5 and 18.5, plus (1, 62): 27.5 ties to 28, 80.5 to 80.
         case(QConv, Attr::QConv(late), &both, u(&[1, 1, 2, 1], &[29, 81])),
+        case(Silu, Attr::None, &[f(&[2], &[0., 100.])], f(&[2], &[0., 100.])),
+        case(
+            QuantizeSilu,
+            Attr::Axis(0),
+            &[f(&[3], &[0., 50., -50.]), f(&[], &[0.5]), u(&[], &[3])],
+            u(&[3], &[3, 103, 3]),
+        ),
         case(QLookup, Attr::None, &[u(&[2], &[0, 7]), reverse.clone()], u(&[2], &[255, 248])),
         case(
             QMul,
