@@ -7,6 +7,7 @@
 mod activations;
 mod add_norm;
 mod attention;
+mod chosen_rows;
 mod fuse_bytes;
 mod lower_qdq;
 mod rewrite;
@@ -47,6 +48,7 @@ pub const PASSES: &[Pass] = &[
     Pass { name: "to_nhwc", run: to_nhwc::to_nhwc },
     Pass { name: "settle_layout", run: settle_layout::settle_layout },
     Pass { name: "fuse_bytes", run: fuse_bytes::fuse_bytes },
+    Pass { name: "chosen_rows", run: chosen_rows::chosen_rows },
 ];
 
 /// Runs every pass over a copy of `g` and returns the lowered graph without dead rows.
