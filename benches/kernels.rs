@@ -1,7 +1,7 @@
 //! Times every convolution kernel on layers of ResNet-50 and BERT, one thread: `cargo bench -p lacuna-engine`.
 //!
 //! Prints CSV: kernel, layer, sparsity, best time in ns, dense-equivalent GMAC/s, part of the slots that hold a weight.
-//! An argument keeps only the kernels whose name contains it. Portable rows run at no size worth waiting for; they are left out
+//! An argument keeps only the kernels whose name contains it, a second one only such layers. Portable rows run at no size worth waiting for; they are left out
 //! unless named.
 
 use lacuna_engine::kernels::{
@@ -28,7 +28,8 @@ const LAYERS: &[(&str, u32, u32, u32, u32, u32)] = &[
 const BUDGET: Duration = Duration::from_millis(40);
 
 fn main() {
-    let wanted = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let mut words = std::env::args().skip(1).filter(|a| !a.starts_with('-'));
+    let (wanted, layer) = (words.next(), words.next().unwrap_or_default());
     let best = Isa::detect();
     println!("kernel,layer,sparsity,ns,gmacs,slot_use");
     for kernel in CONV_KERNELS.iter().filter(|k| k.isa <= best && !k.name.starts_with("dwconv")) {
@@ -37,7 +38,7 @@ fn main() {
             None if kernel.isa == Isa::Portable => continue,
             _ => (),
         }
-        for &(name, h, w, c, oc, k) in LAYERS {
+        for &(name, h, w, c, oc, k) in LAYERS.iter().filter(|l| l.0.contains(&layer)) {
             let sparsities: &[f64] = if kernel.sparse { &[0.0, 0.5, 0.8, 0.9, 0.95] } else { &[0.0] };
             for &sparsity in sparsities {
                 time(kernel, name, [h, w, c, oc, k], sparsity);

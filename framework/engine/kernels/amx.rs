@@ -2,19 +2,20 @@
 //!
 //! A block is up to 32 pixels x 32 channels: four tiles of sums, two of pixels, two of weights. A pixel tile is loaded
 //! straight from the activations, since 16 neighbouring pixels of NHWC memory are 16 rows at a constant distance; one
-//! step takes 64 bytes of each. A block's sums are stored, and become results while the next block multiplies: the
-//! tile unit and the vector units work at the same time.
+//! step takes 64 bytes of each. A block's sums are stored and become results between the steps of the next block: the
+//! tile unit and the vector units work at the same time, but only where a few instructions of one follow a few of
+//! the other, because products that wait fill the processor's queues.
 //!
 //! ```text
 //! format "AMXi", data: panels of 32 channels (the last one of 16 or 32), for each run, for each step, for each 16 channels:
 //!         [16 quads of the run][16 channels][4] i8, one tile of 1 KiB
-//! table:  byte offset in x of every run          args: steps per run, runs between stores
+//! table:  byte offset in x of every run          args: steps per run, runs between stores, 1 if results are bounded
 //! ```
 //! A run is a stretch of x that one output reads: one row of its window where that takes fewer steps than its taps one by
 //! one. Bytes of x between the channels of a run's taps, and behind it, meet weights of zero.
 
 use super::dense_avx512::{Requant, lanes_before};
-use super::packed::{LANES, Sections, expect, read, write};
+use super::packed::{LANES, Sections, bounded, expect, read, write};
 use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, READ_AFTER, Tile};
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -27,8 +28,12 @@ const PIXELS: usize = 16;
 const STEP: usize = 64;
 const PANEL: usize = 32;
 const TILE_BYTES: usize = 1024;
-/// Bytes of weights that stay in the second-level cache while pixels stream by.
-const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of weights that stay in the nearest cache while pixels stream by: a step waits if both its operands come from the
+/// second one. Larger panels stream by while the pixels of a block stay, as many as the second-level cache holds.
+const NEAR_BYTES: usize = 20 << 10;
+const FAR_BYTES: usize = 1 << 20;
+/// Bytes of x that stay in the second-level cache while all weights stream by.
+const BAND_BYTES: usize = 512 << 10;
 
 /// Steps between two stores of some tile, at most. After more than 32 the next store takes 280 ns instead of 14, seen on
 /// Granite Rapids and nowhere documented: a store that nobody reads keeps the tile unit's queue short.
@@ -77,7 +82,7 @@ pub(super) fn pack_i8(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
         FORMAT,
         weights,
         g,
-        ([runs.steps as u32, runs_per_store(&runs), 0, 0], &runs.table),
+        ([runs.steps as u32, runs_per_store(&runs), u32::from(bounded(weights, g)), 0], &runs.table),
         bytes,
         |data| {
             let ConvWeights::Int8 { w, .. } = *weights else { return };
@@ -108,12 +113,13 @@ pub(super) fn pack_i8(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
 struct Pixels {
     x: usize,
     count: usize,
-    row: [u8; PIXELS],
+    /// Where their sums lie in a tile of sums.
+    sum: [u32; PIXELS],
     y: [u32; PIXELS],
     r: [u32; PIXELS],
 }
 
-const NO_PIXELS: Pixels = Pixels { x: 0, count: 0, row: [0; PIXELS], y: [0; PIXELS], r: [0; PIXELS] };
+const NO_PIXELS: Pixels = Pixels { x: 0, count: 0, sum: [0; PIXELS], y: [0; PIXELS], r: [0; PIXELS] };
 
 /// One or two pixel tiles that share a pass over the weights.
 #[derive(Clone, Copy)]
@@ -132,6 +138,8 @@ struct Call<'a> {
     sections: &'a Sections<'a>,
     requant: &'a Requant,
     has_residual: bool,
+    /// Whether results need no more than `store_four`.
+    plain: bool,
     /// Bytes of an element of y.
     y_size: usize,
     /// First channel that is not the tile's.
@@ -159,13 +167,14 @@ pub(super) unsafe fn run_i8(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 unsafe fn run(g: &ConvGeom, e: &QEpilogue, packed: &[u8], [x, r]: [*const u8; 2], y: *mut u8, tile: &Tile) {
     let sections = read(FORMAT, g, packed);
-    let requant = Requant::new_vbmi(e);
+    let requant = Requant::new_vbmi(e).bounded(sections.args[2] != 0);
     let (g, tile) = g.flattened(tile, e.has_residual);
     let call = Call {
         g: &g,
         sections: &sections,
         requant: &requant,
         has_residual: e.has_residual,
+        plain: requant.is_plain(),
         y_size: requant.y_size(),
         end: tile.ocs.end as usize,
         x,
@@ -180,13 +189,22 @@ unsafe fn run(g: &ConvGeom, e: &QEpilogue, packed: &[u8], [x, r]: [*const u8; 2]
     unsafe { configure(walk.rows) };
     let panel_bytes = sections.table.len() * sections.args[0] as usize * STEP * PANEL;
     let panels = tile.ocs.start as usize / PANEL..(tile.ocs.end as usize).div_ceil(PANEL);
-    let chunk = (CHUNK_BYTES / panel_bytes).max(1);
-    let mut first = panels.start;
-    while first < panels.end {
-        let own = first..(first + chunk).min(panels.end);
-        // SAFETY: the tile's pixels and channels are the call's.
-        unsafe { walk.each_block(&call, own.clone()) };
-        first = own.end;
+    let chunk = match NEAR_BYTES / panel_bytes {
+        0 => (FAR_BYTES / panel_bytes).max(1),
+        panels => panels,
+    };
+    let band = (BAND_BYTES / (walk.g.x_line().max(1))).clamp(1, u32::MAX as usize / 2) as u32;
+    let mut row = tile.rows.start;
+    while row < tile.rows.end {
+        let rows = row..(row + band).min(tile.rows.end);
+        let mut first = panels.start;
+        while first < panels.end {
+            let own = first..(first + chunk).min(panels.end);
+            // SAFETY: the tile's pixels and channels are the call's.
+            unsafe { walk.each_block(&call, rows.clone(), own.clone()) };
+            first = own.end;
+        }
+        row = rows.end;
     }
     // SAFETY: as for `configure`.
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
@@ -222,30 +240,30 @@ impl Walk<'_> {
         walk
     }
 
-    /// Takes every block of the tile through the panels.
+    /// Takes every block of these rows through the panels.
     ///
     /// # Safety
     /// Tiles are configured; the call's pointers serve the tile.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn each_block(&self, call: &Call<'_>, panels: Range<usize>) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    unsafe fn each_block(&self, call: &Call<'_>, rows: Range<u32>, panels: Range<usize>) {
         let mut state = Pipeline {
             sums: [const { Sums([[[0; LANES]; PIXELS]; 5]) }; 2],
             blocks: [NO_BLOCK; 2],
             now: 0,
             pending: None,
         };
-        let mut row = self.tile.rows.start;
-        while row < self.tile.rows.end {
+        let mut row = rows.start;
+        while row < rows.end {
             let image_end = (row / self.g.oh + 1) * self.g.oh;
-            let end = if self.pitch == 0 { row + 1 } else { image_end.min(self.tile.rows.end) };
+            let end = if self.pitch == 0 { row + 1 } else { image_end.min(rows.end) };
             let length = (end - row - 1) as usize * self.pitch + self.tile.cols.len();
+            let first = self.first_pixel(call, row);
             let mut at = 0;
             loop {
                 // The last pixel tile of a stretch ends with it: some pixels are computed twice, none beyond it read.
                 let start = at.min(length.saturating_sub(self.rows));
-                let pixels = self.pixels(call, row, start);
                 let block = &mut state.blocks[state.now];
-                block.tiles[block.count] = pixels;
+                self.fill(&mut block.tiles[block.count], &first, start);
                 block.count += 1;
                 if block.count == 2 {
                     // SAFETY: the pixels belong to the tile.
@@ -266,31 +284,50 @@ impl Walk<'_> {
         unsafe { state.finish(call) };
     }
 
-    /// The pixel tile that begins `start` positions behind the first pixel of `row`.
-    fn pixels(&self, call: &Call<'_>, row: u32, start: usize) -> Pixels {
-        let (g, cols) = (self.g, self.tile.cols.len());
-        let first = self.tile.cols.start;
-        let mut p = Pixels { x: g.x_at(row, first) + start * g.x_step(), ..NO_PIXELS };
-        let (mut line, mut col) = match self.pitch {
-            0 => (row, start),
-            pitch => (row + (start / pitch) as u32, start % pitch),
-        };
-        for i in 0..self.rows {
-            if col < cols {
-                let at = first + col as u32;
-                p.row[p.count] = i as u8;
-                p.y[p.count] = g.y_at(line, at) as u32;
-                if call.has_residual {
-                    p.r[p.count] = g.r_at(line, at) as u32;
+    /// Where the stretch that begins with `row` begins in x, y and the residual.
+    fn first_pixel(&self, call: &Call<'_>, row: u32) -> [usize; 3] {
+        let col = self.tile.cols.start;
+        let r = if call.has_residual { self.g.r_at(row, col) } else { 0 };
+        [self.g.x_at(row, col), self.g.y_at(row, col), r]
+    }
+
+    /// The pixel tile that begins `start` positions behind a stretch's first pixel.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn fill(&self, p: &mut Pixels, &[x, y, r]: &[usize; 3], start: usize) {
+        let g = self.g;
+        p.x = x + start * g.x_step();
+        let vector = |n: usize| _mm512_set1_epi32(n as i32);
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let (mut line, mut col) = (vector(0), _mm512_add_epi32(vector(start), lanes));
+        if self.pitch > 0 {
+            (line, col) = (vector(start / self.pitch), _mm512_add_epi32(vector(start % self.pitch), lanes));
+            let (one, pitch) = (vector(1), vector(self.pitch));
+            loop {
+                let beyond = _mm512_cmpge_epu32_mask(col, pitch);
+                if beyond == 0 {
+                    break;
                 }
-                p.count += 1;
-            }
-            col += 1;
-            if col == self.pitch {
-                (line, col) = (line + 1, 0);
+                col = _mm512_mask_sub_epi32(col, beyond, col, pitch);
+                line = _mm512_mask_add_epi32(line, beyond, line, one);
             }
         }
-        p
+        let outputs = _mm512_cmplt_epu32_mask(col, vector(self.tile.cols.len()))
+            & _mm512_cmplt_epu32_mask(lanes, vector(self.rows));
+        let place = |first: usize, row: u32, pixel: u32| {
+            let lines = _mm512_mullo_epi32(line, vector(row as usize));
+            let cols = _mm512_mullo_epi32(col, vector(pixel as usize));
+            _mm512_add_epi32(vector(first), _mm512_add_epi32(lines, cols))
+        };
+        p.count = outputs.count_ones() as usize;
+        // SAFETY: each array is one vector.
+        unsafe {
+            let sums = _mm512_mullo_epi32(lanes, vector(LANES));
+            _mm512_storeu_si512(p.sum.as_mut_ptr().cast(), _mm512_maskz_compress_epi32(outputs, sums));
+            let ys = place(y, g.y_row, g.y_pixel);
+            _mm512_storeu_si512(p.y.as_mut_ptr().cast(), _mm512_maskz_compress_epi32(outputs, ys));
+            let rs = place(r, g.r_row, g.r_pixel);
+            _mm512_storeu_si512(p.r.as_mut_ptr().cast(), _mm512_maskz_compress_epi32(outputs, rs));
+        }
     }
 }
 
@@ -321,15 +358,25 @@ impl Pipeline {
     ///
     /// # Safety
     /// As [`Walk::each_block`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
     unsafe fn multiply(&mut self, call: &Call<'_>, panels: Range<usize>) {
         for panel in panels {
             let to = self.pending.map_or(0, |(sums, ..)| 1 - sums);
             let block = &self.blocks[self.now];
-            // SAFETY: the caller's promise.
-            unsafe { products(call, block, panel, &mut self.sums[to]) };
-            // SAFETY: as above.
-            unsafe { self.finish(call) };
+            let mut results = Results::none();
+            if let Some((from, block, panel)) = self.pending {
+                results = Results::new(call, &self.blocks[block], panel, &raw const self.sums[from]);
+            }
+            let sums = &raw mut self.sums[to];
+            // SAFETY: the caller's promise; `sums` are not those of the results.
+            unsafe {
+                match (block.count, channel_tiles(call.g.oc as usize, panel)) {
+                    (2, 2) => products::<2, 2>(call, block, panel, sums, results),
+                    (1, 2) => products::<1, 2>(call, block, panel, sums, results),
+                    (2, _) => products::<2, 1>(call, block, panel, sums, results),
+                    _ => products::<1, 1>(call, block, panel, sums, results),
+                }
+            }
             self.pending = Some((to, self.now, panel));
         }
         self.now = 1 - self.now;
@@ -339,11 +386,14 @@ impl Pipeline {
 
     /// # Safety
     /// As [`Walk::each_block`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
     unsafe fn finish(&mut self, call: &Call<'_>) {
         if let Some((sums, block, panel)) = self.pending.take() {
-            // SAFETY: the caller's promise.
-            unsafe { results(call, &self.blocks[block], panel, &self.sums[sums]) };
+            let mut results = Results::new(call, &self.blocks[block], panel, &raw const self.sums[sums]);
+            for _ in 0..results.groups {
+                // SAFETY: the caller's promise.
+                unsafe { results.write(call) };
+            }
         }
     }
 }
@@ -369,177 +419,274 @@ unsafe fn configure(rows: usize) {
     unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const c, options(nostack, readonly)) };
 }
 
-/// Defines the product of a number of pixel tiles and channel tiles: sums start at the bias.
-macro_rules! tile_product {
-    ($name:ident, channels $channels:literal, bias [$($bias:literal)*], steps [$($step:literal)*], store [$($store:literal)*]) => {
-        /// # Safety
-        /// Tiles are configured; `x` and `x2` begin pixel tiles whose runs may be read; `weights` is the panel's, `bias` its
-        /// channels', and `sums` takes the sums.
-        #[inline(always)]
-        unsafe fn $name(s: &Sections<'_>, stride: usize, [x, x2]: [*const u8; 2], mut weights: *const u8, bias: *const i32, sums: *mut Sums) {
-            // SAFETY: `read` cut the table to its runs, of which there is at least one, with at least one step.
-            unsafe {
-                asm!($($bias,)* bias = in(reg) bias, zero = in(reg) 0usize, options(nostack, readonly));
-                for (i, runs) in s.table.chunks(s.args[1] as usize).enumerate() {
-                    if i > 0 {
-                        asm!("tilestored [{sums} + {line} + 4096], tmm4", line = in(reg) 64usize, sums = in(reg) sums, options(nostack));
-                    }
-                    asm!(
-                        "/* {b} {x2} */",
-                        "2:",
-                        "mov {a:e}, dword ptr [{run}]",
-                        "add {run}, 4",
-                        "lea {b}, [{a} + {x2}]",
-                        "add {a}, {x}",
-                        "mov {n:e}, {steps:e}",
-                        "3:",
-                        $($step,)*
-                        "add {a}, 64",
-                        "add {b}, 64",
-                        concat!("add {w}, 1024 * ", $channels),
-                        "dec {n:e}",
-                        "jnz 3b",
-                        "dec {runs:e}",
-                        "jnz 2b",
-                        run = inout(reg) runs.as_ptr() => _,
-                        runs = inout(reg) runs.len() => _,
-                        steps = in(reg) s.args[0],
-                        w = inout(reg) weights,
-                        x = in(reg) x,
-                        x2 = in(reg) x2,
-                        s = in(reg) stride,
-                        a = out(reg) _,
-                        b = out(reg) _,
-                        n = out(reg) _,
-                        line = in(reg) 64usize,
-                        options(nostack, readonly)
-                    );
-                }
-                asm!($($store,)* line = in(reg) 64usize, sums = in(reg) sums, options(nostack));
-            }
-        }
-    };
-}
-
-tile_product! { two_by_two, channels 2,
-    bias [
-        "tileloadd tmm0, [{bias} + {zero}]" "tileloadd tmm1, [{bias} + {zero} + 64]"
-        "tileloadd tmm2, [{bias} + {zero}]" "tileloadd tmm3, [{bias} + {zero} + 64]"
-    ],
-    steps [
-        "tileloadd tmm6, [{w} + {line}]"
-        "tileloadd tmm4, [{a} + {s}]"
-        "tdpbusd tmm0, tmm4, tmm6"
-        "tileloadd tmm5, [{b} + {s}]"
-        "tdpbusd tmm2, tmm5, tmm6"
-        "tileloadd tmm7, [{w} + {line} + 1024]"
-        "tdpbusd tmm1, tmm4, tmm7"
-        "tdpbusd tmm3, tmm5, tmm7"
-    ],
-    store [
-        "tilestored [{sums} + {line}], tmm0" "tilestored [{sums} + {line} + 1024], tmm1"
-        "tilestored [{sums} + {line} + 2048], tmm2" "tilestored [{sums} + {line} + 3072], tmm3"
-    ]
-}
-
-tile_product! { one_by_two, channels 2,
-    bias ["tileloadd tmm0, [{bias} + {zero}]" "tileloadd tmm1, [{bias} + {zero} + 64]"],
-    steps [
-        "tileloadd tmm4, [{a} + {s}]"
-        "tileloadd tmm6, [{w} + {line}]"
-        "tdpbusd tmm0, tmm4, tmm6"
-        "tileloadd tmm7, [{w} + {line} + 1024]"
-        "tdpbusd tmm1, tmm4, tmm7"
-    ],
-    store ["tilestored [{sums} + {line}], tmm0" "tilestored [{sums} + {line} + 1024], tmm1"]
-}
-
-tile_product! { two_by_one, channels 1,
-    bias ["tileloadd tmm0, [{bias} + {zero}]" "tileloadd tmm2, [{bias} + {zero}]"],
-    steps [
-        "tileloadd tmm4, [{a} + {s}]"
-        "tileloadd tmm6, [{w} + {line}]"
-        "tdpbusd tmm0, tmm4, tmm6"
-        "tileloadd tmm5, [{b} + {s}]"
-        "tdpbusd tmm2, tmm5, tmm6"
-    ],
-    store ["tilestored [{sums} + {line}], tmm0" "tilestored [{sums} + {line} + 2048], tmm2"]
-}
-
-tile_product! { one_by_one, channels 1,
-    bias ["tileloadd tmm0, [{bias} + {zero}]"],
-    steps [
-        "tileloadd tmm4, [{a} + {s}]"
-        "tileloadd tmm6, [{w} + {line}]"
-        "tdpbusd tmm0, tmm4, tmm6"
-    ],
-    store ["tilestored [{sums} + {line}], tmm0"]
-}
-
 /// Channel tiles of a panel.
 fn channel_tiles(oc: usize, panel: usize) -> usize {
     (oc.next_multiple_of(LANES) - panel * PANEL).min(PANEL) / LANES
 }
 
-/// The sums of a block and a panel.
+/// The sums of a block of P pixel tiles and a panel of C channel tiles, from their bias; `results` are written meanwhile.
 ///
 /// # Safety
-/// As [`Walk::each_block`].
+/// As [`Walk::each_block`]; the results' sums are not `sums`.
 #[inline]
-unsafe fn products(call: &Call<'_>, block: &Block, panel: usize, sums: &mut Sums) {
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+unsafe fn products<const P: usize, const C: usize>(
+    call: &Call<'_>,
+    block: &Block,
+    panel: usize,
+    sums: *mut Sums,
+    mut results: Results<'_>,
+) {
     let s = call.sections;
-    let steps = s.table.len() * s.args[0] as usize;
-    let weights = s.data[panel * PANEL * steps * STEP..].as_ptr();
+    let steps = s.args[0] as usize;
+    let all_steps = s.table.len() * steps;
+    let mut weights = s.data[panel * PANEL * all_steps * STEP..].as_ptr();
     let bias = s.bias[panel * PANEL..].as_ptr();
-    let x = block.tiles.each_ref().map(|t| call.x.wrapping_add(t.x));
     let stride = call.g.x_step();
-    // SAFETY: the caller's promise; a block of one tile leaves the second address alone.
+    let [x, x2] = block.tiles.each_ref().map(|t| call.x.wrapping_add(t.x));
+    // Groups of results that are due: spread over the steps as evenly as can be.
+    let groups = results.groups;
+    let mut due = 0;
+    // SAFETY: the runs of the block's pixel tiles may be read, the weights hold the panel, the sums four tiles.
     unsafe {
-        match (block.count, channel_tiles(call.g.oc as usize, panel)) {
-            (2, 2) => two_by_two(s, stride, x, weights, bias, sums),
-            (1, 2) => one_by_two(s, stride, x, weights, bias, sums),
-            (2, _) => two_by_one(s, stride, x, weights, bias, sums),
-            _ => one_by_one(s, stride, x, weights, bias, sums),
+        begin::<P, C>(bias);
+        for (i, runs) in s.table.chunks(s.args[1] as usize).enumerate() {
+            if i > 0 {
+                asm!("tilestored [{sums} + {line} + 4096], tmm4", line = in(reg) 64usize, sums = in(reg) sums, options(nostack));
+            }
+            for &run in runs {
+                let mut at = run as usize;
+                for _ in 0..steps {
+                    step::<P, C>(x.wrapping_add(at), x2.wrapping_add(at), stride, weights);
+                    at += STEP;
+                    weights = weights.wrapping_add(C * TILE_BYTES);
+                    due += groups;
+                    while due >= all_steps {
+                        results.write(call);
+                        due -= all_steps;
+                    }
+                }
+            }
+        }
+        end::<P, C>(sums);
+    }
+}
+
+/// Sums of P pixel tiles and C channel tiles become the bias, of which every pixel is one row.
+///
+/// # Safety
+/// Tiles are configured; 16 * C channels may be read at `bias`.
+#[inline(always)]
+unsafe fn begin<const P: usize, const C: usize>(bias: *const i32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("tileloadd tmm0, [{0} + {1}]", in(reg) bias, in(reg) 0usize, options(nostack, readonly));
+        if C == 2 {
+            asm!("tileloadd tmm1, [{0} + {1} + 64]", in(reg) bias, in(reg) 0usize, options(nostack, readonly));
+        }
+        if P == 2 {
+            asm!("tileloadd tmm2, [{0} + {1}]", in(reg) bias, in(reg) 0usize, options(nostack, readonly));
+        }
+        if P == 2 && C == 2 {
+            asm!("tileloadd tmm3, [{0} + {1} + 64]", in(reg) bias, in(reg) 0usize, options(nostack, readonly));
         }
     }
 }
 
-/// Writes a block's results of one panel.
+/// Adds the products of 64 bytes of every pixel of P tiles, at `a` and `b`, with C tiles of weights.
 ///
 /// # Safety
-/// As [`Walk::each_block`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn results(call: &Call<'_>, block: &Block, panel: usize, sums: &Sums) {
-    let (q, size) = (call.requant, call.y_size);
-    for v in 0..channel_tiles(call.g.oc as usize, panel) {
-        let channel = panel * PANEL + v * LANES;
-        let mask = lanes_before(channel, call.end);
-        if mask == 0 {
-            break;
+/// Tiles are configured; 64 bytes may be read at every pixel, 1 KiB * C at `w`.
+#[inline(always)]
+unsafe fn step<const P: usize, const C: usize>(a: *const u8, b: *const u8, stride: usize, w: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (P, C) {
+            (2, 2) => asm!(
+                "tileloadd tmm6, [{w} + {line}]",
+                "tileloadd tmm4, [{a} + {s}]",
+                "tdpbusd tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{b} + {s}]",
+                "tdpbusd tmm2, tmm5, tmm6",
+                "tileloadd tmm7, [{w} + {line} + 1024]",
+                "tdpbusd tmm1, tmm4, tmm7",
+                "tdpbusd tmm3, tmm5, tmm7",
+                a = in(reg) a, b = in(reg) b, s = in(reg) stride, w = in(reg) w, line = in(reg) 64usize,
+                options(nostack, readonly)
+            ),
+            (1, 2) => asm!(
+                "tileloadd tmm6, [{w} + {line}]",
+                "tileloadd tmm4, [{a} + {s}]",
+                "tdpbusd tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{w} + {line} + 1024]",
+                "tdpbusd tmm1, tmm4, tmm7",
+                a = in(reg) a, s = in(reg) stride, w = in(reg) w, line = in(reg) 64usize,
+                options(nostack, readonly)
+            ),
+            (2, _) => asm!(
+                "tileloadd tmm6, [{w} + {line}]",
+                "tileloadd tmm4, [{a} + {s}]",
+                "tdpbusd tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{b} + {s}]",
+                "tdpbusd tmm2, tmm5, tmm6",
+                a = in(reg) a, b = in(reg) b, s = in(reg) stride, w = in(reg) w, line = in(reg) 64usize,
+                options(nostack, readonly)
+            ),
+            _ => asm!(
+                "tileloadd tmm6, [{w} + {line}]",
+                "tileloadd tmm4, [{a} + {s}]",
+                "tdpbusd tmm0, tmm4, tmm6",
+                a = in(reg) a, s = in(reg) stride, w = in(reg) w, line = in(reg) 64usize,
+                options(nostack, readonly)
+            ),
         }
-        // SAFETY: `read` cut the multipliers to whole vectors.
-        let mult = unsafe { _mm512_loadu_ps(call.sections.mult.as_ptr().add(channel)) };
-        let (y, r) = (call.y.wrapping_add(channel * size), call.r.wrapping_add(channel));
-        for (t, p) in block.tiles[..block.count].iter().enumerate() {
-            let tile = &sums.0[t * 2 + v];
-            let row = |i: usize| {
-                // SAFETY: a row of sums is one vector, on its boundary.
-                let acc = unsafe { _mm512_load_si512(tile[p.row[i] as usize].as_ptr().cast()) };
-                (acc, mult, y.wrapping_add(p.y[i] as usize * size), r.wrapping_add(p.r[i] as usize))
-            };
-            let mut i = 0;
-            if mask == 0xffff && !q.out_f32 {
-                while i + 4 <= p.count {
-                    // SAFETY: all 16 channels of these pixels are the tile's.
-                    unsafe { q.store_four([row(i), row(i + 1), row(i + 2), row(i + 3)]) };
-                    i += 4;
+    }
+}
+
+/// Stores the sums.
+///
+/// # Safety
+/// Tiles are configured; `sums` may be written.
+#[inline(always)]
+unsafe fn end<const P: usize, const C: usize>(sums: *mut Sums) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("tilestored [{0} + {1}], tmm0", in(reg) sums, in(reg) 64usize, options(nostack));
+        if C == 2 {
+            asm!("tilestored [{0} + {1} + 1024], tmm1", in(reg) sums, in(reg) 64usize, options(nostack));
+        }
+        if P == 2 {
+            asm!("tilestored [{0} + {1} + 2048], tmm2", in(reg) sums, in(reg) 64usize, options(nostack));
+        }
+        if P == 2 && C == 2 {
+            asm!("tilestored [{0} + {1} + 3072], tmm3", in(reg) sums, in(reg) 64usize, options(nostack));
+        }
+    }
+}
+
+/// Results of a block and a panel that are still to be written, in groups of up to four pixels x 16 channels: channel tile by
+/// channel tile, in each pixel tile by pixel tile.
+struct Results<'a> {
+    block: &'a Block,
+    sums: *const Sums,
+    /// First channel of the panel.
+    channel: usize,
+    channel_tiles: usize,
+    /// Groups in all.
+    groups: usize,
+    /// The next group: its channel tile, pixel tile and first pixel.
+    v: usize,
+    t: usize,
+    i: usize,
+    /// Its channel tile is whole, and nothing but a multiplication and perhaps a residual lies between sums and results.
+    plain: bool,
+}
+
+impl Results<'_> {
+    fn none() -> Results<'static> {
+        const EMPTY: &Block = &NO_BLOCK;
+        let sums = std::ptr::null();
+        Results {
+            block: EMPTY,
+            sums,
+            channel: 0,
+            channel_tiles: 0,
+            groups: 0,
+            v: 0,
+            t: 0,
+            i: 0,
+            plain: false,
+        }
+    }
+
+    fn new<'a>(call: &Call<'_>, block: &'a Block, panel: usize, sums: *const Sums) -> Results<'a> {
+        let channel = panel * PANEL;
+        let wanted = call.end.saturating_sub(channel).div_ceil(LANES);
+        let channel_tiles = channel_tiles(call.g.oc as usize, panel).min(wanted);
+        let of_tile = |t: &Pixels| t.count.div_ceil(4);
+        let groups = block.tiles[..block.count].iter().map(of_tile).sum::<usize>() * channel_tiles;
+        let plain = call.plain && channel + LANES <= call.end;
+        Results { block, sums, channel, channel_tiles, groups, v: 0, t: 0, i: 0, plain }
+    }
+
+    /// Writes the next group, if there is one.
+    ///
+    /// # Safety
+    /// As [`Walk::each_block`]; nobody writes the sums meanwhile.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+    unsafe fn write(&mut self, call: &Call<'_>) {
+        if self.v == self.channel_tiles {
+            return;
+        }
+        // SAFETY: `v`, `t` and `i` stay below the channel tiles (at most two), pixel tiles and pixels of the block.
+        unsafe {
+            let p = self.block.tiles.get_unchecked(self.t);
+            let tile = (&raw const (*self.sums).0).cast::<i32>().add((self.t * 2 + self.v) * PIXELS * LANES);
+            let channel = self.channel + self.v * LANES;
+            if self.plain && self.i + 4 <= p.count {
+                write_plain(call, p, self.i, tile, channel);
+            } else {
+                write_any(call, p, self.i, tile, channel);
+            }
+            self.i += 4;
+            if self.i >= p.count {
+                (self.t, self.i) = (self.t + 1, 0);
+                if self.t == self.block.count {
+                    (self.v, self.t) = (self.v + 1, 0);
+                    self.plain = call.plain && self.channel + (self.v + 1) * LANES <= call.end;
                 }
             }
-            for i in i..p.count {
-                let (acc, mult, y, r) = row(i);
-                // SAFETY: the mask keeps to the tile's channels.
-                unsafe { q.store(acc, mult, mask, y, r) };
-            }
         }
+    }
+}
+
+/// Four pixels, 16 channels.
+///
+/// # Safety
+/// `tile` is the pixel tile's sums for the channels from `channel`, which are the call's; so are pixels i..i + 4.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+unsafe fn write_plain(call: &Call<'_>, p: &Pixels, i: usize, tile: *const i32, channel: usize) {
+    // SAFETY: the caller's promise; a row of sums is one vector, on its boundary; the multipliers are whole vectors.
+    unsafe {
+        let mult = _mm512_loadu_ps(call.sections.mult.as_ptr().add(channel));
+        let (sums, ys, rs) = (p.sum.as_ptr().add(i), p.y.as_ptr().add(i), p.r.as_ptr().add(i));
+        let (y, r) = (call.y.wrapping_add(channel), call.r.wrapping_add(channel));
+        macro_rules! row {
+            ($k:literal) => {
+                (
+                    _mm512_load_si512(tile.add(*sums.add($k) as usize).cast()),
+                    mult,
+                    y.wrapping_add(*ys.add($k) as usize),
+                    r.wrapping_add(*rs.add($k) as usize),
+                )
+            };
+        }
+        call.requant.store_four([row!(0), row!(1), row!(2), row!(3)]);
+    }
+}
+
+/// Up to four pixels, the channels of 16 that are the call's, with any epilogue.
+///
+/// # Safety
+/// As [`write_plain`], for as many pixels and channels as there are.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+unsafe fn write_any(call: &Call<'_>, p: &Pixels, first: usize, tile: *const i32, channel: usize) {
+    let (y, r) = (call.y.wrapping_add(channel * call.y_size), call.r.wrapping_add(channel));
+    let pixels = 4.min(p.count - first);
+    // SAFETY: the caller's promise, as in `write_plain`; the mask keeps to the call's channels.
+    unsafe {
+        let mult = _mm512_loadu_ps(call.sections.mult.as_ptr().add(channel));
+        let mut sums = [_mm512_setzero_si512(); 4];
+        for k in 0..pixels {
+            sums[k] = _mm512_load_si512(tile.add(p.sum[first + k] as usize).cast());
+        }
+        let place = |k: usize| {
+            let (at, r_at) = (p.y[first + k] as usize * call.y_size, p.r[first + k] as usize);
+            (mult, y.wrapping_add(at), r.wrapping_add(r_at))
+        };
+        call.requant.store_all(&sums[..pixels], lanes_before(channel, call.end), place);
     }
 }

@@ -30,6 +30,11 @@ pub(super) struct Rounding {
     hi: __m512,
     zero_words: __m512i,
     lo_bytes: __m512i,
+    hi_bytes: __m512i,
+    /// What is rounded fits an i32, whatever it is.
+    bounded: bool,
+    /// Zero point 0 and bounds 0 and 255: saturation is all it takes.
+    saturates: bool,
 }
 
 impl Rounding {
@@ -41,6 +46,9 @@ impl Rounding {
             hi: _mm512_set1_ps((out.hi - out.zero) as f32),
             zero_words: _mm512_set1_epi16(out.zero as i16),
             lo_bytes: _mm512_set1_epi8(out.lo as i8),
+            hi_bytes: _mm512_set1_epi8(out.hi as i8),
+            bounded: false,
+            saturates: out.zero == 0 && out.lo == 0 && out.hi == 255,
         }
     }
 
@@ -59,18 +67,21 @@ impl Rounding {
 
     /// Packing works within 128 bits: dword 4 * k + i of the result holds lanes 4 * k.. of vector i.
     ///
-    /// Clamping after rounding is the same, because bounds are integers; only `hi` must come before the conversion to
-    /// i32, which turns what is too large into the smallest number. Packing saturates what is too small.
+    /// Clamping after rounding is the same, because bounds are integers; only what does not fit an i32 must be clamped before
+    /// the conversion, which would turn what is too large into the smallest number. Packing saturates.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub fn four(&self, f: [__m512; 4]) -> __m512i {
         let mut q = [_mm512_setzero_si512(); 4];
         for i in 0..4 {
-            q[i] = _mm512_cvtps_epi32(_mm512_min_ps(f[i], self.hi));
+            q[i] = _mm512_cvtps_epi32(if self.bounded { f[i] } else { _mm512_min_ps(f[i], self.hi) });
+        }
+        if self.saturates {
+            return _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
         }
         let low = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), self.zero_words);
         let high = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), self.zero_words);
-        _mm512_max_epu8(_mm512_packus_epi16(low, high), self.lo_bytes)
+        _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(low, high), self.lo_bytes), self.hi_bytes)
     }
 }
 
@@ -93,6 +104,8 @@ pub(super) struct Requant {
     late: bool,
     residual_zero: __m512i,
     residual_mult: __m512,
+    /// No residual adds more.
+    residual_most: f32,
     late_zero: __m512i,
     late_mult: __m512,
     /// What turns a result without its zero point into one without `late_zero`.
@@ -131,6 +144,7 @@ impl Requant {
             late: e.has_residual && e.late.is_some(),
             residual_zero: _mm512_set1_epi32(e.residual_zero),
             residual_mult: _mm512_set1_ps(e.residual_mult),
+            residual_most: if e.has_residual { 511.0 * e.residual_mult.abs() } else { 0.0 },
             late_zero: _mm512_set1_epi32(late.zero),
             late_mult: _mm512_set1_ps(late.mult),
             late_shift: _mm512_set1_epi32(e.zero - late.zero),
@@ -139,6 +153,12 @@ impl Requant {
             table,
             out_f32: e.out_f32,
         }
+    }
+
+    /// The same for weights whose results stay below 2^30 before a residual is added ([`super::packed::bounded`]).
+    pub fn bounded(mut self, weights: bool) -> Requant {
+        self.out.bounded = weights && self.residual_most < (1 << 30) as f32;
+        self
     }
 
     /// Bytes of an element of y.

@@ -189,6 +189,16 @@ fn element_bytes<const N: usize>(weights: &ConvWeights<'_>, i: usize) -> [u8; N]
     out
 }
 
+/// Whether every result, in units of the output's scale and before its residual, stays below 2^30 whatever x holds.
+pub(super) fn bounded(weights: &ConvWeights<'_>, g: &ConvGeom) -> bool {
+    let ConvWeights::Int8 { w, bias, mult, x_zero } = *weights else { return false };
+    w.chunks_exact(g.depth()).zip(bias).zip(mult).all(|((w, &bias), &mult)| {
+        let sum: i64 = w.iter().map(|&v| (v as i64).abs()).sum();
+        let most = (255 + x_zero.unsigned_abs() as i64) * sum + (bias as i64).abs();
+        most as f64 * (mult as f64).abs() < (1u32 << 30) as f64
+    })
+}
+
 pub(super) fn expect(dtype: KernelType, weights: &ConvWeights<'_>) {
     let given = match weights {
         ConvWeights::Int8 { .. } => KernelType::Int8,
