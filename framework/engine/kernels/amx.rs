@@ -578,8 +578,8 @@ struct Results<'a> {
     v: usize,
     t: usize,
     i: usize,
-    /// Its channel tile is whole, and nothing but a multiplication and perhaps a residual lies between sums and results.
-    plain: bool,
+    /// Its channel tile is whole and its results are bytes.
+    whole: bool,
 }
 
 impl Results<'_> {
@@ -595,7 +595,7 @@ impl Results<'_> {
             v: 0,
             t: 0,
             i: 0,
-            plain: false,
+            whole: false,
         }
     }
 
@@ -605,8 +605,8 @@ impl Results<'_> {
         let channel_tiles = channel_tiles(call.g.oc as usize, panel).min(wanted);
         let of_tile = |t: &Pixels| t.count.div_ceil(4);
         let groups = block.tiles[..block.count].iter().map(of_tile).sum::<usize>() * channel_tiles;
-        let plain = call.plain && channel + LANES <= call.end;
-        Results { block, sums, channel, channel_tiles, groups, v: 0, t: 0, i: 0, plain }
+        let whole = call.y_size == 1 && channel + LANES <= call.end;
+        Results { block, sums, channel, channel_tiles, groups, v: 0, t: 0, i: 0, whole }
     }
 
     /// Writes the next group, if there is one.
@@ -624,30 +624,36 @@ impl Results<'_> {
             let p = self.block.tiles.get_unchecked(self.t);
             let tile = (&raw const (*self.sums).0).cast::<i32>().add((self.t * 2 + self.v) * PIXELS * LANES);
             let channel = self.channel + self.v * LANES;
-            if self.plain && self.i + 4 <= p.count {
-                write_plain(call, p, self.i, tile, channel);
-            } else {
-                write_any(call, p, self.i, tile, channel);
+            match self.whole && self.i + 4 <= p.count {
+                true if call.plain => write_four::<true>(call, p, self.i, tile, channel),
+                true => write_four_of_any_kind(call, p, self.i, tile, channel),
+                false => write_some(call, p, self.i, tile, channel),
             }
             self.i += 4;
             if self.i >= p.count {
                 (self.t, self.i) = (self.t + 1, 0);
                 if self.t == self.block.count {
                     (self.v, self.t) = (self.v + 1, 0);
-                    self.plain = call.plain && self.channel + (self.v + 1) * LANES <= call.end;
+                    self.whole = call.y_size == 1 && self.channel + (self.v + 1) * LANES <= call.end;
                 }
             }
         }
     }
 }
 
-/// Four pixels, 16 channels.
+/// Four pixels, 16 channels: PLAIN results need no more than a multiplication and perhaps a residual.
 ///
 /// # Safety
 /// `tile` is the pixel tile's sums for the channels from `channel`, which are the call's; so are pixels i..i + 4.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-unsafe fn write_plain(call: &Call<'_>, p: &Pixels, i: usize, tile: *const i32, channel: usize) {
+unsafe fn write_four<const PLAIN: bool>(
+    call: &Call<'_>,
+    p: &Pixels,
+    i: usize,
+    tile: *const i32,
+    channel: usize,
+) {
     // SAFETY: the caller's promise; a row of sums is one vector, on its boundary; the multipliers are whole vectors.
     unsafe {
         let mult = _mm512_loadu_ps(call.sections.mult.as_ptr().add(channel));
@@ -663,20 +669,34 @@ unsafe fn write_plain(call: &Call<'_>, p: &Pixels, i: usize, tile: *const i32, c
                 )
             };
         }
-        call.requant.store_four([row!(0), row!(1), row!(2), row!(3)]);
+        match PLAIN {
+            true => call.requant.store_four_plain([row!(0), row!(1), row!(2), row!(3)]),
+            false => call.requant.store_four([row!(0), row!(1), row!(2), row!(3)]),
+        }
     }
+}
+
+/// [`write_four`] with tables and late residuals: too large to be repeated in every loop.
+///
+/// # Safety
+/// As [`write_four`].
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+unsafe fn write_four_of_any_kind(call: &Call<'_>, p: &Pixels, i: usize, tile: *const i32, channel: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { write_four::<false>(call, p, i, tile, channel) };
 }
 
 /// Up to four pixels, the channels of 16 that are the call's, with any epilogue.
 ///
 /// # Safety
-/// As [`write_plain`], for as many pixels and channels as there are.
+/// As [`write_four`], for as many pixels and channels as there are.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-unsafe fn write_any(call: &Call<'_>, p: &Pixels, first: usize, tile: *const i32, channel: usize) {
+unsafe fn write_some(call: &Call<'_>, p: &Pixels, first: usize, tile: *const i32, channel: usize) {
     let (y, r) = (call.y.wrapping_add(channel * call.y_size), call.r.wrapping_add(channel));
     let pixels = 4.min(p.count - first);
-    // SAFETY: the caller's promise, as in `write_plain`; the mask keeps to the call's channels.
+    // SAFETY: the caller's promise, as in `write_four`; the mask keeps to the call's channels.
     unsafe {
         let mult = _mm512_loadu_ps(call.sections.mult.as_ptr().add(channel));
         let mut sums = [_mm512_setzero_si512(); 4];

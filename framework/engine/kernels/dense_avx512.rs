@@ -208,7 +208,7 @@ impl Requant {
                 return;
             }
             let mut residual = _mm512_setzero_si512();
-            if self.early || self.late {
+            if self.has_residual() {
                 residual = _mm512_cvtepu8_epi32(match mask {
                     0xffff => _mm_loadu_si128(r.cast()),
                     mask => _mm_maskz_loadu_epi8(mask, r.cast()),
@@ -231,6 +231,11 @@ impl Requant {
                 _mm_mask_storeu_epi8(y.cast(), mask, bytes);
             }
         }
+    }
+
+    /// Whether a residual is added, before or after rounding.
+    pub fn has_residual(&self) -> bool {
+        self.early || self.late
     }
 
     /// Whether results are bytes that need no more than their residual: what [`Requant::store_four_plain`] does.
@@ -257,7 +262,7 @@ impl Requant {
             }
         }
         // SAFETY: 16 channels may be written at each y.
-        unsafe { write_four(in_order(self.out.four(f)), rows.map(|row| row.2)) };
+        unsafe { write_four(in_order(self.out.four(f)), [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
     }
 
     /// As [`Requant::store_four_plain`], for all results that are bytes.
@@ -267,12 +272,18 @@ impl Requant {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub unsafe fn store_four(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
-        let sums = rows.map(|(acc, mult, ..)| (acc, mult));
-        // SAFETY: the caller's promise; `residual` is asked only where there is one.
-        unsafe {
-            let residual = |i: usize| _mm512_cvtepu8_epi32(_mm_loadu_si128(rows[i].3.cast()));
-            write_four(in_order(self.four_as_bytes(sums, residual)), rows.map(|row| row.2));
+        let mut residual = [_mm512_setzero_si512(); 4];
+        if self.has_residual() {
+            for i in 0..4 {
+                // SAFETY: 16 channels are readable at r.
+                residual[i] = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(rows[i].3.cast())) };
+            }
         }
+        let sums =
+            [(rows[0].0, rows[0].1), (rows[1].0, rows[1].1), (rows[2].0, rows[2].1), (rows[3].0, rows[3].1)];
+        let bytes = in_order(self.four_as_bytes(sums, residual));
+        // SAFETY: 16 channels may be written at each y.
+        unsafe { write_four(bytes, [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
     }
 
     /// Writes the channels in `mask` of any number of pixels, whatever the epilogue: `row(i)` is the multiplier of sum
@@ -292,10 +303,14 @@ impl Requant {
         // SAFETY: the caller's promise; whole vectors are touched only for a full mask.
         unsafe {
             while mask == 0xffff && !self.out_f32 && i + 4 <= sums.len() {
-                self.store_four([0, 1, 2, 3].map(|k| {
+                let mut rows =
+                    [(_mm512_setzero_si512(), _mm512_setzero_ps(), std::ptr::null_mut(), std::ptr::null());
+                        4];
+                for k in 0..4 {
                     let (mult, y, r) = row(i + k);
-                    (sums[i + k], mult, y, r)
-                }));
+                    rows[k] = (sums[i + k], mult, y, r);
+                }
+                self.store_four(rows);
                 i += 4;
             }
             for (k, &sum) in sums.iter().enumerate().skip(i) {
@@ -322,19 +337,15 @@ impl Requant {
     }
 
     /// Results of four vectors of sums and multipliers as bytes: dword 4 * k + i of the result holds lanes 4 * k.. of
-    /// vector i. `residual(i)` has the residual's bytes of vector i, one per lane, and is asked only if there is one.
+    /// vector i. `residual` has the residual's bytes, one per lane, if there is one.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub fn four_as_bytes(
-        &self,
-        sums: [(__m512i, __m512); 4],
-        residual: impl Fn(usize) -> __m512i,
-    ) -> __m512i {
+    pub fn four_as_bytes(&self, sums: [(__m512i, __m512); 4], residual: [__m512i; 4]) -> __m512i {
         let mut f = [_mm512_setzero_ps(); 4];
         for i in 0..4 {
             f[i] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i].0), sums[i].1);
             if self.early {
-                f[i] = self.plus_residual(f[i], residual(i));
+                f[i] = self.plus_residual(f[i], residual[i]);
             }
         }
         if !self.late {
@@ -358,7 +369,7 @@ impl Requant {
             }
         }
         for i in 0..4 {
-            f[i] = self.late_sum(q[i], residual(i));
+            f[i] = self.late_sum(q[i], residual[i]);
         }
         self.sum.four(f)
     }

@@ -392,9 +392,16 @@ unsafe fn store_each(b: &Block<'_>, at: At, (i, n): (usize, usize), lanes: __mma
         // SAFETY: the caller's promise.
         unsafe {
             let mult = b.data.add(QUADS).cast::<__m512>();
-            let sums = [0, 1, 2, 3].map(|v| (acc[v], *mult.add(v)));
+            let sums =
+                [(acc[0], *mult), (acc[1], *mult.add(1)), (acc[2], *mult.add(2)), (acc[3], *mult.add(3))];
             let r_at = at.r.wrapping_add(r * b.r_row + vector_at * b.r_step);
-            let bytes = b.requant.four_as_bytes(sums, |v| residual(r_at, v));
+            let mut residuals = [_mm512_setzero_si512(); 4];
+            if b.requant.has_residual() {
+                for v in 0..4 {
+                    residuals[v] = residual(r_at, v);
+                }
+            }
+            let bytes = b.requant.four_as_bytes(sums, residuals);
             store_lanes(at.y.add(r * b.y_row + vector_at * b.y_step), bytes, lanes);
         }
     }
