@@ -298,10 +298,11 @@ impl Walk<'_> {
         p.x = x + start * g.x_step();
         let vector = |n: usize| _mm512_set1_epi32(n as i32);
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        let (mut line, mut col) = (vector(0), _mm512_add_epi32(vector(start), lanes));
-        if self.pitch > 0 {
-            (line, col) = (vector(start / self.pitch), _mm512_add_epi32(vector(start % self.pitch), lanes));
-            let (one, pitch) = (vector(1), vector(self.pitch));
+        // Without rows below there is no pitch that a column could pass.
+        let of_row = if self.pitch == 0 { i32::MAX as usize } else { self.pitch };
+        let (mut line, mut col) = (vector(start / of_row), _mm512_add_epi32(vector(start % of_row), lanes));
+        if self.pitch != 0 {
+            let (one, pitch) = (vector(1), vector(of_row));
             loop {
                 let beyond = _mm512_cmpge_epu32_mask(col, pitch);
                 if beyond == 0 {
