@@ -140,6 +140,8 @@ struct Call<'a> {
     has_residual: bool,
     /// Whether results need no more than `store_four`.
     plain: bool,
+    /// Or than `store_four_late`.
+    late: bool,
     /// Bytes of an element of y.
     y_size: usize,
     /// First channel that is not the tile's.
@@ -175,6 +177,7 @@ unsafe fn run(g: &ConvGeom, e: &QEpilogue, packed: &[u8], [x, r]: [*const u8; 2]
         requant: &requant,
         has_residual: e.has_residual,
         plain: requant.is_plain(),
+        late: requant.is_late(),
         y_size: requant.y_size(),
         end: tile.ocs.end as usize,
         x,
@@ -626,7 +629,8 @@ impl Results<'_> {
             let tile = (&raw const (*self.sums).0).cast::<i32>().add((self.t * 2 + self.v) * PIXELS * LANES);
             let channel = self.channel + self.v * LANES;
             match self.whole && self.i + 4 <= p.count {
-                true if call.plain => write_four::<true>(call, p, self.i, tile, channel),
+                true if call.plain => write_four::<PLAIN>(call, p, self.i, tile, channel),
+                true if call.late => write_four_late(call, p, self.i, tile, channel),
                 true => write_four_of_any_kind(call, p, self.i, tile, channel),
                 false => write_some(call, p, self.i, tile, channel),
             }
@@ -642,13 +646,18 @@ impl Results<'_> {
     }
 }
 
-/// Four pixels, 16 channels: PLAIN results need no more than a multiplication and perhaps a residual.
+/// What lies between sums and results: a multiplication and perhaps a residual; a late residual; anything.
+const PLAIN: u8 = 0;
+const LATE: u8 = 1;
+const ANY: u8 = 2;
+
+/// Four pixels, 16 channels.
 ///
 /// # Safety
 /// `tile` is the pixel tile's sums for the channels from `channel`, which are the call's; so are pixels i..i + 4.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-unsafe fn write_four<const PLAIN: bool>(
+unsafe fn write_four<const KIND: u8>(
     call: &Call<'_>,
     p: &Pixels,
     i: usize,
@@ -670,14 +679,26 @@ unsafe fn write_four<const PLAIN: bool>(
                 )
             };
         }
-        match PLAIN {
-            true => call.requant.store_four_plain([row!(0), row!(1), row!(2), row!(3)]),
-            false => call.requant.store_four([row!(0), row!(1), row!(2), row!(3)]),
+        match KIND {
+            PLAIN => call.requant.store_four_plain([row!(0), row!(1), row!(2), row!(3)]),
+            LATE => call.requant.store_four_late([row!(0), row!(1), row!(2), row!(3)]),
+            _ => call.requant.store_four([row!(0), row!(1), row!(2), row!(3)]),
         }
     }
 }
 
-/// [`write_four`] with tables and late residuals: too large to be repeated in every loop.
+/// [`write_four`] with late residuals: too large to be repeated in every loop.
+///
+/// # Safety
+/// As [`write_four`].
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+unsafe fn write_four_late(call: &Call<'_>, p: &Pixels, i: usize, tile: *const i32, channel: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { write_four::<LATE>(call, p, i, tile, channel) };
+}
+
+/// [`write_four`] with tables and whatever else.
 ///
 /// # Safety
 /// As [`write_four`].
@@ -685,7 +706,7 @@ unsafe fn write_four<const PLAIN: bool>(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 unsafe fn write_four_of_any_kind(call: &Call<'_>, p: &Pixels, i: usize, tile: *const i32, channel: usize) {
     // SAFETY: the caller's promise.
-    unsafe { write_four::<false>(call, p, i, tile, channel) };
+    unsafe { write_four::<ANY>(call, p, i, tile, channel) };
 }
 
 /// Up to four pixels, the channels of 16 that are the call's, with any epilogue.

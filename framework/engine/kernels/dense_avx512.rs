@@ -148,7 +148,11 @@ impl Requant {
             late_zero: _mm512_set1_epi32(late.zero),
             late_mult: _mm512_set1_ps(late.mult),
             late_shift: _mm512_set1_epi32(e.zero - late.zero),
-            sum: Rounding::new(late.out),
+            sum: Rounding {
+                // Neither of the two bytes adds more than 511 times its scale.
+                bounded: 511.0 * (e.residual_mult.abs() + late.mult.abs()) < (1 << 30) as f32,
+                ..Rounding::new(late.out)
+            },
             lookup: if e.table.is_some() { lookup } else { Lookup::None },
             table,
             out_f32: e.out_f32,
@@ -263,6 +267,30 @@ impl Requant {
         }
         // SAFETY: 16 channels may be written at each y.
         unsafe { write_four(in_order(self.out.four(f)), [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
+    }
+
+    /// Whether a residual is added to the rounded result and no table is looked up: what [`Requant::store_four_late`] does.
+    pub fn is_late(&self) -> bool {
+        !self.out_f32 && self.late && self.lookup == Lookup::None
+    }
+
+    /// As [`Requant::store_four_plain`], if `is_late` is true.
+    ///
+    /// # Safety
+    /// As [`Requant::store_four_plain`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn store_four_late(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
+        let mut f = [_mm512_setzero_ps(); 4];
+        for i in 0..4 {
+            let (acc, mult, _, r) = rows[i];
+            let q = self.out.round(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), mult));
+            // SAFETY: 16 channels are readable at `r`.
+            let r = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(r.cast())) };
+            f[i] = self.late_sum(_mm512_add_epi32(q, self.late_shift), r);
+        }
+        // SAFETY: 16 channels may be written at each y.
+        unsafe { write_four(in_order(self.sum.four(f)), [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
     }
 
     /// As [`Requant::store_four_plain`], for all results that are bytes.
