@@ -31,7 +31,9 @@ const TILE_BYTES: usize = 1024;
 /// Bytes of weights that stay in the nearest cache while pixels stream by: a step waits if both its operands come from the
 /// second one. Larger panels stream by while the pixels of a block stay, as many as the second-level cache holds.
 const NEAR_BYTES: usize = 20 << 10;
-const FAR_BYTES: usize = 1 << 20;
+const FAR_BYTES: usize = 256 << 10;
+/// Lines of coming weights that a step fetches: a step's own are 32.
+const LINES_AHEAD: usize = 12;
 /// Bytes of x that stay in the second-level cache while all weights stream by.
 const BAND_BYTES: usize = 512 << 10;
 
@@ -203,8 +205,18 @@ unsafe fn run(g: &ConvGeom, e: &QEpilogue, packed: &[u8], [x, r]: [*const u8; 2]
         let mut first = panels.start;
         while first < panels.end {
             let own = first..(first + chunk).min(panels.end);
+            let next = match own.end == panels.end {
+                true if rows.end == tile.rows.end => 0..0,
+                true => panels.start..(panels.start + chunk).min(panels.end),
+                false => own.end..(own.end + chunk).min(panels.end),
+            };
+            let ahead = match sections.data.len() {
+                // So little stays in the second-level cache by itself.
+                ..FAR_BYTES => 0..0,
+                all => next.start * panel_bytes..(next.end * panel_bytes).min(all),
+            };
             // SAFETY: the tile's pixels and channels are the call's.
-            unsafe { walk.each_block(&call, rows.clone(), own.clone()) };
+            unsafe { walk.each_block(&call, rows.clone(), own.clone(), &sections.data[ahead]) };
             first = own.end;
         }
         row = rows.end;
@@ -248,12 +260,14 @@ impl Walk<'_> {
     /// # Safety
     /// Tiles are configured; the call's pointers serve the tile.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-    unsafe fn each_block(&self, call: &Call<'_>, rows: Range<u32>, panels: Range<usize>) {
+    unsafe fn each_block(&self, call: &Call<'_>, rows: Range<u32>, panels: Range<usize>, ahead: &[u8]) {
         let mut state = Pipeline {
             sums: [const { Sums([[[0; LANES]; PIXELS]; 5]) }; 2],
             blocks: [NO_BLOCK; 2],
             now: 0,
             pending: None,
+            ahead: ahead.as_ptr_range(),
+            fetch: false,
         };
         let mut row = rows.start;
         while row < rows.end {
@@ -355,6 +369,10 @@ struct Pipeline {
     now: usize,
     /// Sums that are no results yet: which, whose, and of which panel.
     pending: Option<(usize, usize, usize)>,
+    /// Weights that come after these, to be fetched into the second-level cache meanwhile: those of the first block are still
+    /// on their way when it begins, those of the next ones need not be.
+    ahead: Range<*const u8>,
+    fetch: bool,
 }
 
 impl Pipeline {
@@ -372,17 +390,20 @@ impl Pipeline {
                 results = Results::new(call, &self.blocks[block], panel, &raw const self.sums[from]);
             }
             let sums = &raw mut self.sums[to];
+            let mut nothing = std::ptr::null()..std::ptr::null();
+            let ahead = if self.fetch { &mut self.ahead } else { &mut nothing };
             // SAFETY: the caller's promise; `sums` are not those of the results.
             unsafe {
                 match (block.count, channel_tiles(call.g.oc as usize, panel)) {
-                    (2, 2) => products::<2, 2>(call, block, panel, sums, results),
-                    (1, 2) => products::<1, 2>(call, block, panel, sums, results),
-                    (2, _) => products::<2, 1>(call, block, panel, sums, results),
-                    _ => products::<1, 1>(call, block, panel, sums, results),
+                    (2, 2) => products::<2, 2>(call, block, panel, sums, results, ahead),
+                    (1, 2) => products::<1, 2>(call, block, panel, sums, results, ahead),
+                    (2, _) => products::<2, 1>(call, block, panel, sums, results, ahead),
+                    _ => products::<1, 1>(call, block, panel, sums, results, ahead),
                 }
             }
             self.pending = Some((to, self.now, panel));
         }
+        self.fetch = true;
         self.now = 1 - self.now;
         // The other block was finished above, with its last panel: the present one is pending at most.
         self.blocks[self.now].count = 0;
@@ -440,6 +461,7 @@ unsafe fn products<const P: usize, const C: usize>(
     panel: usize,
     sums: *mut Sums,
     mut results: Results<'_>,
+    ahead: &mut Range<*const u8>,
 ) {
     let s = call.sections;
     let steps = s.args[0] as usize;
@@ -464,6 +486,12 @@ unsafe fn products<const P: usize, const C: usize>(
                     step::<P, C>(x.wrapping_add(at), x2.wrapping_add(at), stride, weights);
                     at += STEP;
                     weights = weights.wrapping_add(C * TILE_BYTES);
+                    if ahead.start < ahead.end {
+                        for line in 0..LINES_AHEAD {
+                            _mm_prefetch::<_MM_HINT_T1>(ahead.start.wrapping_add(line * STEP).cast());
+                        }
+                        ahead.start = ahead.start.wrapping_add(LINES_AHEAD * STEP);
+                    }
                     due += groups;
                     while due >= all_steps {
                         results.write(call);

@@ -162,9 +162,9 @@ fn count(weights: &ConvWeights<'_>) -> (u64, u64) {
 
 /// Ways to share a layer out, the best by balance first.
 ///
-/// The best is that whose largest part is smallest; rows before the others, because each thread then packs its own
-/// activations into cache and reads the weights once.
-fn picks(geom: &ConvGeom, kernel: &ConvKernel, ns: f64, threads: usize) -> Vec<Pick> {
+/// The best is that whose largest part is smallest. Among equals, pixels are shared out where the threads together would
+/// read fewer bytes so, and channels where weights are the larger part.
+fn picks(geom: &ConvGeom, kernel: &ConvKernel, slots: u64, ns: f64, threads: usize) -> Vec<Pick> {
     const COLS: u32 = 16;
     /// Less balanced by so much than the best is not worth a measurement.
     const UNBALANCED: f64 = 0.25;
@@ -176,10 +176,12 @@ fn picks(geom: &ConvGeom, kernel: &ConvKernel, ns: f64, threads: usize) -> Vec<P
         units as f64 / (units.div_ceil(threads) * threads) as f64
     };
     let channels = kernel.oc_granule;
+    let read = geom.rows as u64 * geom.sh as u64 * geom.ow as u64 * geom.sw as u64 * geom.c as u64;
+    let (by_pixels, by_channels) = if slots > read { (-0.1, 0.0) } else { (0.0, -0.05) };
     let mut options = [
-        (Split::Rows, balance(geom.rows)),
-        (Split::Cols(COLS), balance(geom.ow.div_ceil(COLS)) - 0.05),
-        (Split::Channels(channels), balance(geom.oc.div_ceil(channels)) - 0.05),
+        (Split::Rows, balance(geom.rows) + by_pixels),
+        (Split::Cols(COLS), balance(geom.ow.div_ceil(COLS)) - 0.05 + by_pixels),
+        (Split::Channels(channels), balance(geom.oc.div_ceil(channels)) + by_channels),
     ];
     options.sort_by(|a, b| b.1.total_cmp(&a.1));
     let least = options[0].1 - UNBALANCED;
@@ -193,7 +195,7 @@ pub fn pick_for(chosen: &Chosen, geom: &ConvGeom, threads: usize) -> (Pick, f64)
     let ns = conv_ns(kernel, geom, chosen.slots);
     let pick = match &chosen.measured {
         Some((measured, pick)) if measured == geom => *pick,
-        _ => picks(geom, kernel, ns, threads)[0],
+        _ => picks(geom, kernel, chosen.slots, ns, threads)[0],
     };
     (pick, ns)
 }
@@ -248,7 +250,7 @@ pub fn settle(
             };
             let ways = match &ranked.known {
                 Some(known) => vec![known.pick],
-                None => picks(&request.geom, &CONV_KERNELS[kernel], ns, how.target.threads),
+                None => picks(&request.geom, &CONV_KERNELS[kernel], packed.slots, ns, how.target.threads),
             };
             chosen.blob = weights.push(packed.bytes);
             let entry = |(i, pick)| (i, Entry { chosen: chosen.clone(), pick, ns, measured: f64::INFINITY });
