@@ -10,14 +10,13 @@
 //! figures in `benches/RESULTS.md` do.
 
 use clap::Parser;
-use lacuna::cli::benchmark::{Plan, Scenario, input_shapes, measure};
+use lacuna::cli::benchmark::{Plan, input_shapes, measure};
 use lacuna::cli::error::{Failure, Result};
 use lacuna::cli::training::{self, Job, Place, Reporter, RunArgs};
 use lacuna::cli::{classify, export, model_file, term};
 use lacuna::ir::Graph;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 const RECIPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/image_classification");
 
@@ -104,14 +103,7 @@ fn train(args: &Args, name: &str, weights: Option<PathBuf>) -> Result<Job> {
 /// Milliseconds of one run, the median of two seconds.
 fn latency(graph: &Graph, batch: usize) -> Result<f64> {
     let shapes = input_shapes(graph, None, batch)?;
-    let plan = Plan {
-        scenario: Scenario::Sync,
-        batch,
-        time: Duration::from_secs(2),
-        warmup: Duration::from_millis(500),
-        cores: None,
-        streams: None,
-    };
+    let plan = Plan { batch, ..Plan::default() };
     Ok(measure(graph, &shapes, &plan)?.median)
 }
 

@@ -16,7 +16,7 @@ pub enum Isa {
     Avx512Vnni,
     /// The same and VBMI (`vpermb`).
     Avx512Vbmi,
-    /// The same and AMX (int8), which the system grants to a process that asks.
+    /// The same, VBMI2 and AMX (int8), which the system grants to a process that asks.
     Amx,
 }
 
@@ -36,7 +36,8 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni");
             if avx512 && is_x86_feature_detected!("avx512vbmi") {
-                return if amx::granted() { Isa::Amx } else { Isa::Avx512Vbmi };
+                let vbmi2 = is_x86_feature_detected!("avx512vbmi2");
+                return if vbmi2 && amx::granted() { Isa::Amx } else { Isa::Avx512Vbmi };
             }
             if avx512 {
                 return Isa::Avx512Vnni;

@@ -9,19 +9,30 @@
 //! ```text
 //! format "AMXi", data: panels of 32 channels (the last one of 16 or 32), for each run, for each step, for each 16 channels:
 //!         [16 quads of the run][16 channels][4] i8, one tile of 1 KiB
-//! table:  byte offset in x of every run          args: steps per run, runs between stores, 1 if results are bounded
+//! table:  byte offset in x of every run          args: steps per run, runs between stores, 1 if results are bounded, runs
 //! ```
 //! A run is a stretch of x that one output reads: one row of its window where that takes fewer steps than its taps one by
 //! one. Bytes of x between the channels of a run's taps, and behind it, meet weights of zero.
+
+//!
+//! ```text
+//! format "AMXs", data: for each panel: u64 mask[rows of 64 bytes of the panel above], bit i set where byte i is not zero,
+//!         then the bytes that are not zero, in order; at least 64 more bytes are readable behind the last
+//! table:  runs as above, then the byte offset of every panel in the data
+//! ```
+//! Weights that arrive from far away are the limit where pixels are few. The second format is a quarter of the first at 90 %
+//! zeros; a chunk of it is expanded into the cache at hand (`vpexpandb`), and then read like the first.
 
 use super::dense_avx512::{Requant, lanes_before};
 use super::packed::{LANES, Sections, bounded, expect, read, write};
 use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, READ_AFTER, Tile};
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 const FORMAT: &[u8; 4] = b"AMXi";
+const FORMAT_SPARSE: &[u8; 4] = b"AMXs";
 /// Pixels of a tile.
 const PIXELS: usize = 16;
 /// Bytes of a run that one step takes.
@@ -32,6 +43,8 @@ const TILE_BYTES: usize = 1024;
 /// second one. Larger panels stream by while the pixels of a block stay, as many as the second-level cache holds.
 const NEAR_BYTES: usize = 20 << 10;
 const FAR_BYTES: usize = 256 << 10;
+/// Bytes that a chunk of sparse weights is expanded into, on the stack.
+const EXPANDED_BYTES: usize = 160 << 10;
 /// Lines of coming weights that a step fetches: a step's own are 32.
 const LINES_AHEAD: usize = 12;
 /// Bytes of x that stay in the second-level cache while all weights stream by.
@@ -66,48 +79,80 @@ fn runs(g: &ConvGeom) -> Runs {
     Runs { table, taps, pieces, steps }
 }
 
-fn runs_per_store(runs: &Runs) -> u32 {
-    (STEPS_PER_STORE / runs.steps).max(1) as u32
-}
-
 /// A run's last step may begin behind the channels and reads 64 bytes.
 const _: () = assert!(READ_AFTER >= 2 * STEP);
 
 pub(super) fn pack_i8(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     expect(KernelType::Int8, weights);
     let runs = runs(g);
-    let steps = runs.table.len() * runs.steps;
-    let (oc, c, kw) = (g.oc as usize, g.c as usize, g.kw as usize);
-    let lanes = oc.next_multiple_of(LANES);
-    let bytes = lanes * steps * STEP;
-    let mut packed = write(
-        FORMAT,
-        weights,
-        g,
-        ([runs.steps as u32, runs_per_store(&runs), u32::from(bounded(weights, g)), 0], &runs.table),
-        bytes,
-        |data| {
-            let ConvWeights::Int8 { w, .. } = *weights else { return };
-            for o in 0..oc {
-                let first = o / PANEL * PANEL;
-                let tiles = (lanes - first).min(PANEL) / LANES;
-                let panel = first * steps * STEP + (o - first) / LANES * TILE_BYTES + o % LANES * 4;
-                for (tap, channels) in w[o * g.depth()..][..g.depth()].chunks_exact(c).enumerate() {
-                    let (ky, kx) = (tap / kw, tap % kw);
-                    let run = (ky * kw + kx) / runs.taps * runs.pieces;
-                    let start = kx % runs.taps * g.x_pixel as usize;
-                    for (i, &v) in channels.iter().enumerate() {
-                        let at = start + i;
-                        let step = run * runs.steps + at / STEP;
-                        data[panel + step * tiles * TILE_BYTES + at % STEP / 4 * 64 + at % 4] = v as u8;
-                    }
-                }
-            }
-        },
-    );
-    packed.steps = (steps * lanes / LANES) as u64;
+    let bytes = panel_bytes(&runs) * (g.oc as usize).next_multiple_of(LANES) / PANEL;
+    let args = args(&runs, weights, g);
+    let mut packed =
+        write(FORMAT, weights, g, (args, &runs.table), bytes, |data| lay_out(weights, g, &runs, data));
+    packed.steps = (bytes / TILE_BYTES) as u64;
     packed.slots = bytes as u64;
     packed
+}
+
+pub(super) fn pack_i8_sparse(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    expect(KernelType::Int8, weights);
+    let runs = runs(g);
+    let mut dense = vec![0; panel_bytes(&runs) * (g.oc as usize).next_multiple_of(LANES) / PANEL];
+    lay_out(weights, g, &runs, &mut dense);
+    let (mut table, mut data) = (runs.table.clone(), Vec::new());
+    for panel in dense.chunks(panel_bytes(&runs)) {
+        table.push(data.len() as u32);
+        let mask = |row: &[u8]| row.iter().enumerate().fold(0u64, |m, (i, &v)| m | u64::from(v != 0) << i);
+        data.extend(panel.chunks(STEP).flat_map(|row| mask(row).to_le_bytes()));
+        data.extend(panel.iter().filter(|&&v| v != 0));
+        // Masks are read as numbers.
+        data.resize(data.len().next_multiple_of(8), 0);
+    }
+    data.resize(data.len() + STEP, 0);
+    let args = args(&runs, weights, g);
+    let mut packed =
+        write(FORMAT_SPARSE, weights, g, (args, &table), data.len(), |out| out.copy_from_slice(&data));
+    packed.steps = (dense.len() / TILE_BYTES) as u64;
+    packed.slots = dense.len() as u64;
+    packed
+}
+
+/// Whether a panel can be expanded.
+pub(super) fn expands(g: &ConvGeom) -> bool {
+    g.group == 1 && panel_bytes(&runs(g)) <= EXPANDED_BYTES
+}
+
+/// Bytes of 32 channels.
+fn panel_bytes(runs: &Runs) -> usize {
+    runs.table.len() * runs.steps * STEP * PANEL
+}
+
+fn args(runs: &Runs, weights: &ConvWeights<'_>, g: &ConvGeom) -> [u32; 4] {
+    let runs_per_store = (STEPS_PER_STORE / runs.steps).max(1);
+    [runs.steps as u32, runs_per_store as u32, u32::from(bounded(weights, g)), runs.table.len() as u32]
+}
+
+/// Puts all weights where the first format has them; `data` is zeros.
+fn lay_out(weights: &ConvWeights<'_>, g: &ConvGeom, runs: &Runs, data: &mut [u8]) {
+    let ConvWeights::Int8 { w, .. } = *weights else { return };
+    let (oc, c, kw) = (g.oc as usize, g.c as usize, g.kw as usize);
+    let lanes = oc.next_multiple_of(LANES);
+    let steps = runs.table.len() * runs.steps;
+    for o in 0..oc {
+        let first = o / PANEL * PANEL;
+        let tiles = (lanes - first).min(PANEL) / LANES;
+        let panel = first * steps * STEP + (o - first) / LANES * TILE_BYTES + o % LANES * 4;
+        for (tap, channels) in w[o * g.depth()..][..g.depth()].chunks_exact(c).enumerate() {
+            let (ky, kx) = (tap / kw, tap % kw);
+            let run = (ky * kw + kx) / runs.taps * runs.pieces;
+            let start = kx % runs.taps * g.x_pixel as usize;
+            for (i, &v) in channels.iter().enumerate() {
+                let at = start + i;
+                let step = run * runs.steps + at / STEP;
+                data[panel + step * tiles * TILE_BYTES + at % STEP / 4 * 64 + at % 4] = v as u8;
+            }
+        }
+    }
 }
 
 /// A pixel tile: where it starts in x, and where those of its rows that are outputs lie in y and in the residual.
@@ -138,6 +183,11 @@ struct Sums([[[i32; LANES]; PIXELS]; 5]);
 struct Call<'a> {
     g: &'a ConvGeom,
     sections: &'a Sections<'a>,
+    runs: &'a [u32],
+    panel_bytes: usize,
+    /// Dense weights from this panel on.
+    weights: *const u8,
+    first_panel: usize,
     requant: &'a Requant,
     has_residual: bool,
     /// Whether results need no more than `store_four`.
@@ -165,17 +215,50 @@ pub(super) unsafe fn run_i8(
     tile: &Tile,
 ) {
     // SAFETY: the caller's promise includes the processor's instruction set.
-    unsafe { run(g, e, packed, [x, r], y, tile) }
+    unsafe { run(g, e, &read(FORMAT, g, packed), [x, r], y, tile, chunks_as_they_are) }
 }
 
+/// # Safety
+/// See [`super::RunFn`].
+pub(super) unsafe fn run_i8_sparse(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    // SAFETY: the caller's promise includes the processor's instruction set.
+    unsafe { run(g, e, &read(FORMAT_SPARSE, g, packed), [x, r], y, tile, chunks_expanded) }
+}
+
+/// Takes rows through all chunks of panels.
+type Chunks = unsafe fn(&Walk<'_>, &mut Call<'_>, Range<u32>, Range<usize>);
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-unsafe fn run(g: &ConvGeom, e: &QEpilogue, packed: &[u8], [x, r]: [*const u8; 2], y: *mut u8, tile: &Tile) {
-    let sections = read(FORMAT, g, packed);
+unsafe fn run(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    sections: &Sections<'_>,
+    [x, r]: [*const u8; 2],
+    y: *mut u8,
+    tile: &Tile,
+    chunks: Chunks,
+) {
     let requant = Requant::new_vbmi(e).bounded(sections.args[2] != 0);
     let (g, tile) = g.flattened(tile, e.has_residual);
-    let call = Call {
+    if tile.rows.is_empty() || tile.cols.is_empty() {
+        return;
+    }
+    let runs = &sections.table[..sections.args[3] as usize];
+    let mut call = Call {
         g: &g,
-        sections: &sections,
+        sections,
+        runs,
+        panel_bytes: runs.len() * sections.args[0] as usize * STEP * PANEL,
+        weights: sections.data.as_ptr(),
+        first_panel: 0,
         requant: &requant,
         has_residual: e.has_residual,
         plain: requant.is_plain(),
@@ -186,43 +269,93 @@ unsafe fn run(g: &ConvGeom, e: &QEpilogue, packed: &[u8], [x, r]: [*const u8; 2]
         y,
         r,
     };
-    if tile.rows.is_empty() || tile.cols.is_empty() {
-        return;
-    }
     let walk = Walk::new(&g, &tile);
     // SAFETY: the row's instruction set includes AMX.
     unsafe { configure(walk.rows) };
-    let panel_bytes = sections.table.len() * sections.args[0] as usize * STEP * PANEL;
     let panels = tile.ocs.start as usize / PANEL..(tile.ocs.end as usize).div_ceil(PANEL);
-    let chunk = match NEAR_BYTES / panel_bytes {
-        0 => (FAR_BYTES / panel_bytes).max(1),
-        panels => panels,
-    };
-    let band = (BAND_BYTES / (walk.g.x_line().max(1))).clamp(1, u32::MAX as usize / 2) as u32;
+    let band = (BAND_BYTES / (g.x_line().max(1))).clamp(1, u32::MAX as usize / 2) as u32;
     let mut row = tile.rows.start;
     while row < tile.rows.end {
         let rows = row..(row + band).min(tile.rows.end);
-        let mut first = panels.start;
-        while first < panels.end {
-            let own = first..(first + chunk).min(panels.end);
-            let next = match own.end == panels.end {
-                true if rows.end == tile.rows.end => 0..0,
-                true => panels.start..(panels.start + chunk).min(panels.end),
-                false => own.end..(own.end + chunk).min(panels.end),
-            };
-            let ahead = match sections.data.len() {
-                // So little stays in the second-level cache by itself.
-                ..FAR_BYTES => 0..0,
-                all => next.start * panel_bytes..(next.end * panel_bytes).min(all),
-            };
-            // SAFETY: the tile's pixels and channels are the call's.
-            unsafe { walk.each_block(&call, rows.clone(), own.clone(), &sections.data[ahead]) };
-            first = own.end;
-        }
+        // SAFETY: the tile's pixels and channels are the call's.
+        unsafe { chunks(&walk, &mut call, rows.clone(), panels.clone()) };
         row = rows.end;
     }
     // SAFETY: as for `configure`.
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
+}
+
+/// # Safety
+/// As [`Walk::each_block`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+unsafe fn chunks_as_they_are(walk: &Walk<'_>, call: &mut Call<'_>, rows: Range<u32>, panels: Range<usize>) {
+    let (data, bytes) = (call.sections.data, call.panel_bytes);
+    let chunk = match NEAR_BYTES / bytes {
+        0 => (FAR_BYTES / bytes).max(1),
+        panels => panels,
+    };
+    let mut first = panels.start;
+    while first < panels.end {
+        let own = first..(first + chunk).min(panels.end);
+        // So little stays in the second-level cache by itself; the last panel may be half a panel.
+        let next = if data.len() < FAR_BYTES {
+            own.end..own.end
+        } else {
+            own.end..(own.end + chunk).min(panels.end)
+        };
+        let ahead = &data[(next.start * bytes).min(data.len())..(next.end * bytes).min(data.len())];
+        // SAFETY: the caller's promise.
+        unsafe { walk.each_block(call, rows.clone(), own.clone(), ahead) };
+        first = own.end;
+    }
+}
+
+/// # Safety
+/// As [`Walk::each_block`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
+unsafe fn chunks_expanded(walk: &Walk<'_>, call: &mut Call<'_>, rows: Range<u32>, panels: Range<usize>) {
+    #[repr(align(64))]
+    struct Expanded([MaybeUninit<u8>; EXPANDED_BYTES]);
+    let mut room = Expanded([const { MaybeUninit::uninit() }; EXPANDED_BYTES]);
+    let to = room.0.as_mut_ptr().cast::<u8>();
+    // Small enough to stay in the nearest cache where panels are.
+    let chunk = (NEAR_BYTES / call.panel_bytes).max(1);
+    let offsets = &call.sections.table[call.runs.len()..];
+    let mut first = panels.start;
+    while first < panels.end {
+        let own = first..(first + chunk).min(panels.end);
+        for panel in own.clone() {
+            let lines = call.panel_bytes / PANEL * channel_tiles(call.g.oc as usize, panel) * LANES / STEP;
+            let from = &call.sections.data[offsets[panel] as usize..];
+            // SAFETY: a chunk is at most one panel or NEAR_BYTES, both at most EXPANDED_BYTES (`expands`).
+            unsafe { expand(from, lines, to.add((panel - own.start) * call.panel_bytes)) };
+        }
+        (call.weights, call.first_panel) = (to, own.start);
+        // SAFETY: the caller's promise; the panels' weights were written above.
+        unsafe { walk.each_block(call, rows.clone(), own.clone(), &[]) };
+        first = own.end;
+    }
+}
+
+/// Writes `lines` lines of 64 bytes at `to`, from their masks and what is not zero.
+///
+/// # Safety
+/// The processor has VBMI2; `to` has room, on a boundary of 64 bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
+unsafe fn expand(from: &[u8], lines: usize, to: *mut u8) {
+    let (masks, values) = from.split_at(lines * 8);
+    let masks: &[u64] = bytemuck::cast_slice(masks);
+    let mut at = 0;
+    for (i, &mask) in masks.iter().enumerate() {
+        // Every line is read as if it were full, but never behind the data: 64 bytes follow the last.
+        debug_assert!(at + STEP <= values.len());
+        // SAFETY: as said, and the caller's promise.
+        unsafe {
+            let line = _mm512_loadu_si512(values.as_ptr().add(at).cast());
+            _mm512_store_si512(to.add(i * STEP).cast(), _mm512_maskz_expand_epi8(mask, line));
+        }
+        at += mask.count_ones() as usize;
+    }
 }
 
 /// The order in which a tile's pixels are taken: stretches of positions at one distance in x, cut into pixel tiles. A
@@ -465,8 +598,8 @@ unsafe fn products<const P: usize, const C: usize>(
 ) {
     let s = call.sections;
     let steps = s.args[0] as usize;
-    let all_steps = s.table.len() * steps;
-    let mut weights = s.data[panel * PANEL * all_steps * STEP..].as_ptr();
+    let all_steps = call.runs.len() * steps;
+    let mut weights = call.weights.wrapping_add((panel - call.first_panel) * call.panel_bytes);
     let bias = s.bias[panel * PANEL..].as_ptr();
     let stride = call.g.x_step();
     let [x, x2] = block.tiles.each_ref().map(|t| call.x.wrapping_add(t.x));
@@ -476,7 +609,7 @@ unsafe fn products<const P: usize, const C: usize>(
     // SAFETY: the runs of the block's pixel tiles may be read, the weights hold the panel, the sums four tiles.
     unsafe {
         begin::<P, C>(bias);
-        for (i, runs) in s.table.chunks(s.args[1] as usize).enumerate() {
+        for (i, runs) in call.runs.chunks(s.args[1] as usize).enumerate() {
             if i > 0 {
                 asm!("tilestored [{sums} + {line} + 4096], tmm4", line = in(reg) 64usize, sums = in(reg) sums, options(nostack));
             }

@@ -351,6 +351,17 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
     },
     #[cfg(target_arch = "x86_64")]
     ConvKernel {
+        name: "conv_i8_32x32_amx_expand",
+        isa: Isa::Amx,
+        dtype: KernelType::Int8,
+        sparse: true,
+        oc_granule: 32,
+        supports: amx::expands,
+        pack: amx::pack_i8_sparse,
+        run: amx::run_i8_sparse,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
         name: "conv_i8_16x16_avx512vbmi_lanegather",
         isa: Isa::Avx512Vbmi,
         dtype: KernelType::Int8,

@@ -11,7 +11,7 @@ use super::cost::{conv_ns, dense_slots, sparse_slots};
 use super::weights::{Chosen, Request, Weights};
 use super::{Plan, Split};
 use crate::kernels::{CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, Packed, count_nonzeros};
-use crate::target::Target;
+use crate::target::{Isa, Target};
 use std::path::Path;
 
 /// Which kernels the planner may choose from.
@@ -112,9 +112,12 @@ pub fn rank(
     // The best of each kind, by what packing is expected to give; of equals the later row, which is faster.
     let most = if how.tune { KERNELS_MEASURED } else { 1 };
     let best = |sparse: bool| {
-        let slots = if sparse { sparse_slots(geom, nonzeros) } else { dense_slots(geom) };
+        let slots = |k: &ConvKernel| match sparse && k.isa != Isa::Amx {
+            true => sparse_slots(geom, nonzeros),
+            false => dense_slots(geom),
+        };
         let rows = CONV_KERNELS.iter().enumerate().filter(|(_, k)| k.sparse == sparse && usable(k));
-        let mut rows: Vec<(f64, usize)> = rows.map(|(i, k)| (conv_ns(k, geom, slots), i)).collect();
+        let mut rows: Vec<(f64, usize)> = rows.map(|(i, k)| (conv_ns(k, geom, slots(k)), i)).collect();
         rows.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
         rows.truncate(most);
         rows

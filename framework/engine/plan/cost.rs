@@ -27,15 +27,14 @@ pub fn conv_ns(kernel: &ConvKernel, geom: &ConvGeom, slots: u64) -> f64 {
         sparse_f32_cycles(geom, slots, kernel.isa)
     } else if kernel.sparse && kernel.isa < Isa::Avx512Vbmi {
         interleave_cycles(geom, slots, kernel.isa)
+    } else if kernel.isa == Isa::Amx {
+        amx_cycles(geom, slots, kernel.sparse)
     } else if kernel.sparse {
         // A step of 64 slots feeds a block of pixels: 1.45 cycles each, but never faster than its 128 bytes of
         // indices and weights arrive.
         let block = pixels.clamp(1.0, PIXEL_BLOCK);
         let steps = slots as f64 / 64.0;
         (pixels / block).ceil() * steps * (1.45 * block).max(5.0)
-    } else if kernel.isa == Isa::Amx {
-        // A product of two tiles, its loads among others, on Granite Rapids; pixels fill tiles.
-        (pixels / 16.0).ceil() * slots as f64 / 1024.0 * 21.0
     } else {
         products / rate(kernel)
     };
@@ -54,6 +53,14 @@ fn sparse_f32_cycles(geom: &ConvGeom, slots: u64, isa: Isa) -> f64 {
     let (of_slot, of_element) = if isa >= Isa::Avx512Vnni { (1.0, 5.0) } else { (1.4, 5.0) };
     let elements = geom.depth() as f64 + geom.oc as f64;
     vectors * (slots as f64 * of_slot + elements * of_element)
+}
+
+/// Measured on Granite Rapids: products of two tiles with their loads, what it takes to begin and end 256 sums, and weights
+/// that arrive from afar or are expanded at hand. `slots` are those of dense panels.
+fn amx_cycles(geom: &ConvGeom, slots: u64, expand: bool) -> f64 {
+    let tiles = (geom.rows as f64 * geom.ow as f64 / 16.0).ceil();
+    let of_slot = if expand { 0.06 } else { 0.12 };
+    tiles * (slots as f64 / 1024.0 * 19.0 + (geom.oc as f64 / 16.0).ceil() * 30.0) + slots as f64 * of_slot
 }
 
 /// Interleaved int8 steps. Whole blocks of pixels are multiplied; in addition every element of every window is turned into
