@@ -25,7 +25,7 @@
 
 use super::dense_avx512::{Requant, lanes_before};
 use super::packed::{LANES, Sections, bounded, expect, read, write};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, READ_AFTER, Tile};
+use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, READ_AFTER, Tile, blocks};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -233,8 +233,32 @@ pub(super) unsafe fn run_i8_sparse(
     unsafe { run(g, e, &read(FORMAT_SPARSE, g, packed), [x, r], y, tile, chunks_expanded) }
 }
 
-/// Takes rows through all chunks of panels.
-type Chunks = unsafe fn(&Walk<'_>, &mut Call<'_>, Range<u32>, Range<usize>);
+/// Takes pixels through all chunks of panels.
+type Chunks = unsafe fn(&Walk<'_>, &mut Call<'_>, Range<usize>);
+
+/// Cuts a tile so that what a part reads of x stays in the second-level cache: a single row by pixels, rows by images or, where
+/// an image is too large, by lines.
+fn each_band(g: &ConvGeom, tile: &Tile, mut take: impl FnMut(&Tile)) {
+    if tile.rows.len() == 1 {
+        let most = (BAND_BYTES / g.x_step().max(1)).max(2 * PIXELS) / (2 * PIXELS) * (2 * PIXELS);
+        for cols in blocks(tile.cols.clone(), u32::try_from(most).unwrap_or(u32::MAX)) {
+            take(&Tile { cols, ..tile.clone() });
+        }
+        return;
+    }
+    let most = u32::try_from(BAND_BYTES / g.x_line().max(1)).unwrap_or(u32::MAX).max(1);
+    let mut row = tile.rows.start;
+    while row < tile.rows.end {
+        let image = row / g.oh;
+        let end = match most / g.oh {
+            0 => (row + most).min((image + 1) * g.oh),
+            images => image.saturating_add(images).saturating_mul(g.oh),
+        };
+        let rows = row..end.min(tile.rows.end);
+        row = rows.end;
+        take(&Tile { rows, ..tile.clone() });
+    }
+}
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 unsafe fn run(
@@ -269,18 +293,15 @@ unsafe fn run(
         y,
         r,
     };
-    let walk = Walk::new(&g, &tile);
-    // SAFETY: the row's instruction set includes AMX.
-    unsafe { configure(walk.rows) };
     let panels = tile.ocs.start as usize / PANEL..(tile.ocs.end as usize).div_ceil(PANEL);
-    let band = (BAND_BYTES / (g.x_line().max(1))).clamp(1, u32::MAX as usize / 2) as u32;
-    let mut row = tile.rows.start;
-    while row < tile.rows.end {
-        let rows = row..(row + band).min(tile.rows.end);
-        // SAFETY: the tile's pixels and channels are the call's.
-        unsafe { chunks(&walk, &mut call, rows.clone(), panels.clone()) };
-        row = rows.end;
-    }
+    each_band(&g, &tile, |band| {
+        let walk = Walk::new(&g, band);
+        // SAFETY: the row's instruction set includes AMX; the tile's pixels and channels are the call's.
+        unsafe {
+            configure(walk.rows);
+            chunks(&walk, &mut call, panels.clone());
+        }
+    });
     // SAFETY: as for `configure`.
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
 }
@@ -288,7 +309,7 @@ unsafe fn run(
 /// # Safety
 /// As [`Walk::each_block`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-unsafe fn chunks_as_they_are(walk: &Walk<'_>, call: &mut Call<'_>, rows: Range<u32>, panels: Range<usize>) {
+unsafe fn chunks_as_they_are(walk: &Walk<'_>, call: &mut Call<'_>, panels: Range<usize>) {
     let (data, bytes) = (call.sections.data, call.panel_bytes);
     let chunk = match NEAR_BYTES / bytes {
         0 => (FAR_BYTES / bytes).max(1),
@@ -305,7 +326,7 @@ unsafe fn chunks_as_they_are(walk: &Walk<'_>, call: &mut Call<'_>, rows: Range<u
         };
         let ahead = &data[(next.start * bytes).min(data.len())..(next.end * bytes).min(data.len())];
         // SAFETY: the caller's promise.
-        unsafe { walk.each_block(call, rows.clone(), own.clone(), ahead) };
+        unsafe { walk.each_block(call, own.clone(), ahead) };
         first = own.end;
     }
 }
@@ -313,7 +334,7 @@ unsafe fn chunks_as_they_are(walk: &Walk<'_>, call: &mut Call<'_>, rows: Range<u
 /// # Safety
 /// As [`Walk::each_block`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-unsafe fn chunks_expanded(walk: &Walk<'_>, call: &mut Call<'_>, rows: Range<u32>, panels: Range<usize>) {
+unsafe fn chunks_expanded(walk: &Walk<'_>, call: &mut Call<'_>, panels: Range<usize>) {
     #[repr(align(64))]
     struct Expanded([MaybeUninit<u8>; EXPANDED_BYTES]);
     let mut room = Expanded([const { MaybeUninit::uninit() }; EXPANDED_BYTES]);
@@ -332,7 +353,7 @@ unsafe fn chunks_expanded(walk: &Walk<'_>, call: &mut Call<'_>, rows: Range<u32>
         }
         (call.weights, call.first_panel) = (to, own.start);
         // SAFETY: the caller's promise; the panels' weights were written above.
-        unsafe { walk.each_block(call, rows.clone(), own.clone(), &[]) };
+        unsafe { walk.each_block(call, own.clone(), &[]) };
         first = own.end;
     }
 }
@@ -388,12 +409,12 @@ impl Walk<'_> {
         walk
     }
 
-    /// Takes every block of these rows through the panels.
+    /// Takes every block of the tile through the panels.
     ///
     /// # Safety
     /// Tiles are configured; the call's pointers serve the tile.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-    unsafe fn each_block(&self, call: &Call<'_>, rows: Range<u32>, panels: Range<usize>, ahead: &[u8]) {
+    unsafe fn each_block(&self, call: &Call<'_>, panels: Range<usize>, ahead: &[u8]) {
         let mut state = Pipeline {
             sums: [const { Sums([[[0; LANES]; PIXELS]; 5]) }; 2],
             blocks: [NO_BLOCK; 2],
@@ -402,6 +423,7 @@ impl Walk<'_> {
             ahead: ahead.as_ptr_range(),
             fetch: false,
         };
+        let rows = &self.tile.rows;
         let mut row = rows.start;
         while row < rows.end {
             let image_end = (row / self.g.oh + 1) * self.g.oh;
