@@ -102,8 +102,8 @@ fn time(kernel: &ConvKernel, layer: &str, dims: [u32; 5], sparsity: f64) {
         KernelType::Int8 => x.iter_mut().for_each(|b| *b = (random() % 64) as u8),
         // Bytes at random would be denormal numbers now and then, which take a hundred times as long.
         KernelType::F32 => {
-            let floats = bytemuck::cast_slice_mut::<u8, f32>(&mut x);
-            floats.iter_mut().for_each(|v| *v = (random() % 64) as f32);
+            let values = x.chunks_exact_mut(4);
+            values.for_each(|v| v.copy_from_slice(&((random() % 64) as f32).to_le_bytes()));
         }
     }
     let mut y = AlignedBytes::zeroed(g.y_image as usize * size);
