@@ -1,4 +1,5 @@
-//! Dense int8 convolutions on AMX: 1,024 products per cycle, eight times those of the vector units.
+//! int8 convolutions on AMX: 1,024 products per cycle, eight times those of the vector units. Zeros are multiplied, too; the
+//! sparse row saves what their weights take to arrive.
 //!
 //! A block is up to 32 pixels x 32 channels: four tiles of sums, two of pixels, two of weights. A pixel tile is loaded
 //! straight from the activations, since 16 neighbouring pixels of NHWC memory are 16 rows at a constant distance; one
@@ -13,7 +14,6 @@
 //! ```
 //! A run is a stretch of x that one output reads: one row of its window where that takes fewer steps than its taps one by
 //! one. Bytes of x between the channels of a run's taps, and behind it, meet weights of zero.
-
 //!
 //! ```text
 //! format "AMXs", data: for each panel: u64 mask[rows of 64 bytes of the panel above], bit i set where byte i is not zero,
