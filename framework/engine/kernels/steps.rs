@@ -206,7 +206,7 @@ pub enum MapOp {
     DequantizeI32,
     QAdd(QAddAttr),
     QMul(QMulAttr),
-    /// x u8, table u8[256].
+    /// x `u8`, table `u8[256]`.
     QLookup,
     Silu,
     /// As QuantizeU8, of `Silu`.
