@@ -189,8 +189,7 @@ struct Call<'a> {
     weights: *const u8,
     first_panel: usize,
     requant: &'a Requant,
-    has_residual: bool,
-    /// Whether results need no more than `store_four`.
+    /// Whether results need no more than `store_four_plain`.
     plain: bool,
     /// Or than `store_four_late`.
     late: bool,
@@ -234,7 +233,7 @@ pub(super) unsafe fn run_i8_sparse(
 }
 
 /// Takes pixels through all chunks of panels.
-type Chunks = unsafe fn(&Walk<'_>, &mut Call<'_>, Range<usize>);
+type Chunks = unsafe fn(&Walk<'_>, &mut Call<'_>, &mut Pipeline, Range<usize>);
 
 /// Cuts a tile so that what a part reads of x stays in the second-level cache: a single row by pixels, rows by images or, where
 /// an image is too large, by lines.
@@ -284,7 +283,6 @@ unsafe fn run(
         weights: sections.data.as_ptr(),
         first_panel: 0,
         requant: &requant,
-        has_residual: e.has_residual,
         plain: requant.is_plain(),
         late: requant.is_late(),
         y_size: requant.y_size(),
@@ -294,12 +292,21 @@ unsafe fn run(
         r,
     };
     let panels = tile.ocs.start as usize / PANEL..(tile.ocs.end as usize).div_ceil(PANEL);
+    // One for all chunks: making it clears some kilobytes.
+    let mut state = Pipeline {
+        sums: [const { Sums([[[0; LANES]; PIXELS]; 5]) }; 2],
+        blocks: [NO_BLOCK; 2],
+        now: 0,
+        pending: None,
+        ahead: std::ptr::null()..std::ptr::null(),
+        fetch: false,
+    };
     each_band(&g, &tile, |band| {
         let walk = Walk::new(&g, band);
         // SAFETY: the row's instruction set includes AMX; the tile's pixels and channels are the call's.
         unsafe {
             configure(walk.rows);
-            chunks(&walk, &mut call, panels.clone());
+            chunks(&walk, &mut call, &mut state, panels.clone());
         }
     });
     // SAFETY: as for `configure`.
@@ -309,7 +316,12 @@ unsafe fn run(
 /// # Safety
 /// As [`Walk::each_block`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-unsafe fn chunks_as_they_are(walk: &Walk<'_>, call: &mut Call<'_>, panels: Range<usize>) {
+unsafe fn chunks_as_they_are(
+    walk: &Walk<'_>,
+    call: &mut Call<'_>,
+    state: &mut Pipeline,
+    panels: Range<usize>,
+) {
     let (data, bytes) = (call.sections.data, call.panel_bytes);
     let chunk = match NEAR_BYTES / bytes {
         0 => (FAR_BYTES / bytes).max(1),
@@ -326,7 +338,7 @@ unsafe fn chunks_as_they_are(walk: &Walk<'_>, call: &mut Call<'_>, panels: Range
         };
         let ahead = &data[(next.start * bytes).min(data.len())..(next.end * bytes).min(data.len())];
         // SAFETY: the caller's promise.
-        unsafe { walk.each_block(call, own.clone(), ahead) };
+        unsafe { walk.each_block(call, state, own.clone(), ahead) };
         first = own.end;
     }
 }
@@ -334,7 +346,7 @@ unsafe fn chunks_as_they_are(walk: &Walk<'_>, call: &mut Call<'_>, panels: Range
 /// # Safety
 /// As [`Walk::each_block`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2")]
-unsafe fn chunks_expanded(walk: &Walk<'_>, call: &mut Call<'_>, panels: Range<usize>) {
+unsafe fn chunks_expanded(walk: &Walk<'_>, call: &mut Call<'_>, state: &mut Pipeline, panels: Range<usize>) {
     #[repr(align(64))]
     struct Expanded([MaybeUninit<u8>; EXPANDED_BYTES]);
     let mut room = Expanded([const { MaybeUninit::uninit() }; EXPANDED_BYTES]);
@@ -353,7 +365,7 @@ unsafe fn chunks_expanded(walk: &Walk<'_>, call: &mut Call<'_>, panels: Range<us
         }
         (call.weights, call.first_panel) = (to, own.start);
         // SAFETY: the caller's promise; the panels' weights were written above.
-        unsafe { walk.each_block(call, own.clone(), &[]) };
+        unsafe { walk.each_block(call, state, own.clone(), &[]) };
         first = own.end;
     }
 }
@@ -409,20 +421,13 @@ impl Walk<'_> {
         walk
     }
 
-    /// Takes every block of the tile through the panels.
+    /// Takes every block of the tile through the panels. Leaves nothing pending.
     ///
     /// # Safety
     /// Tiles are configured; the call's pointers serve the tile.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-    unsafe fn each_block(&self, call: &Call<'_>, panels: Range<usize>, ahead: &[u8]) {
-        let mut state = Pipeline {
-            sums: [const { Sums([[[0; LANES]; PIXELS]; 5]) }; 2],
-            blocks: [NO_BLOCK; 2],
-            now: 0,
-            pending: None,
-            ahead: ahead.as_ptr_range(),
-            fetch: false,
-        };
+    unsafe fn each_block(&self, call: &Call<'_>, state: &mut Pipeline, panels: Range<usize>, ahead: &[u8]) {
+        (state.ahead, state.fetch) = (ahead.as_ptr_range(), false);
         let rows = &self.tile.rows;
         let mut row = rows.start;
         while row < rows.end {
@@ -459,7 +464,7 @@ impl Walk<'_> {
     /// Where the stretch that begins with `row` begins in x, y and the residual.
     fn first_pixel(&self, call: &Call<'_>, row: u32) -> [usize; 3] {
         let col = self.tile.cols.start;
-        let r = if call.has_residual { self.g.r_at(row, col) } else { 0 };
+        let r = if call.requant.has_residual() { self.g.r_at(row, col) } else { 0 };
         [self.g.x_at(row, col), self.g.y_at(row, col), r]
     }
 
