@@ -24,7 +24,7 @@ mod value;
 mod yaml;
 
 pub use diagnostic::{Diagnostic, Pos, Severity, render};
-pub use expr::{EXPR_BYTES_MAX, EXPR_NODES_MAX};
+pub use expr::{EXPR_BYTES_MAX, EXPR_NODES_MAX, Number, evaluate};
 pub use kind::{
     Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup, QuantArgs,
     Quantization, Scope,

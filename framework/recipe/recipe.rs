@@ -103,6 +103,9 @@ impl Recipe {
 
     /// The recipe with every expression evaluated and every default written out: one YAML list.
     pub fn expanded(&self) -> String {
+        if self.modifiers.is_empty() {
+            return "modifiers: []\n".to_owned();
+        }
         let mut out = String::from("modifiers:\n");
         for modifier in &self.modifiers {
             let _ = writeln!(out, "  - !{}", modifier.class());

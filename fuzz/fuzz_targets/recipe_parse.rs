@@ -1,0 +1,11 @@
+//! Recipes: read, evaluate, compile for a small model, expand.
+#![no_main]
+
+#[path = "../../framework/recipe/tests/properties/mod.rs"]
+mod properties;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    if let Ok(text) = std::str::from_utf8(data) {
+        properties::recipe(text);
+    }
+});
