@@ -4,7 +4,7 @@
 //! the engine's passes rewrite them into: NHWC, fused, integer. Both have a reference function, so that the
 //! interpreter can run a graph before and after every pass, and every fast kernel has something plain to equal.
 //!
-//! Adding an op touches three places: a row here (with a rule in `shape.rs`), a function in `reference/`,
+//! Adding an op touches three places: a row here (with a rule in `shape/`), a function in `reference/`,
 //! a row in the ONNX table; and a kernel row in the engine where it pays.
 
 use crate::reference;

@@ -1,7 +1,7 @@
 //! ONNX files and Lacuna's graph: [`load`] and [`parse`] read operator sets 11 to 21, [`save`] and [`to_bytes`]
 //! write operator set 17. Nothing else knows protobuf.
 //!
-//! One table, [`ops::ONNX_OPS`], says how each op is read and written. Files are not trusted: whatever is wrong
+//! One table, [`ops::FAMILIES`], says how each op is read and written. Files are not trusted: whatever is wrong
 //! with one is an [`Error`] that says where and what, found before memory is allocated for it.
 
 #![deny(unsafe_code)]

@@ -2,10 +2,10 @@
 //!
 //! The bytes are not trusted. They are scanned before they are decoded (`scan.rs`), every size is checked in
 //! wide arithmetic before it is used, names are resolved through one table, and an op that is not in
-//! [`ONNX_OPS`](crate::ops::ONNX_OPS) is an error that names it. Weights are not copied: a constant is a
+//! [`onnx_ops`](crate::ops::onnx_ops) is an error that names it. Weights are not copied: a constant is a
 //! range of the file's buffer.
 //!
-//! Order of work: constants and inputs are declared, nodes are ordered, then each node's row of `ONNX_OPS`
+//! Order of work: constants and inputs are declared, nodes are ordered, then each node's row of `FAMILIES`
 //! turns it into an op. Bounds and axes that become attributes stay behind as constants that nothing reads.
 
 #![deny(
@@ -17,7 +17,7 @@
 
 use crate::error::{Error, Result};
 use crate::node::Node;
-use crate::ops::ONNX_OPS;
+use crate::ops::onnx_ops;
 use crate::proto::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
 use crate::proto::{GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
 use crate::scan;
@@ -287,7 +287,7 @@ impl<'m> Reader<'m> {
         if proto.op_type == "Constant" {
             return self.read_constant_node(node);
         }
-        let row = ONNX_OPS.iter().find(|row| row.name == proto.op_type);
+        let row = onnx_ops().find(|row| row.name == proto.op_type);
         let row = row.ok_or_else(|| node.unsupported(" yet"))?;
         node.check_attributes(row.attrs)?;
         let Some(output) = proto.output.first().filter(|o| !o.is_empty()) else {
@@ -365,7 +365,7 @@ impl<'m> Reader<'m> {
         })
     }
 
-    // ---- operands, for the rows of ONNX_OPS --------------------------------------------------------
+    // ---- operands, for the rows of the op table --------------------------------------------------------
 
     fn value(&self, name: &str, by: &str) -> Result<ValueId> {
         match self.names.get(name) {

@@ -185,7 +185,7 @@ fn write_node(
         return Err(Error::EngineOp { op: name.clone(), kind: kind.name() });
     }
     let fail = |why: String| Error::NotExpressible { op: name.clone(), kind: kind.name(), why };
-    let row = row_of(kind).ok_or_else(|| fail("it has no row in ONNX_OPS".to_string()))?;
+    let row = row_of(kind).ok_or_else(|| fail("it has no row in the table of ONNX ops".to_string()))?;
     let write = row.write.ok_or_else(|| fail("it is only read".to_string()))?;
     let text = |v: &ValueId| if v.is_none() { String::new() } else { names.of[*v].clone() };
     let mut input: Vec<String> = g.inputs_of(op).iter().map(text).collect();

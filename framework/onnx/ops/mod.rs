@@ -1,0 +1,89 @@
+//! The table of ONNX ops: for each its kind in the graph, how to read a node of it and how to write one.
+//!
+//! One file per family holds its rows and their functions; here is what they share. Rows say what differs between
+//! operator sets 11 to 21; what is written is operator set 17. An op that ONNX has under more than one name
+//! (Dropout does nothing at inference) has rows that are only read.
+
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions
+)]
+
+mod elementwise;
+mod layout;
+mod norm;
+mod products;
+mod quant;
+mod reduce;
+mod windows;
+
+use crate::error::Result;
+use crate::node::Node;
+use crate::read::Reader;
+use crate::write::NodeOut;
+use lacuna_ir::{Attr, OpKind, ValueId};
+
+/// Every row, family by family.
+pub const FAMILIES: &[&[OnnxOp]] =
+    &[elementwise::OPS, windows::OPS, products::OPS, norm::OPS, reduce::OPS, layout::OPS, quant::OPS];
+
+/// All rows of the table.
+pub fn onnx_ops() -> impl Iterator<Item = &'static OnnxOp> {
+    FAMILIES.iter().copied().flatten()
+}
+
+/// One ONNX op.
+pub struct OnnxOp {
+    pub name: &'static str,
+    pub kind: OpKind,
+    /// Attributes that may stand at a node; another one is an error.
+    pub attrs: &'static [&'static str],
+    /// The attributes and operands of the op in the graph.
+    pub read: ReadFn,
+    /// Writes attributes and extra inputs; operands are there already. `None`: `kind` is written under another name.
+    pub write: Option<WriteFn>,
+    /// Outputs after the first may have names, as long as nothing reads them.
+    pub spare_outputs: bool,
+}
+
+type ReadFn = fn(&mut Reader<'_>, &Node<'_>) -> Result<(Attr, Vec<ValueId>)>;
+/// The error says what ONNX cannot express.
+type WriteFn = fn(&Attr, &mut NodeOut<'_>) -> Result<(), String>;
+
+/// A scale for each of more channels than this has a zero point for each in the file.
+const CHANNELS_MAX: usize = 1 << 20;
+
+const fn op(
+    name: &'static str,
+    kind: OpKind,
+    attrs: &'static [&'static str],
+    read: ReadFn,
+    write: WriteFn,
+) -> OnnxOp {
+    OnnxOp { name, kind, attrs, read, write: Some(write), spare_outputs: false }
+}
+
+fn read_plain(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {
+    Ok((Attr::None, r.inputs(node)?))
+}
+
+fn write_plain(_: &Attr, _: &mut NodeOut<'_>) -> Result<(), String> {
+    Ok(())
+}
+
+fn write_axis(attr: &Attr, out: &mut NodeOut<'_>) -> Result<(), String> {
+    let Attr::Axis(axis) = attr else { return Err(wrong(attr)) };
+    out.int("axis", i64::from(*axis));
+    Ok(())
+}
+
+fn wrong(attr: &Attr) -> String {
+    format!("cannot carry {} attributes", attr.variant())
+}
+
+/// The row under which ops of `kind` are written.
+pub fn row_of(kind: OpKind) -> Option<&'static OnnxOp> {
+    onnx_ops().find(|row| row.kind == kind && row.write.is_some())
+}
