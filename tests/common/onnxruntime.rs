@@ -47,3 +47,31 @@ pub fn npy(tensor: &Tensor) -> Vec<u8> {
     bytes.extend(tensor.bytes());
     bytes
 }
+
+/// A tensor that NumPy saved, in the format of [`npy`]; the error says what is not as expected.
+#[allow(dead_code)] // Not every test reads what Python wrote.
+pub fn read_npy(bytes: &[u8]) -> Result<Tensor, String> {
+    let header_bytes = bytes.get(8..10).map(|b| 10 + u16::from_le_bytes([b[0], b[1]]) as usize);
+    let header = header_bytes.and_then(|end| std::str::from_utf8(bytes.get(10..end)?).ok());
+    let header = header.ok_or("it is cut off")?;
+    let after = |key: &str| header.split_once(key).map(|(_, rest)| rest).ok_or(format!("it lacks {key}"));
+    let kind = after("'descr': '")?.split('\'').next().unwrap_or_default();
+    let dtype = match kind {
+        "<f4" => DType::F32,
+        "<i8" => DType::I64,
+        "<i4" => DType::I32,
+        "|u1" => DType::U8,
+        "|i1" => DType::I8,
+        "|b1" => DType::Bool,
+        _ => return Err(format!("its elements are {kind}")),
+    };
+    if !after("'fortran_order': ")?.starts_with("False") {
+        return Err("it is in column-major order".to_string());
+    }
+    let dims = after("'shape': (")?.split(')').next().unwrap_or_default();
+    let dims: Result<Vec<usize>, _> =
+        dims.split(',').map(str::trim).filter(|d| !d.is_empty()).map(str::parse).collect();
+    let dims = dims.map_err(|e| format!("its shape: {e}"))?;
+    Tensor::from_bytes(dtype, &dims, &bytes[header_bytes.unwrap_or_default()..])
+        .ok_or_else(|| "its data are too short or too long".to_string())
+}
