@@ -12,7 +12,7 @@ use lacuna::nn::layers::Init;
 use lacuna::nn::params::ParamTable;
 use lacuna::nn::{Classifier, Tokens, ops};
 use lacuna::train::state::State;
-use lacuna::train::{Optimizer, trainer};
+use lacuna::train::{Optimizer, modifiers, trainer};
 use serde_json::json;
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -128,7 +128,8 @@ impl Training {
             let recipe = lacuna::recipe::parse(text, variant, &[]).expect("a sound recipe");
             let schedule = trainer::compile(&module, &recipe, 1).expect("a recipe for any model");
             for event in schedule.events_at(0) {
-                (module, _) = state.apply(module, &schedule, &event.action).expect("an action for any model");
+                (module, _) = modifiers::apply(&mut state, module, &schedule, event, &mut modifiers::no_data)
+                    .expect("an action for any model");
             }
         }
         let mut random = Random(0x2545_f491_4f6c_dd1d);

@@ -134,11 +134,29 @@ pub fn update_each<M: Module>(module: M, f: impl FnMut(usize, &mut Vec<f32>)) ->
     module.map(&mut Update { row: 0, f })
 }
 
+/// Reads the gradients of the tensors that have one, in table order: `f(row, gradient)`.
+pub fn for_each_gradient<M: Module>(module: &M, gradients: &Gradients, f: impl FnMut(usize, &[f32])) {
+    struct Read<'a, F> {
+        row: usize,
+        gradients: &'a Gradients,
+        f: F,
+    }
+    impl<F: FnMut(usize, &[f32])> ModuleVisitor for Read<'_, F> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = param.val().grad(self.gradients) {
+                (self.f)(self.row, gradient.into_data().as_slice().expect("gradients are f32"));
+            }
+            self.row += 1;
+        }
+    }
+    module.visit(&mut Read { row: 0, gradients, f });
+}
+
 /// A tensor that a step changes, and the gradient it changes by. Both have [`ParamTable::elements`] elements.
 pub struct Updated<'a> {
     pub row: usize,
     pub values: &'a mut [f32],
-    pub gradient: &'a [f32],
+    pub gradient: &'a mut [f32],
 }
 
 /// Rewrites the tensors that have a gradient, all at once: `f` is given them in table order and changes the values in
@@ -154,7 +172,7 @@ pub fn update_with_gradients<M: Module>(
     updates.extend(take.taken.iter_mut().map(|t| Updated {
         row: t.row,
         values: t.values.as_mut_slice().expect("parameters are f32"),
-        gradient: t.gradient.as_slice().expect("gradients are f32"),
+        gradient: t.gradient.as_mut_slice().expect("gradients are f32"),
     }));
     f(&mut updates);
     drop(updates);

@@ -75,9 +75,10 @@ pub enum LrClass {
     CosineWarmRestarts { minimum: f64, cycle_epochs: f64 },
 }
 
-/// Gradual magnitude pruning (Zhu & Gupta 2017, "To prune, or not to prune").
+/// Gradual pruning (Zhu & Gupta 2017, "To prune, or not to prune") by any score.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Pruning {
+    pub score: ScoreRule,
     /// `None` is `__FROM_PARAM__`: each tensor's own sparsity at the start.
     pub init_sparsity: Option<f64>,
     /// What to prune and how far: one group, or one for each entry of a `final_sparsity` map.
@@ -96,6 +97,32 @@ pub struct Pruning {
 pub struct PruningGroup {
     pub params: Selector,
     pub final_sparsity: f64,
+}
+
+/// What the weights that become zero are chosen by, lowest first.
+#[derive(Clone, PartialEq, Debug)]
+pub enum ScoreRule {
+    Magnitude,
+    /// What the weights moved by, summed over the steps since the start (Sanh et al. 2020, arXiv:2005.07683).
+    Movement,
+    /// The loss that a weight is worth by the empirical Fisher matrix, blocks of it (Kurtic et al. 2022, arXiv:2203.07259;
+    /// Frantar et al. 2021, arXiv:2107.03356). The surviving weights make up for the others.
+    Fisher(FisherRule),
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct FisherRule {
+    /// Gradients per estimate, from that sparsity on; sorted by sparsity, beginning with 0.
+    pub grads: Vec<(f64, u32)>,
+    /// Images per gradient; `None` is the training's batch.
+    pub batch: Option<u32>,
+    pub damp: f64,
+    /// Side of the blocks along the diagonal.
+    pub block: u32,
+    /// Estimates per update; the sparsity moves evenly between them.
+    pub recomputations: u32,
+    /// Keep the gradients and never the matrix (M-FAC), instead of the inverse (oBERT).
+    pub matrix_free: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,11 +152,15 @@ pub enum MaskStructure {
     Channel,
 }
 
-/// Whether each tensor reaches the sparsity, or all tensors together do.
+/// What reaches the sparsity.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
+    /// Each tensor.
     Uniform,
+    /// All tensors together.
     Global,
+    /// Each group of tensors whose filters or channels depend on each other; they share one mask.
+    Dependent,
 }
 
 /// Quantisation-aware training, of either form.

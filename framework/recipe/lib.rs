@@ -15,9 +15,11 @@ mod diagnostic;
 mod expr;
 mod kind;
 mod modifier;
+mod modifier_pruning;
 mod modifier_table;
 mod params;
 mod plan;
+mod plan_pruning;
 mod recipe;
 mod schedule;
 mod value;
@@ -26,13 +28,16 @@ mod yaml;
 pub use diagnostic::{Diagnostic, Pos, Severity, render};
 pub use expr::{EXPR_BYTES_MAX, EXPR_NODES_MAX, Number, evaluate};
 pub use kind::{
-    Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup, QuantArgs,
-    Quantization, Scope,
+    FisherRule, Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup,
+    QuantArgs, Quantization, Scope, ScoreRule,
 };
 pub use modifier::{Arg, Modifier};
 pub use modifier_table::{Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type};
 pub use params::{Pattern, Rule, Selector};
-pub use plan::{Action, EVENTS_MAX, Event, LayerScheme, ParamRow, PoolRange, QuantScheme, compile};
+pub use plan::{
+    Action, EVENTS_MAX, Event, Fisher, LayerScheme, ParamRow, PoolRange, QuantScheme, Score, Watch,
+    WatchKind, compile,
+};
 pub use recipe::{Recipe, Stage, parse, parse_overrides};
 pub use schedule::{Schedule, ScheduleRow};
 pub use yaml::{Data, Document, NODES_MAX, NodeId, RECIPE_BYTES_MAX, YAML_DEPTH_MAX};

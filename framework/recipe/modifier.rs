@@ -1,10 +1,7 @@
 //! One modifier of a recipe: its tagged map checked against the table row by row, then as a typed [`Kind`].
 
 use crate::diagnostic::{Diagnostic, Pos, Severity, did_you_mean};
-use crate::kind::{
-    Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup, QuantArgs,
-    Quantization, Scope,
-};
+use crate::kind::{Kind, LayerQuant, LrClass, LrFunction, QuantArgs, Quantization};
 use crate::modifier_table::{Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type};
 use crate::params::{Selector, selector};
 use crate::value::{MASK_EXPECTED, boolean, float, int, is_names, is_null, mask};
@@ -119,13 +116,13 @@ fn find_key(row: &'static ModifierRow, name: &str) -> Option<&'static KeyRow> {
     row.keys.iter().chain(COMMON_KEYS).find(|key| key.name == name)
 }
 
-struct Reader<'a> {
-    doc: &'a Document,
-    file: &'a str,
-    row: &'static ModifierRow,
+pub(crate) struct Reader<'a> {
+    pub(crate) doc: &'a Document,
+    pub(crate) file: &'a str,
+    pub(crate) row: &'static ModifierRow,
     pos: Pos,
     args: Vec<Arg>,
-    found: &'a mut Vec<Diagnostic>,
+    pub(crate) found: &'a mut Vec<Diagnostic>,
 }
 
 impl Reader<'_> {
@@ -356,57 +353,6 @@ impl Reader<'_> {
         value
     }
 
-    fn pruning(&mut self, start: f64, end: f64) -> Option<Pruning> {
-        if end < 0.0 {
-            self.error(self.at("end_epoch"), "gradual pruning needs an end epoch", "");
-        }
-        if self.bool("phased") {
-            self.error(self.at("phased"), "`phased: true` is not part of the language any more", "use ACDC");
-        }
-        if !matches!(self.text("score_type"), "magnitude" | "") {
-            let help = "movement and second-order scores have modifiers of their own";
-            self.error(self.at("score_type"), "only `score_type: magnitude` is known here", help);
-        }
-        let last = self.arg("final_sparsity")?;
-        let groups = if self.doc.is_map(last) {
-            let listed = self
-                .arg("params")
-                .map_or(0, |node| self.doc.list(node).len().max(usize::from(self.doc.text(node).is_some())));
-            if listed > 0 {
-                let help = "write `params: []`";
-                self.error(self.at("params"), "the parameters stand in `final_sparsity` here", help);
-            }
-            let entries: Vec<(NodeId, NodeId)> = self.doc.map(last).collect();
-            let mut groups = Vec::with_capacity(entries.len());
-            for (sparsity, names) in entries {
-                let params = selector(self.doc, self.file, names, self.found)?;
-                groups.push(PruningGroup { params, final_sparsity: float(self.doc, sparsity)? });
-            }
-            groups
-        } else {
-            vec![PruningGroup { params: self.params("params")?, final_sparsity: float(self.doc, last)? }]
-        };
-        let global = self.row.class == "GlobalMagnitudePruningModifier" || self.bool("global_sparsity");
-        Some(Pruning {
-            init_sparsity: float(self.doc, self.arg("init_sparsity")?),
-            groups,
-            start,
-            end,
-            update_frequency: self.float("update_frequency"),
-            leave_enabled: self.bool("leave_enabled"),
-            inter: match self.text("inter_func") {
-                "linear" => Inter::Linear,
-                "inverse_cubic" => Inter::InverseCubic,
-                _ => Inter::Cubic,
-            },
-            structure: match self.arg("mask_type") {
-                Some(node) => mask(self.doc, node)?,
-                None => MaskStructure::Unstructured,
-            },
-            scope: if global { Scope::Global } else { Scope::Uniform },
-        })
-    }
-
     fn quantization(&mut self, start: f64, end: f64) -> Option<Quantization> {
         if end >= 0.0 {
             self.error(self.at("end_epoch"), "quantisation does not end", "leave `end_epoch` out");
@@ -564,25 +510,25 @@ impl Reader<'_> {
     }
 
     /// The node of a key that was given.
-    fn arg(&self, name: &str) -> Option<NodeId> {
+    pub(crate) fn arg(&self, name: &str) -> Option<NodeId> {
         self.args.iter().find(|arg| arg.key.name == name).map(|arg| arg.value)
     }
 
     /// The node of a key that was given and is not null.
-    fn given(&self, name: &str) -> Option<NodeId> {
+    pub(crate) fn given(&self, name: &str) -> Option<NodeId> {
         self.arg(name).filter(|&node| !is_null(self.doc, node))
     }
 
-    fn at(&self, name: &str) -> Pos {
+    pub(crate) fn at(&self, name: &str) -> Pos {
         self.arg(name).map_or(self.pos, |node| self.doc.pos(node))
     }
 
-    fn default(&self, name: &str) -> Absent {
+    pub(crate) fn default(&self, name: &str) -> Absent {
         find_key(self.row, name).map_or(Absent::Null, |key| key.default)
     }
 
     /// A number of the recipe or the table; -1 where the class has no such key.
-    fn float(&self, name: &str) -> f64 {
+    pub(crate) fn float(&self, name: &str) -> f64 {
         let given = self.arg(name).and_then(|node| float(self.doc, node));
         given.unwrap_or(match self.default(name) {
             Absent::Float(value) => value,
@@ -590,12 +536,12 @@ impl Reader<'_> {
         })
     }
 
-    fn bool(&self, name: &str) -> bool {
+    pub(crate) fn bool(&self, name: &str) -> bool {
         let given = self.arg(name).and_then(|node| boolean(self.doc, node));
         given.unwrap_or(self.default(name) == Absent::Bool(true))
     }
 
-    fn text(&self, name: &str) -> &str {
+    pub(crate) fn text(&self, name: &str) -> &str {
         match (self.arg(name).and_then(|node| self.doc.text(node)), self.default(name)) {
             (Some(text), _) => text,
             (None, Absent::Text(text)) => text,
@@ -603,7 +549,7 @@ impl Reader<'_> {
         }
     }
 
-    fn params(&mut self, name: &str) -> Option<Selector> {
+    pub(crate) fn params(&mut self, name: &str) -> Option<Selector> {
         let node = self.arg(name)?;
         let selected = selector(self.doc, self.file, node, self.found)?;
         if selected.patterns.is_empty() {
@@ -623,7 +569,7 @@ impl Reader<'_> {
         Some(if selected.patterns.is_empty() { None } else { Some(selected) })
     }
 
-    fn error(&mut self, pos: Pos, message: impl Into<String>, help: impl Into<String>) {
+    pub(crate) fn error(&mut self, pos: Pos, message: impl Into<String>, help: impl Into<String>) {
         self.found.push(Diagnostic::error(self.file, pos, message, help));
     }
 }

@@ -247,7 +247,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "MovementPruningModifier",
-        ParsedOnly,
+        Implemented,
         "prunes weights that move towards zero",
         &[INIT, FINAL, START_REQUIRED, END_REQUIRED, UPDATE, PARAMS, LEAVE, INTER_FUNC, MASK],
     ),
@@ -275,7 +275,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "OBSPruningModifier",
-        ParsedOnly,
+        Implemented,
         "second-order pruning with compensation of the surviving weights (oBERT)",
         &[
             INIT,
@@ -297,7 +297,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "MFACPruningModifier",
-        ParsedOnly,
+        Implemented,
         "second-order pruning with a matrix-free Fisher inverse",
         &[
             INIT,

@@ -11,9 +11,7 @@
 //! step [`Schedule::steps`] happen after the last step. An epoch between two steps takes effect at the later one.
 
 use crate::diagnostic::{Diagnostic, Pos, did_you_mean};
-use crate::kind::{
-    Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup, Quantization, Scope,
-};
+use crate::kind::{Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Quantization, Scope};
 use crate::modifier::Modifier;
 use crate::modifier_table::Status;
 use crate::params::{Pattern, Selector, no_match_help};
@@ -48,15 +46,22 @@ pub struct Event {
 /// What happens. Parameters are rows of the table that `compile` was given: [`Schedule::params`] resolves the range.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Action {
-    /// Make new masks from the current weights so that this part of them is zero, and hold them until the next event.
+    /// Make new masks so that this part of the weights is zero, and hold them until the next event.
     SetSparsity {
         params: PoolRange,
         sparsity: f64,
+        /// What is added to `sparsity`: this share of the sparsity that the weights had at the modifier's first event.
+        own_share: f64,
         structure: MaskStructure,
         scope: Scope,
+        score: Score,
     },
     /// The weights under the masks may move again.
     ReleaseMasks {
+        params: PoolRange,
+    },
+    /// Weights that moved on behind their masks are zero from here on.
+    DropHidden {
         params: PoolRange,
     },
     /// Mask what is exactly zero now, and hold that.
@@ -79,6 +84,43 @@ pub enum Action {
     RestoreTrainable {
         params: PoolRange,
     },
+}
+
+/// What [`Action::SetSparsity`] chooses weights by; see [`ScoreRule`](crate::ScoreRule).
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Score {
+    Magnitude,
+    Movement,
+    Fisher(Fisher),
+}
+
+/// An estimate of the Fisher matrix; see [`FisherRule`](crate::FisherRule).
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Fisher {
+    pub grads: u32,
+    pub batch: Option<u32>,
+    pub damp: f64,
+    pub block: u32,
+    pub recomputations: u32,
+    pub matrix_free: bool,
+}
+
+/// What a modifier does at every step from `first` to before `end`. Like learning rates these are looked up by step, so
+/// that a resumed training has nothing to remember of them.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Watch {
+    /// Number of the modifier in [`Recipe::modifiers`].
+    pub modifier: u32,
+    pub first: u64,
+    pub end: u64,
+    pub params: PoolRange,
+    pub kind: WatchKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum WatchKind {
+    /// Sum up [`Score::Movement`]; masked weights go on moving behind their masks.
+    Movement,
 }
 
 /// A range of one of the schedule's pools.
@@ -166,12 +208,12 @@ pub fn compile(
     Ok(schedule)
 }
 
-struct Compiler<'a> {
-    recipe: &'a Recipe,
-    params: &'a [ParamRow],
+pub(crate) struct Compiler<'a> {
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) params: &'a [ParamRow],
     quantizable: &'a [String],
-    steps_per_epoch: f64,
-    schedule: Schedule,
+    pub(crate) steps_per_epoch: f64,
+    pub(crate) schedule: Schedule,
     errors: Vec<Diagnostic>,
 }
 
@@ -254,81 +296,6 @@ impl Compiler<'_> {
         self.schedule.rates.push(row);
     }
 
-    fn pruning(&mut self, number: u32, modifier: &Modifier, pruning: &Pruning) {
-        let Some(init) = pruning.init_sparsity else {
-            let message = "`init_sparsity: __FROM_PARAM__` is not carried out yet";
-            self.error(modifier.pos, message, "give the sparsity that the model has");
-            return;
-        };
-        let (first, last) = (self.step(pruning.start), self.step(pruning.end));
-        let period = match pruning.update_frequency {
-            -1.0 => 1,
-            epochs => self.step(epochs).max(1),
-        };
-        let updates = (last - first).div_ceil(period).saturating_mul(pruning.groups.len() as u64);
-        if updates.saturating_add(self.schedule.events.len() as u64) >= EVENTS_MAX {
-            let message = format!("the schedule has more than {EVENTS_MAX} events");
-            self.error(modifier.pos, message, "raise `update_frequency`");
-            return;
-        }
-        for group in &pruning.groups {
-            let Some(params) = self.select(&group.params, true, true) else { continue };
-            self.check_structure(modifier.pos, pruning, init, group, params);
-            let mut step = first;
-            loop {
-                let epoch = step as f64 / self.steps_per_epoch;
-                let start = pruning.start.max(0.0);
-                let part = if step >= last { 1.0 } else { (epoch - start) / (pruning.end - start) };
-                let sparsity = init + interpolate(pruning.inter, part) * (group.final_sparsity - init);
-                let sparsity = if step >= last { group.final_sparsity } else { sparsity };
-                let (structure, scope) = (pruning.structure, pruning.scope);
-                self.event(number, step, Action::SetSparsity { params, sparsity, structure, scope });
-                if step >= last {
-                    break;
-                }
-                step = (step + period).min(last);
-            }
-            if !pruning.leave_enabled {
-                self.event(number, last, Action::ReleaseMasks { params });
-            }
-        }
-    }
-
-    fn check_structure(
-        &mut self,
-        pos: Pos,
-        pruning: &Pruning,
-        init: f64,
-        group: &PruningGroup,
-        params: PoolRange,
-    ) {
-        match pruning.structure {
-            MaskStructure::NOfM { keep, of } => {
-                let zeros = 1.0 - f64::from(keep) / f64::from(of);
-                if [init, group.final_sparsity].iter().any(|s| (s - zeros).abs() > 0.01) {
-                    let message = format!("a {keep}:{of} mask is {zeros} sparse at all times");
-                    self.error(pos, message, format!("set `init_sparsity` and `final_sparsity` to {zeros}"));
-                }
-            }
-            MaskStructure::Block { rows, columns } => {
-                for &row in self.schedule.params(params).to_vec().iter() {
-                    let param = &self.params[row as usize];
-                    let [outputs, inputs] = [0, 1].map(|d| param.shape.get(d).copied().unwrap_or(1));
-                    let side = |side: i32, whole: usize| usize::try_from(side).unwrap_or(whole).max(1);
-                    let block = side(rows, outputs).saturating_mul(side(columns, inputs));
-                    if outputs.saturating_mul(inputs) % block != 0 {
-                        let name = &param.name;
-                        let message = format!(
-                            "blocks of [{rows}, {columns}] do not divide `{name}` with {outputs} outputs and {inputs} inputs"
-                        );
-                        self.error(pos, message, "leave it out of `params`, or use another `mask_type`");
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
     fn quantization(&mut self, number: u32, pos: Pos, quantization: &Quantization) {
         if quantization.reduce_range {
             self.error(pos, "`reduce_range: true` is not carried out yet", "set it to false");
@@ -407,7 +374,12 @@ impl Compiler<'_> {
 
     /// The parameters that a selector means, each once, in the order of the model. With `prunable_only` a pattern
     /// that matches others too (`__ALL__`, `re:.*weight`) means the prunable ones. `None` after an error.
-    fn select(&mut self, selector: &Selector, prunable_only: bool, strict: bool) -> Option<PoolRange> {
+    pub(crate) fn select(
+        &mut self,
+        selector: &Selector,
+        prunable_only: bool,
+        strict: bool,
+    ) -> Option<PoolRange> {
         let params = self.params;
         let errors = self.errors.len();
         let mut chosen = vec![false; params.len()];
@@ -450,17 +422,17 @@ impl Compiler<'_> {
     }
 
     /// The first step at or after an epoch; -1 is the first step.
-    fn step(&self, epoch: f64) -> u64 {
+    pub(crate) fn step(&self, epoch: f64) -> u64 {
         // At most 1e6 epochs of 2^32 steps: below 2^53.
         (epoch * self.steps_per_epoch - STEP_SLACK).ceil().max(0.0) as u64
     }
 
-    fn event(&mut self, modifier: u32, step: u64, action: Action) {
+    pub(crate) fn event(&mut self, modifier: u32, step: u64, action: Action) {
         let epoch = step as f64 / self.steps_per_epoch;
         self.schedule.events.push(Event { step, epoch, modifier, action });
     }
 
-    fn error(&mut self, pos: Pos, message: impl Into<String>, help: impl Into<String>) {
+    pub(crate) fn error(&mut self, pos: Pos, message: impl Into<String>, help: impl Into<String>) {
         self.errors.push(Diagnostic::error(&self.recipe.source, pos, message, help));
     }
 }
@@ -480,15 +452,4 @@ const QUANTIZED_TYPES: [&str; 8] = [
 /// Types begin with a capital letter and modules of a model do not.
 fn is_type_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_uppercase()) && !name.contains('.')
-}
-
-/// The part of the way from initial to final sparsity at the part `x` of the time: SparseML's three curves.
-/// The cubic one is equation 1 of Zhu & Gupta 2017.
-fn interpolate(inter: Inter, x: f64) -> f64 {
-    let x = x.clamp(0.0, 1.0);
-    match inter {
-        Inter::Linear => x,
-        Inter::Cubic => 1.0 - (1.0 - x).powi(3),
-        Inter::InverseCubic => 1.0 - (1.0 - x).cbrt(),
-    }
 }

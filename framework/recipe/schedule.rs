@@ -2,7 +2,7 @@
 
 use crate::diagnostic::Diagnostic;
 use crate::kind::{MaskStructure, Scope};
-use crate::plan::{Action, Event, LayerScheme, PoolRange};
+use crate::plan::{Action, Event, LayerScheme, PoolRange, Score, Watch};
 use crate::recipe::Recipe;
 use std::collections::HashMap;
 use std::f64::consts::PI;
@@ -21,6 +21,7 @@ pub struct Schedule {
     pub(crate) pool: Vec<u32>,
     pub(crate) layers: Vec<LayerScheme>,
     pub(crate) rates: Vec<RateRow>,
+    pub(crate) watches: Vec<Watch>,
     /// Class name of each modifier of the recipe.
     modifiers: Vec<&'static str>,
 }
@@ -66,6 +67,7 @@ impl Schedule {
             pool: Vec::new(),
             layers: Vec::new(),
             rates: Vec::new(),
+            watches: Vec::new(),
             modifiers: recipe.modifiers.iter().map(|m| m.class()).collect(),
         }
     }
@@ -87,6 +89,11 @@ impl Schedule {
         let begin = self.events.partition_point(|event| event.step < step);
         let end = self.events.partition_point(|event| event.step <= step);
         &self.events[begin..end]
+    }
+
+    /// What modifiers do at this step beside events, in the order of the recipe.
+    pub fn watches_at(&self, step: u64) -> impl Iterator<Item = &Watch> {
+        self.watches.iter().filter(move |watch| (watch.first..watch.end).contains(&step))
     }
 
     /// The rows of the parameter table that a range means.
@@ -198,6 +205,7 @@ fn matched(action: &Action) -> Option<usize> {
     match action {
         Action::SetSparsity { params, .. }
         | Action::ReleaseMasks { params }
+        | Action::DropHidden { params }
         | Action::FixMasks { params }
         | Action::SetTrainable { params, .. }
         | Action::RestoreTrainable { params } => Some(params.len as usize),
@@ -208,8 +216,18 @@ fn matched(action: &Action) -> Option<usize> {
 
 fn show_action(schedule: &Schedule, action: &Action) -> String {
     match action {
-        Action::SetSparsity { sparsity, structure, scope, .. } => {
-            let scope = if *scope == Scope::Global { " over all of them" } else { "" };
+        Action::SetSparsity { sparsity, own_share, structure, scope, score, .. } => {
+            let scope = match scope {
+                Scope::Uniform => "",
+                Scope::Global => " over all of them",
+                Scope::Dependent => " in each group",
+            };
+            let own = if *own_share > 0.0 { format!(" + {own_share:.4} of its own") } else { String::new() };
+            let score = match score {
+                Score::Magnitude => String::new(),
+                Score::Movement => ", by movement".to_owned(),
+                Score::Fisher(fisher) => format!(", by {} gradients", fisher.grads),
+            };
             let structure = match structure {
                 MaskStructure::Unstructured => String::new(),
                 MaskStructure::Block4 => ", block4".to_owned(),
@@ -218,9 +236,10 @@ fn show_action(schedule: &Schedule, action: &Action) -> String {
                 MaskStructure::Filter => ", filters".to_owned(),
                 MaskStructure::Channel => ", channels".to_owned(),
             };
-            format!("sparsity {sparsity:.4}{structure}{scope}")
+            format!("sparsity {sparsity:.4}{own}{structure}{scope}{score}")
         }
         Action::ReleaseMasks { .. } => "masks released".to_owned(),
+        Action::DropHidden { .. } => "weights behind masks dropped".to_owned(),
         Action::FixMasks { .. } => "zeros kept".to_owned(),
         Action::SetLearningRate(rate) => format!("learning rate {rate}"),
         Action::SetWeightDecay(decay) => format!("weight decay {decay}"),

@@ -9,9 +9,11 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+pub mod columns;
 pub mod error;
 pub mod logs;
 pub mod masks;
+pub mod modifiers;
 pub mod optimizer;
 pub mod run_folder;
 pub mod state;

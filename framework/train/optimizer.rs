@@ -100,7 +100,7 @@ struct Job<'a, 'u> {
 
 impl Job<'_, '_> {
     fn run(&mut self, optimizer: &Optimizer, mask: Option<&[u8]>, lr: f64, decay: f64) {
-        let (w, g) = (&mut *self.update.values, self.update.gradient);
+        let (w, g) = (&mut *self.update.values, &*self.update.gradient);
         *self.steps += 1;
         self.first.resize(w.len(), 0.0);
         match *optimizer {
@@ -136,8 +136,8 @@ mod tests {
         let mut w = vec![0.5f32, -1.0];
         let mut moments = Moments::new(1);
         for _ in 0..3 {
-            let g = [w[0] * 0.1 + 0.01, w[1] * 0.1 + 0.02];
-            let mut updates = [Updated { row: 0, values: &mut w, gradient: &g }];
+            let mut g = [w[0] * 0.1 + 0.01, w[1] * 0.1 + 0.02];
+            let mut updates = [Updated { row: 0, values: &mut w, gradient: &mut g }];
             let rows = Rows { role: &[Role::Weight], trainable: &[true], mask: vec![None] };
             step(&optimizer, &mut updates, &mut moments, &rows, 0.1, 0.05);
         }
@@ -163,11 +163,11 @@ mod tests {
     #[test]
     fn frozen_rows_and_rows_without_gradient_stay() {
         let (mut a, mut b) = (vec![1.0f32; 3], vec![1.0f32; 3]);
-        let g = [1.0f32; 3];
+        let (mut ga, mut gb) = ([1.0f32; 3], [1.0f32; 3]);
         let mut moments = Moments::new(4);
         let mut updates = [
-            Updated { row: 1, values: &mut a, gradient: &g },
-            Updated { row: 3, values: &mut b, gradient: &g },
+            Updated { row: 1, values: &mut a, gradient: &mut ga },
+            Updated { row: 3, values: &mut b, gradient: &mut gb },
         ];
         let rows = Rows {
             role: &[Role::Weight; 4],

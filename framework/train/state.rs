@@ -1,19 +1,21 @@
 //! Everything that training changes besides the weights, as columns over the rows of a [`ParamTable`], and what the
-//! events of a recipe do to it. Modifiers are functions over these columns, not objects.
+//! optimiser does to it. Modifiers are functions over these columns ([`crate::modifiers`]), not objects.
 //!
 //! While any mask exists ([`Pass::sparse`]), the sign of a zero says whose it is: a masked weight is +0.0, an open one
 //! that happens to be zero is -0.0. Kernels can then tell from a weight alone which of its elements stay zero.
 //! Checkpoints keep the signs; files of weights know only +0.0.
 
 use crate::checkpoint::NamedTensor;
+use crate::columns::Columns;
 use crate::error::{Error, Result};
-use crate::masks::{self, Mask};
+use crate::masks::Mask;
+use crate::modifiers::watch::{self, Watching};
 use crate::optimizer::{self, Moments, Optimizer, Rows};
 use burn::module::Module;
 use burn::tensor::Gradients;
 use lacuna_nn::params::{self, ParamTable, Role};
-use lacuna_nn::quant::{Norm, Pass, Quant};
-use lacuna_recipe::{Action, LayerQuant, MaskStructure, ParamRow, QuantArgs, Schedule};
+use lacuna_nn::quant::{Pass, Quant};
+use lacuna_recipe::{Action, LayerQuant, ParamRow, QuantArgs, Schedule, Score, Watch};
 
 /// Share of a step below which a weight counts as rounding to zero: a half, and some for a grid that the last update
 /// has moved a little.
@@ -28,6 +30,10 @@ pub struct State {
     pub trainable: Vec<bool>,
     pub weight_decay: f64,
     pub pass: Pass,
+    /// What modifiers remember.
+    pub columns: Columns,
+    /// What modifiers do at the current step; see [`State::watch`].
+    watches: Vec<Watching>,
     /// A mask with nothing masked, as long as the longest prunable row; empty while there are no masks.
     all_open: Mask,
 }
@@ -43,6 +49,8 @@ impl State {
             params,
             weight_decay,
             pass: Pass::default(),
+            columns: Columns::default(),
+            watches: Vec::new(),
             all_open: Vec::new(),
         }
     }
@@ -52,83 +60,37 @@ impl State {
         recipe_rows(&self.params)
     }
 
-    /// Carries out one event. Returns whether the model is another kind of model from here on (sparser, quantised),
-    /// so that earlier accuracies say nothing about it.
-    pub fn apply<M: Module>(&mut self, module: M, schedule: &Schedule, action: &Action) -> Result<(M, bool)> {
-        let rows = |range| -> Vec<usize> {
-            let table = trained_rows(&self.params);
-            schedule.params(range).iter().map(|&r| table[r as usize]).collect()
-        };
-        match *action {
-            Action::SetSparsity { params, sparsity, structure, scope } => {
-                let rows = rows(params);
-                let module = self.prune(module, &rows, sparsity, structure, scope)?;
-                Ok((module, true))
-            }
-            Action::FixMasks { params } => {
-                let rows = rows(params);
-                let mut masks = Vec::with_capacity(rows.len());
-                params::for_each(&module, |row, w| {
-                    if rows.contains(&row) {
-                        masks.push((row, Some(w.iter().map(|&v| (v != 0.0) as u8).collect())));
-                    }
-                });
-                Ok((self.set_masks(module, masks), false))
-            }
-            Action::ReleaseMasks { params } => {
-                let released = rows(params).into_iter().map(|row| (row, None));
-                Ok((self.set_masks(module, released), false))
-            }
-            Action::SetLearningRate(_) => Ok((module, false)),
-            Action::SetWeightDecay(decay) => {
-                self.weight_decay = decay;
-                Ok((module, false))
-            }
-            Action::StartQuantization(_) => {
-                self.pass.quant = Quant::Observe;
-                Ok((module, true))
-            }
-            Action::FreezeObservers => {
-                self.pass.quant = Quant::Frozen;
-                Ok((module, false))
-            }
-            Action::FreezeBatchNorm => {
-                self.pass.norm = Norm::Frozen;
-                Ok((module, false))
-            }
-            Action::SetTrainable { params, trainable } => {
-                for row in rows(params) {
-                    self.trainable[row] = trainable;
-                }
-                Ok((module, false))
-            }
-            Action::RestoreTrainable { params } => {
-                for row in rows(params) {
-                    self.trainable[row] = true;
-                }
-                Ok((module, false))
-            }
-        }
+    /// Rows of the table by their numbers among the trained ones, which is how a schedule names them.
+    pub fn trained_rows(&self, numbers: &[u32]) -> Vec<usize> {
+        let table = trained_rows(&self.params);
+        numbers.iter().map(|&n| table[n as usize]).collect()
     }
 
-    fn prune<M: Module>(
-        &mut self,
-        module: M,
-        rows: &[usize],
-        sparsity: f64,
-        structure: lacuna_recipe::MaskStructure,
-        scope: lacuna_recipe::Scope,
-    ) -> Result<M> {
+    /// Copies of some rows' values.
+    pub fn weights<M: Module>(&self, module: &M, rows: &[usize]) -> Vec<Vec<f32>> {
         let mut weights: Vec<Vec<f32>> = vec![Vec::new(); rows.len()];
-        params::for_each(&module, |row, w| {
+        params::for_each(module, |row, w| {
             if let Some(i) = rows.iter().position(|&r| r == row) {
                 weights[i] = w.to_vec();
             }
         });
-        let views: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
-        let masks = masks::by_magnitude(&views, sparsity, structure, scope).map_err(Error::Recipe)?;
-        let masks = rows.iter().copied().zip(masks.into_iter().map(Some));
-        Ok(self.set_masks(module, masks))
+        weights
+    }
+
+    /// Turns to a step: what modifiers do at it beside events. Call it after the step's events.
+    pub fn watch(&mut self, schedule: &Schedule, step: u64) {
+        let watching = |watch: &Watch| Watching {
+            modifier: watch.modifier,
+            rows: self.trained_rows(schedule.params(watch.params)),
+            kind: watch.kind,
+        };
+        self.watches = schedule.watches_at(step).map(watching).collect();
+    }
+
+    /// The pass of a training step: as [`State::pass`], but for kernels that leave out gradients which a modifier needs.
+    pub fn training_pass(&self) -> Pass {
+        let dense = self.watches.iter().any(Watching::needs_masked_gradients);
+        Pass { sparse: self.pass.sparse && !dense, ..self.pass }
     }
 
     /// Replaces the masks of some rows; masked weights and their moments become exactly zero.
@@ -138,20 +100,24 @@ impl State {
         masks: impl IntoIterator<Item = (usize, Option<Mask>)>,
     ) -> M {
         for (row, mask) in masks {
-            for moment in [&mut self.moments.first[row], &mut self.moments.second[row]] {
-                moment
-                    .iter_mut()
-                    .zip(mask.iter().flatten())
-                    .filter(|(_, m)| **m == 0)
-                    .for_each(|(v, _)| *v = 0.0);
-            }
             self.mask[row] = mask;
+            // Weights that go on moving behind their masks keep what moves them.
+            if !self.columns.is_hidden(row) {
+                self.clear_masked_moments(row);
+            }
         }
         self.pass.sparse = self.mask.iter().any(Option::is_some);
         let longest =
             (0..self.params.len()).filter(|&row| self.is_prunable(row)).map(|row| self.params.elements(row));
         self.all_open = vec![1; longest.max().filter(|_| self.pass.sparse).unwrap_or(0)];
         self.sign_zeros(module)
+    }
+
+    pub(crate) fn clear_masked_moments(&mut self, row: usize) {
+        let Some(mask) = &self.mask[row] else { return };
+        for moment in [&mut self.moments.first[row], &mut self.moments.second[row]] {
+            moment.iter_mut().zip(mask).filter(|(_, m)| **m == 0).for_each(|(v, _)| *v = 0.0);
+        }
     }
 
     fn is_prunable(&self, row: usize) -> bool {
@@ -187,15 +153,33 @@ impl State {
 
     /// One step of the optimiser; see [`optimizer::step`]. Masked weights are exactly +0.0 before and after.
     pub fn step<M: Module>(&mut self, module: M, gradients: Gradients, optimizer: &Optimizer, lr: f64) -> M {
-        let mut moments = std::mem::take(&mut self.moments);
-        let rows = Rows {
-            role: &self.params.role,
-            trainable: &self.trainable,
-            mask: (0..self.params.len()).map(|row| self.effective_mask(row)).collect(),
-        };
+        let (mut moments, mut columns) =
+            (std::mem::take(&mut self.moments), std::mem::take(&mut self.columns));
         let module = params::update_with_gradients(module, gradients, |updates| {
-            optimizer::step(optimizer, updates, &mut moments, &rows, lr, self.weight_decay)
+            for watch in &self.watches {
+                watch::before_step(watch, updates, &mut columns, &self.mask);
+            }
+            let hidden: Vec<(usize, Mask)> = self
+                .watches
+                .iter()
+                .flat_map(|watch| watch.rows.iter().map(move |&row| (watch, row)))
+                .filter_map(|(watch, row)| Some((row, watch::optimizer_mask(watch, &columns, row)?)))
+                .collect();
+            let mask = |row: usize| {
+                let hidden = hidden.iter().find(|(r, _)| *r == row).map(|(_, mask)| mask.as_slice());
+                hidden.or_else(|| self.effective_mask(row))
+            };
+            let rows = Rows {
+                role: &self.params.role,
+                trainable: &self.trainable,
+                mask: (0..self.params.len()).map(mask).collect(),
+            };
+            optimizer::step(optimizer, updates, &mut moments, &rows, lr, self.weight_decay);
+            for watch in self.watches.iter().rev() {
+                watch::after_step(watch, updates, &mut columns, &self.mask);
+            }
         });
+        self.columns = columns;
         self.moments = moments;
         module
     }
@@ -228,18 +212,22 @@ impl State {
     // ---- saving --------------------------------------------------------------------------------
 
     pub fn first_moment_tensors(&self) -> Vec<NamedTensor> {
-        self.columns(|row| Some(self.moments.first[row].clone()).filter(|v| !v.is_empty()))
+        self.of_rows(|row| Some(self.moments.first[row].clone()).filter(|v| !v.is_empty()))
     }
 
     pub fn second_moment_tensors(&self) -> Vec<NamedTensor> {
-        self.columns(|row| Some(self.moments.second[row].clone()).filter(|v| !v.is_empty()))
+        self.of_rows(|row| Some(self.moments.second[row].clone()).filter(|v| !v.is_empty()))
     }
 
     pub fn mask_tensors(&self) -> Vec<NamedTensor> {
-        self.columns(|row| self.mask[row].as_ref().map(|m| m.iter().map(|&b| b as f32).collect()))
+        self.of_rows(|row| self.mask[row].as_ref().map(|m| m.iter().map(|&b| b as f32).collect()))
     }
 
-    fn columns(&self, data: impl Fn(usize) -> Option<Vec<f32>>) -> Vec<NamedTensor> {
+    pub fn column_tensors(&self) -> Vec<NamedTensor> {
+        self.columns.tensors(&self.params)
+    }
+
+    fn of_rows(&self, data: impl Fn(usize) -> Option<Vec<f32>>) -> Vec<NamedTensor> {
         let rows = (0..self.params.len()).filter_map(|row| Some((row, data(row)?)));
         rows.map(|(row, data)| NamedTensor {
             name: self.params.name[row].clone(),
@@ -249,7 +237,7 @@ impl State {
         .collect()
     }
 
-    /// Takes over what a checkpoint kept of moments and masks; `module` has its weights already.
+    /// Takes over what a checkpoint kept of moments, masks and columns; `module` has its weights already.
     ///
     /// Errors: tensors or step counts of another model.
     pub fn restore<M: Module>(
@@ -259,7 +247,9 @@ impl State {
         second: &[NamedTensor],
         steps: Vec<u64>,
         masks: &[NamedTensor],
+        columns: &[NamedTensor],
     ) -> Result<M> {
+        self.columns = Columns::restore(&self.params, columns)?;
         if steps.len() != self.params.len() {
             return Err(Error::Weights("the checkpoint is of a model with other parameters".into()));
         }
@@ -294,8 +284,8 @@ impl State {
 pub fn check_supported(schedule: &Schedule, layers: usize) -> Result<()> {
     for event in &schedule.events {
         let refused = match event.action {
-            Action::SetSparsity { structure, .. } if structure != MaskStructure::Unstructured => {
-                "masks other than unstructured ones are not made yet; use mask_type: unstructured"
+            Action::SetSparsity { score: Score::Fisher(_), .. } => {
+                "second-order scores are not made yet; use GMPruningModifier"
             }
             Action::StartQuantization(s) if !s.linear_activations || !s.conv_activations => {
                 "weights are not quantised without activations yet; leave quantize_linear_activations and \

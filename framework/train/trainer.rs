@@ -5,14 +5,15 @@
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::logs::{LogOffsets, Logs};
+use crate::modifiers;
 use crate::optimizer::Optimizer;
 use crate::run_folder::RunFolder;
 use crate::state::{State, check_supported, quantizable_layers, recipe_rows};
 use crate::validate::{Evaluation, Evaluator, evaluate, validate};
 use crate::weights::{self, Metadata};
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use lacuna_data::{Augment, Batch, BatchSpec, ImageSet, Prefetch};
+use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use lacuna_data::{Augment, Batch, BatchSpec, Batches, ImageSet, Prefetch};
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use lacuna_nn::{Classifier, ops};
@@ -192,7 +193,8 @@ fn fit_in_pool<M: Classifier>(module: M, mut fit: Fit<'_>) -> Result<Outcome<M>>
         let Some(mut batch) = batches.next() else { break };
         let waited = asked.elapsed();
         let epoch = run.step / steps_per_epoch;
-        run = run.apply_events(&schedule, &fit)?;
+        run = run.apply_events(&schedule, &fit, &device)?;
+        run.state.watch(&schedule, run.step);
         let lr = schedule.learning_rate(run.step).unwrap_or(fit.args.lr);
         let loss;
         (run, loss) = run.train_on(&mut batch, lr, &device, &fit.args.optimizer)?;
@@ -202,7 +204,7 @@ fn fit_in_pool<M: Classifier>(module: M, mut fit: Fit<'_>) -> Result<Outcome<M>>
         (fit.report)(Progress::Step { step: run.step, steps: schedule.steps, loss, lr });
         let last = run.step == schedule.steps;
         if last {
-            run = run.apply_events(&schedule, &fit)?;
+            run = run.apply_events(&schedule, &fit, &device)?;
         }
         let epoch_ends = last || run.step.is_multiple_of(steps_per_epoch);
         if epoch_ends {
@@ -320,7 +322,8 @@ fn begin<M: Classifier>(module: M, fit: &mut Fit<'_>) -> Result<Run<M>> {
         quant_from_name(&s.quant).ok_or_else(|| damaged("it names an unknown quantisation phase"))?;
     state.pass.norm = if s.norm_frozen { Norm::Frozen } else { Norm::Batch };
     let (first, second) = (saved.file("first_moment")?, saved.file("second_moment")?);
-    let module = state.restore(module, first, second, s.steps, saved.file("masks")?)?;
+    let (masks, columns) = (saved.file("masks")?, saved.file("columns")?);
+    let module = state.restore(module, first, second, s.steps, masks, columns)?;
     let logs = Logs::resume(&fit.folder.path, &s.logs)?;
     let SavedState { step, loss_sum, loss_count, best, .. } = s;
     Ok(Run { module, state, step, loss_sum, loss_count, accuracy: None, best, logs })
@@ -328,14 +331,19 @@ fn begin<M: Classifier>(module: M, fit: &mut Fit<'_>) -> Result<Run<M>> {
 
 impl<M: Classifier> Run<M> {
     /// Carries out what the recipe says for this step.
-    fn apply_events(mut self, schedule: &Schedule, fit: &Fit<'_>) -> Result<Self> {
+    fn apply_events(mut self, schedule: &Schedule, fit: &Fit<'_>, device: &Device) -> Result<Self> {
+        let mut data = GradientData::new(fit, self.step);
         for event in schedule.events_at(self.step) {
             if matches!(event.action, Action::StartQuantization(_)) {
                 let described = described(&fit.metadata, &self.state.pass);
                 weights::save(&self.module, &fit.folder.weights("pruned"), &described)?;
             }
             let changed;
-            (self.module, changed) = self.state.apply(self.module, schedule, &event.action)?;
+            let mut sample = |module: &M, pass: &Pass, images: Option<usize>| {
+                data.gradients(module, pass, images.unwrap_or(fit.args.batch), device)
+            };
+            (self.module, changed) =
+                modifiers::apply(&mut self.state, self.module, schedule, event, &mut sample)?;
             if changed {
                 self.best = None;
             }
@@ -353,7 +361,7 @@ impl<M: Classifier> Run<M> {
     ) -> Result<(Self, f32)> {
         let images = TensorData::new(std::mem::take(&mut batch.x), batch.dims);
         let x = Tensor::<4>::from_data(images, device);
-        let loss = loss_of(self.module.forward(x.clone(), &self.state.pass), &batch.y, device);
+        let loss = loss_of(self.module.forward(x.clone(), &self.state.training_pass()), &batch.y, device);
         let value: f32 = loss.clone().into_scalar();
         if !value.is_finite() {
             return Err(Error::Diverged { step: self.step, loss: value });
@@ -418,12 +426,58 @@ impl<M: Classifier> Run<M> {
         };
         let model = weights::tensors(&self.module, &self.state.params);
         let (first, second) = (self.state.first_moment_tensors(), self.state.second_moment_tensors());
-        let masks = self.state.mask_tensors();
-        let files: [(&str, &[_]); 4] =
-            [("model", &model), ("first_moment", &first), ("second_moment", &second), ("masks", &masks)];
+        let (masks, columns) = (self.state.mask_tensors(), self.state.column_tensors());
+        let files: [(&str, &[_]); 5] = [
+            ("model", &model),
+            ("first_moment", &first),
+            ("second_moment", &second),
+            ("masks", &masks),
+            ("columns", &columns),
+        ];
         let json = serde_json::to_value(&saved).map_err(|e| Error::Resume(e.to_string()))?;
         checkpoint::save(&fit.folder.path, saved.step, &files, &json)?;
         Ok(())
+    }
+}
+
+/// Training images for gradients that a modifier asks for at an event. They come shuffled anew for each step, in an order
+/// that a resumed training repeats.
+struct GradientData<'a> {
+    set: &'a ImageSet,
+    spec: BatchSpec,
+    batches: Option<Batches<'a>>,
+}
+
+/// Passes over the data that the gradients of one step may need.
+const GRADIENT_EPOCHS_MAX: u64 = 1 << 12;
+
+impl<'a> GradientData<'a> {
+    fn new(fit: &'a Fit<'_>, step: u64) -> GradientData<'a> {
+        // Epochs of training count up from 0, these down from the end.
+        let epoch = u64::MAX - step * GRADIENT_EPOCHS_MAX;
+        GradientData { set: &fit.train, spec: fit.args.batches(epoch), batches: None }
+    }
+
+    /// Of the loss of `images` images.
+    fn gradients<M: Classifier>(
+        &mut self,
+        module: &M,
+        pass: &Pass,
+        images: usize,
+        device: &Device,
+    ) -> Result<Gradients> {
+        let mut batch = match &mut self.batches {
+            Some(batches) if self.spec.batch == images => batches.next(),
+            _ => None,
+        };
+        if batch.is_none() {
+            self.spec = BatchSpec { batch: images, epoch: self.spec.epoch - 1, ..self.spec };
+            let batches = self.batches.insert(Batches::new(self.set, self.spec)?);
+            batch = batches.next();
+        }
+        let batch = batch.ok_or_else(|| Error::Recipe("there are no images for a gradient".into()))?;
+        let x = Tensor::<4>::from_data(TensorData::new(batch.x, batch.dims), device);
+        Ok(loss_of(module.forward(x, pass), &batch.y, device).backward())
     }
 }
 

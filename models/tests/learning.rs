@@ -82,7 +82,7 @@ fn losses(mut net: Network, pass: &Pass, steps: usize, device: &Device) -> (Netw
         let gradients = loss.backward();
         net = params::update_with_gradients(net, gradients, |rows| {
             for row in rows {
-                row.values.iter_mut().zip(row.gradient).for_each(|(w, d)| *w -= rate * d);
+                row.values.iter_mut().zip(&*row.gradient).for_each(|(w, d)| *w -= rate * d);
             }
         });
     }

@@ -6,7 +6,7 @@ use lacuna_models::{InputShape, MODELS, Network};
 use lacuna_nn::Classifier;
 use lacuna_nn::layers::Init;
 use lacuna_nn::params::{self, Role};
-use lacuna_recipe::{MaskStructure, Scope};
+use lacuna_recipe::Scope;
 use lacuna_train::optimizer::Optimizer;
 use lacuna_train::state::State;
 use lacuna_train::{masks, weights};
@@ -64,8 +64,7 @@ impl Training {
         let mut found = Vec::new();
         params::for_each(&self.net, |row, w| {
             if rows[1..].contains(&row) {
-                let one = masks::by_magnitude(&[w], 0.8, MaskStructure::Unstructured, Scope::Uniform);
-                found.push((row, one.unwrap().pop()));
+                found.push((row, masks::by_magnitude(&[w], 0.8, Scope::Uniform).pop()));
             }
         });
         self.net = self.state.set_masks(self.net, found);

@@ -1,0 +1,155 @@
+//! Reads the modifiers that prune into their typed form.
+
+use crate::kind::{FisherRule, Inter, MaskStructure, Pruning, PruningGroup, Scope, ScoreRule};
+use crate::modifier::Reader;
+use crate::modifier_table::Absent;
+use crate::params::selector;
+use crate::value::{float, int, mask};
+use crate::yaml::NodeId;
+
+/// Most gradients in one estimate of the Fisher matrix, images in a gradient, and estimates per update.
+const GRADS_MAX: i64 = 1 << 20;
+const BATCH_MAX: i64 = 1 << 16;
+const RECOMPUTATIONS_MAX: i64 = 1000;
+/// Largest block of the Fisher matrix.
+const BLOCK_MAX: i64 = 1 << 16;
+
+impl Reader<'_> {
+    /// A class of the family of GMPruningModifier: it prunes more and more, from a start to an end.
+    pub(crate) fn pruning(&mut self, start: f64, end: f64) -> Option<Pruning> {
+        if end < 0.0 {
+            self.error(self.at("end_epoch"), "gradual pruning needs an end epoch", "");
+        }
+        if self.bool("phased") {
+            self.error(self.at("phased"), "`phased: true` is not part of the language any more", "use ACDC");
+        }
+        let score = self.score()?;
+        let last = self.arg("final_sparsity")?;
+        let groups = if self.doc.is_map(last) {
+            let listed = self
+                .arg("params")
+                .map_or(0, |node| self.doc.list(node).len().max(usize::from(self.doc.text(node).is_some())));
+            if listed > 0 {
+                let help = "write `params: []`";
+                self.error(self.at("params"), "the parameters stand in `final_sparsity` here", help);
+            }
+            let entries: Vec<(NodeId, NodeId)> = self.doc.map(last).collect();
+            let mut groups = Vec::with_capacity(entries.len());
+            for (sparsity, names) in entries {
+                let params = selector(self.doc, self.file, names, self.found)?;
+                groups.push(PruningGroup { params, final_sparsity: float(self.doc, sparsity)? });
+            }
+            groups
+        } else {
+            vec![PruningGroup { params: self.params("params")?, final_sparsity: float(self.doc, last)? }]
+        };
+        let global = self.row.class == "GlobalMagnitudePruningModifier" || self.bool("global_sparsity");
+        Some(Pruning {
+            score,
+            init_sparsity: float(self.doc, self.arg("init_sparsity")?),
+            groups,
+            start,
+            end,
+            update_frequency: self.float("update_frequency"),
+            leave_enabled: self.bool("leave_enabled"),
+            inter: match self.text("inter_func") {
+                "linear" => Inter::Linear,
+                "inverse_cubic" => Inter::InverseCubic,
+                _ => Inter::Cubic,
+            },
+            structure: match self.arg("mask_type") {
+                Some(node) => mask(self.doc, node)?,
+                None => MaskStructure::Unstructured,
+            },
+            scope: if global { Scope::Global } else { Scope::Uniform },
+        })
+    }
+
+    fn score(&mut self) -> Option<ScoreRule> {
+        match self.row.class {
+            "MovementPruningModifier" => return Some(ScoreRule::Movement),
+            "OBSPruningModifier" => return self.fisher(false),
+            "MFACPruningModifier" => return self.fisher(true),
+            _ => {}
+        }
+        match self.text("score_type") {
+            "magnitude" | "" => Some(ScoreRule::Magnitude),
+            "movement" => Some(ScoreRule::Movement),
+            other => {
+                let message = format!("`score_type: {other}` is not known here");
+                let help = "magnitude or movement; second-order scores have modifiers of their own";
+                self.error(self.at("score_type"), message, help);
+                None
+            }
+        }
+    }
+
+    fn fisher(&mut self, matrix_free: bool) -> Option<ScoreRule> {
+        let damp = self.float("damp");
+        if damp <= 0.0 {
+            self.error(self.at("damp"), "`damp` must be above 0", "1e-7 is usual");
+        }
+        let batch = match self.given("grad_sampler_kwargs") {
+            None => None,
+            Some(kwargs) => {
+                let found = self.doc.map(kwargs).find(|&(key, _)| self.doc.text(key) == Some("batch_size"));
+                match found {
+                    None => None,
+                    Some((_, node)) => Some(self.count(node, "batch_size", BATCH_MAX)?),
+                }
+            }
+        };
+        let grads = match self.arg("num_grads").filter(|&node| self.doc.is_map(node)) {
+            None => vec![(0.0, self.whole("num_grads", GRADS_MAX)?)],
+            Some(map) => {
+                let entries: Vec<(NodeId, NodeId)> = self.doc.map(map).collect();
+                let mut grads = Vec::with_capacity(entries.len());
+                for (from, count) in entries {
+                    let Some(from) = float(self.doc, from).filter(|n| (0.0..1.0).contains(n)) else {
+                        self.error(self.doc.pos(from), "the keys of `num_grads` are sparsities", "");
+                        return None;
+                    };
+                    grads.push((from, self.count(count, "num_grads", GRADS_MAX)?));
+                }
+                grads.sort_by(|a, b| a.0.total_cmp(&b.0));
+                if grads.first().is_none_or(|first| first.0 != 0.0) {
+                    let help = "add the number from sparsity 0 on";
+                    self.error(self.at("num_grads"), "`num_grads` has no entry for 0", help);
+                }
+                grads
+            }
+        };
+        let rule = FisherRule {
+            grads,
+            batch,
+            damp,
+            block: self.whole("fisher_block_size", BLOCK_MAX)?,
+            recomputations: if matrix_free {
+                1
+            } else {
+                self.whole("num_recomputations", RECOMPUTATIONS_MAX)?
+            },
+            matrix_free,
+        };
+        Some(ScoreRule::Fisher(rule))
+    }
+
+    /// A whole number of the recipe or the table, from 1 to `max`.
+    fn whole(&mut self, name: &str, max: i64) -> Option<u32> {
+        match self.arg(name) {
+            Some(node) => self.count(node, name, max),
+            None => match self.default(name) {
+                Absent::Int(value) => u32::try_from(value).ok(),
+                _ => None,
+            },
+        }
+    }
+
+    fn count(&mut self, node: NodeId, name: &str, max: i64) -> Option<u32> {
+        let value = int(self.doc, node).filter(|n| (1..=max).contains(n)).and_then(|n| u32::try_from(n).ok());
+        if value.is_none() {
+            self.error(self.doc.pos(node), format!("`{name}` must be a whole number from 1 to {max}"), "");
+        }
+        value
+    }
+}

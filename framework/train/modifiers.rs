@@ -1,0 +1,97 @@
+//! What the modifiers of a recipe do to a training: one function for each idea, in a file of its own.
+//!
+//! ```text
+//! event of a step     apply           masks, moments, phases           before the forward pass
+//! watch of a step     before_step     sees and changes gradients       between backward pass and optimiser
+//!                     after_step      puts weights back in order       after the optimiser
+//! ```
+//! What a modifier remembers is in [`Columns`](crate::columns::Columns); what it needs of the loss at a moment of its own
+//! choice, it asks of [`Sample`].
+
+pub mod prune;
+pub mod watch;
+
+use crate::error::{Error, Result};
+use crate::state::State;
+use burn::module::Module;
+use burn::tensor::Gradients;
+use lacuna_nn::params;
+use lacuna_nn::quant::{Norm, Pass, Quant};
+use lacuna_recipe::{Action, Event, PoolRange, Schedule};
+
+/// Gradients of the loss of the next few training images (`None`: as many as a training step takes) under a pass. Which
+/// images come is a function of the step alone.
+pub type Sample<'a, M> = dyn FnMut(&M, &Pass, Option<usize>) -> Result<Gradients> + 'a;
+
+/// A [`Sample`] where there is no data.
+pub fn no_data<M>(_: &M, _: &Pass, _: Option<usize>) -> Result<Gradients> {
+    Err(Error::Recipe("this modifier needs training data for its gradients".into()))
+}
+
+/// Carries out one event. Returns whether the model is another kind of model from here on (sparser, quantised), so that
+/// earlier accuracies say nothing about it.
+pub fn apply<M: Module>(
+    state: &mut State,
+    module: M,
+    schedule: &Schedule,
+    event: &Event,
+    sample: &mut Sample<'_, M>,
+) -> Result<(M, bool)> {
+    let rows = |range: PoolRange| state.trained_rows(schedule.params(range));
+    match event.action {
+        Action::SetSparsity { params, sparsity, own_share, structure, scope, score } => {
+            let rows = rows(params);
+            let target = prune::Target { sparsity, own_share, structure, scope };
+            let module = prune::set_sparsity(state, module, event.modifier, &rows, &target, &score, sample)?;
+            Ok((module, true))
+        }
+        Action::FixMasks { params } => {
+            let rows = rows(params);
+            let mut masks = Vec::with_capacity(rows.len());
+            params::for_each(&module, |row, w| {
+                if rows.contains(&row) {
+                    masks.push((row, Some(w.iter().map(|&v| (v != 0.0) as u8).collect())));
+                }
+            });
+            Ok((state.set_masks(module, masks), false))
+        }
+        Action::ReleaseMasks { params } => {
+            let released = rows(params).into_iter().map(|row| (row, None));
+            Ok((state.set_masks(module, released), false))
+        }
+        Action::DropHidden { params } => {
+            let rows = rows(params);
+            prune::drop_hidden(state, event.modifier, &rows);
+            Ok((module, false))
+        }
+        Action::SetLearningRate(_) => Ok((module, false)),
+        Action::SetWeightDecay(decay) => {
+            state.weight_decay = decay;
+            Ok((module, false))
+        }
+        Action::StartQuantization(_) => {
+            state.pass.quant = Quant::Observe;
+            Ok((module, true))
+        }
+        Action::FreezeObservers => {
+            state.pass.quant = Quant::Frozen;
+            Ok((module, false))
+        }
+        Action::FreezeBatchNorm => {
+            state.pass.norm = Norm::Frozen;
+            Ok((module, false))
+        }
+        Action::SetTrainable { params, trainable } => {
+            for row in rows(params) {
+                state.trainable[row] = trainable;
+            }
+            Ok((module, false))
+        }
+        Action::RestoreTrainable { params } => {
+            for row in rows(params) {
+                state.trainable[row] = true;
+            }
+            Ok((module, false))
+        }
+    }
+}
