@@ -12,14 +12,17 @@
 #![forbid(unsafe_code)]
 
 mod diagnostic;
+mod expand;
 mod expr;
 mod kind;
+mod language_model_table;
 mod modifier;
 mod modifier_pruning;
 mod modifier_table;
 mod params;
 mod plan;
 mod plan_pruning;
+mod quant_reader;
 mod recipe;
 mod schedule;
 mod value;
@@ -31,8 +34,11 @@ pub use kind::{
     FisherRule, Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup,
     QuantArgs, Quantization, Scope, ScoreRule,
 };
+pub use language_model_table::LANGUAGE_MODEL_MODIFIERS;
 pub use modifier::{Arg, Modifier};
-pub use modifier_table::{Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type};
+pub use modifier_table::{
+    Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type, rows,
+};
 pub use params::{Pattern, Rule, Selector};
 pub use plan::{
     Action, EVENTS_MAX, Event, Fisher, LayerScheme, ParamRow, PoolRange, QuantScheme, Score, Watch,

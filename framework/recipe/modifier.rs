@@ -1,8 +1,8 @@
 //! One modifier of a recipe: its tagged map checked against the table row by row, then as a typed [`Kind`].
 
 use crate::diagnostic::{Diagnostic, Pos, Severity, did_you_mean};
-use crate::kind::{Kind, LayerQuant, LrClass, LrFunction, QuantArgs, Quantization};
-use crate::modifier_table::{Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type};
+use crate::kind::{Kind, LrClass, LrFunction};
+use crate::modifier_table::{Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, ModifierRow, Status, Type, key, rows};
 use crate::params::{Selector, selector};
 use crate::value::{MASK_EXPECTED, boolean, float, int, is_names, is_null, mask};
 use crate::yaml::{Data, Document, NodeId};
@@ -18,7 +18,7 @@ pub struct Modifier {
     pub group: String,
     /// Row of [`Recipe::stages`](crate::Recipe::stages), in a staged recipe.
     pub stage: Option<u32>,
-    /// The keys given, in the order of the text, without those that have no effect.
+    /// The keys given, in the order of the text; those with a default of [`Absent::Dropped`] have no effect.
     pub args: Vec<Arg>,
     /// `enabled: false` keeps a modifier in the file and out of the schedule.
     pub enabled: bool,
@@ -35,6 +35,12 @@ pub struct Arg {
 impl Modifier {
     pub fn class(&self) -> &'static str {
         self.row.class
+    }
+
+    /// The value of a key that the recipe gives and that is not null.
+    pub fn given(&self, doc: &Document, name: &str) -> Option<NodeId> {
+        let arg = self.args.iter().find(|arg| arg.key.name == name)?;
+        Some(arg.value).filter(|&node| !is_null(doc, node))
     }
 
     /// Epoch at which it starts, -1 before training.
@@ -63,22 +69,52 @@ impl Modifier {
     }
 }
 
-/// Reads the tagged node `node` as a modifier. `None` after an error; everything found goes to `found`.
+/// Where a modifier stands and how it is written.
+pub(crate) struct Entry<'a> {
+    /// As written: `GMPruningModifier`, or with a framework in front, `pytorch.GMPruningModifier`.
+    pub class: String,
+    pub pos: Pos,
+    /// Its map of arguments.
+    pub node: NodeId,
+    pub group: &'a str,
+    pub stage: Option<u32>,
+    /// Written `Name: {...}` with the session style's names of keys, not `!Name {...}`.
+    pub session: bool,
+}
+
+/// What the session style calls keys that the classic style has under another name.
+const SESSION_NAMES: &[(&str, &str)] = &[
+    ("start", "start_epoch"),
+    ("end", "end_epoch"),
+    ("update", "update_frequency"),
+    ("targets", "params"),
+    ("update_scheduler", "inter_func"),
+    ("mask_structure", "mask_type"),
+];
+
+/// Keys that every modifier of the session style takes, without effect here.
+const SESSION_KEYS: &[KeyRow] = &[
+    key("index", Type::Int, Absent::Dropped),
+    key("group", Type::Text, Absent::Dropped),
+    key("scheduler_args", Type::Map, Absent::Dropped),
+    key("apply_globally", Type::Bool, Absent::Dropped),
+];
+
+/// Keys that the session style may leave out though the classic style may not: they are -1 then.
+const SESSION_OPTIONAL: &[&str] = &["start_epoch", "update_frequency"];
+
+/// Reads one modifier. `None` after an error; everything found goes to `found`.
 pub(crate) fn read(
     doc: &Document,
     file: &str,
-    node: NodeId,
-    group: &str,
-    stage: Option<u32>,
+    entry: &Entry<'_>,
     found: &mut Vec<Diagnostic>,
 ) -> Option<Modifier> {
-    let tag = doc.tag(node).unwrap_or_default();
-    // SparseML also writes the framework in front: `!pytorch.GMPruningModifier`.
-    let class = tag.rsplit('.').next().unwrap_or(tag);
-    let pos = doc.pos(node);
-    let forms: Vec<&ModifierRow> = MODIFIERS.iter().filter(|row| row.class == class).collect();
+    let Entry { pos, node, session, .. } = *entry;
+    let class = entry.class.rsplit('.').next().unwrap_or_default();
+    let forms: Vec<&ModifierRow> = rows().filter(|row| row.class == class).collect();
     if forms.is_empty() {
-        let help = did_you_mean(class, MODIFIERS.iter().map(|row| row.class));
+        let help = did_you_mean(class, rows().map(|row| row.class));
         found.push(Diagnostic::error(file, pos, format!("unknown modifier `!{class}`"), help));
         return None;
     }
@@ -87,10 +123,10 @@ pub(crate) fn read(
         found.push(Diagnostic::error(file, pos, message, ""));
         return None;
     }
-    let row = form(doc, node, &forms);
+    let row = form(doc, node, &forms, session);
     let errors = found.len();
     let mut reader = Reader { doc, file, row, pos, args: Vec::new(), found };
-    reader.collect(node);
+    reader.collect(node, session);
     // What follows uses the values, so they must all be right.
     if reader.found[errors..].iter().any(|d| d.severity == Severity::Error) {
         return None;
@@ -101,38 +137,65 @@ pub(crate) fn read(
     if found[errors..].iter().any(|d| d.severity == Severity::Error) {
         return None;
     }
-    Some(Modifier { pos, row, group: group.to_owned(), stage, args, enabled, kind })
+    Some(Modifier { pos, row, group: entry.group.to_owned(), stage: entry.stage, args, enabled, kind })
 }
 
 /// The first form that knows every key given; else the one that knows most of them.
-fn form(doc: &Document, node: NodeId, forms: &[&'static ModifierRow]) -> &'static ModifierRow {
+fn form(doc: &Document, node: NodeId, forms: &[&'static ModifierRow], session: bool) -> &'static ModifierRow {
     let unknown = |row: &'static ModifierRow| {
-        doc.map(node).filter(|&(key, _)| find_key(row, doc.text(key).unwrap_or_default()).is_none()).count()
+        let known = |key| find_key(row, doc.text(key).unwrap_or_default(), session).is_some();
+        doc.map(node).filter(|&(key, _)| !known(key)).count()
     };
     forms.iter().copied().min_by_key(|row| unknown(row)).unwrap_or(forms[0])
 }
 
-fn find_key(row: &'static ModifierRow, name: &str) -> Option<&'static KeyRow> {
-    row.keys.iter().chain(COMMON_KEYS).find(|key| key.name == name)
+fn find_key(row: &'static ModifierRow, name: &str, session: bool) -> Option<&'static KeyRow> {
+    let find = |name: &str| row.keys.iter().chain(COMMON_KEYS).find(|key| key.name == name);
+    if !session {
+        return find(name);
+    }
+    let classic =
+        || SESSION_NAMES.iter().find(|(theirs, _)| *theirs == name).and_then(|(_, ours)| find(ours));
+    find(name).or_else(classic).or_else(|| SESSION_KEYS.iter().find(|key| key.name == name))
+}
+
+/// A key's name as a recipe of that style writes it.
+fn written(name: &'static str, session: bool) -> &'static str {
+    let theirs = SESSION_NAMES.iter().find(|&&(_, ours)| session && ours == name);
+    theirs.map_or(name, |(theirs, _)| theirs)
 }
 
 pub(crate) struct Reader<'a> {
-    pub(crate) doc: &'a Document,
-    pub(crate) file: &'a str,
-    pub(crate) row: &'static ModifierRow,
+    pub doc: &'a Document,
+    pub file: &'a str,
+    pub row: &'static ModifierRow,
     pos: Pos,
     args: Vec<Arg>,
-    pub(crate) found: &'a mut Vec<Diagnostic>,
+    pub found: &'a mut Vec<Diagnostic>,
 }
 
 impl Reader<'_> {
     /// Matches the map's keys with the table: unknown and missing ones are errors, values must fit their type.
-    fn collect(&mut self, node: NodeId) {
+    fn collect(&mut self, node: NodeId, session: bool) {
+        self.collect_keys(node, session);
+        let optional = |key: &KeyRow| session && SESSION_OPTIONAL.contains(&key.name);
+        let required = self.row.keys.iter().filter(|key| key.default == Absent::Required && !optional(key));
+        let missing: Vec<&str> =
+            required.map(|key| key.name).filter(|name| self.arg(name).is_none()).collect();
+        if !missing.is_empty() {
+            let add = missing.iter().map(|name| format!("`{}: ...`", written(name, session)));
+            let help = format!("add {}", add.collect::<Vec<_>>().join(", "));
+            self.error(self.pos, format!("`!{}` lacks what it needs", self.row.class), help);
+        }
+    }
+
+    fn collect_keys(&mut self, node: NodeId, session: bool) {
         let class = self.row.class;
         for (key, value) in self.doc.map(node) {
             let name = self.doc.text(key).map_or_else(|| self.doc.brief(key), str::to_owned);
-            let Some(key_row) = find_key(self.row, &name) else {
-                let names: Vec<&str> = self.row.keys.iter().map(|key| key.name).collect();
+            let Some(key_row) = find_key(self.row, &name, session) else {
+                let effective = self.row.keys.iter().filter(|key| key.default != Absent::Dropped);
+                let names: Vec<&str> = effective.map(|key| written(key.name, session)).collect();
                 let mut help = did_you_mean(&name, names.iter().copied());
                 if help.is_empty() {
                     help = format!("known keys: {}", names.join(", "));
@@ -143,23 +206,21 @@ impl Reader<'_> {
             if key_row.default == Absent::Dropped {
                 let message = format!("`{name}` has no effect");
                 self.found.push(Diagnostic::warning(self.file, self.doc.pos(key), message, ""));
-                continue;
-            }
-            if let Err(expected) = self.fits(key_row, value) {
+            } else if let Err(expected) = self.fits(key_row, value) {
                 let message = format!("`{name}` must be {expected}, not `{}`", self.doc.brief(value));
                 self.error(self.doc.pos(value), message, "");
             }
-            self.args.push(Arg { key: key_row, value });
-        }
-        let required = self.row.keys.iter().filter(|key| key.default == Absent::Required);
-        let missing: Vec<&str> =
-            required.map(|key| key.name).filter(|name| self.arg(name).is_none()).collect();
-        if !missing.is_empty() {
-            let help = format!(
-                "add {}",
-                missing.iter().map(|name| format!("`{name}: ...`")).collect::<Vec<_>>().join(", ")
-            );
-            self.error(self.pos, format!("`!{class}` lacks what it needs"), help);
+            if self.args.iter().any(|arg| arg.key.name == key_row.name) {
+                self.error(
+                    self.doc.pos(key),
+                    format!("`{}` is given twice", key_row.name),
+                    "keep one of them",
+                );
+            } else if key_row.ty == Type::Options {
+                self.collect_keys(value, session);
+            } else {
+                self.args.push(Arg { key: key_row, value });
+            }
         }
     }
 
@@ -208,7 +269,7 @@ impl Reader<'_> {
                 "a list of integers".to_owned(),
             ),
             Type::Mask => (mask(self.doc, value).is_some(), MASK_EXPECTED.to_owned()),
-            Type::Map => (self.doc.is_map(value), "a map".to_owned()),
+            Type::Map | Type::Options => (self.doc.is_map(value), "a map".to_owned()),
             Type::Scheme => (
                 self.doc.is_map(value)
                     || text.is_some_and(|t| ["default", "deepsparse", "tensorrt"].contains(&t)),
@@ -225,13 +286,12 @@ impl Reader<'_> {
             let at = self.arg("end_epoch").map_or(self.pos, |node| self.doc.pos(node));
             self.error(at, format!("ends at epoch {end}, before it starts at epoch {start}"), "");
         }
-        if self.row.status == Status::ParsedOnly && self.row.class != "DistillationModifier" {
+        if self.row.status != Status::Implemented && self.row.class != "DistillationModifier" {
             return Some(Kind::ParsedOnly { start, end });
         }
         Some(match self.row.class {
             "EpochRangeModifier" => Kind::EpochRange { start, end },
             "SetLearningRateModifier" => {
-                self.no_param_groups();
                 Kind::SetLearningRate { learning_rate: self.float("learning_rate"), start }
             }
             "LearningRateFunctionModifier" => self.lr_function(start, end),
@@ -242,7 +302,6 @@ impl Reader<'_> {
                 end,
             },
             "SetWeightDecayModifier" => {
-                self.no_param_groups();
                 Kind::SetWeightDecay { weight_decay: self.float("weight_decay"), start }
             }
             "TrainableParamsModifier" => Kind::TrainableParams {
@@ -253,7 +312,9 @@ impl Reader<'_> {
                 end,
             },
             "ConstantPruningModifier" => Kind::ConstantPruning { params: self.params("params")?, start, end },
-            "QuantizationModifier" => Kind::Quantization(self.quantization(start, end)?),
+            "QuantizationModifier" | "LegacyQuantizationModifier" => {
+                Kind::Quantization(self.quantization(start, end)?)
+            }
             "DistillationModifier" => Kind::Distillation {
                 hardness: self.float("hardness"),
                 temperature: self.float("temperature"),
@@ -265,7 +326,6 @@ impl Reader<'_> {
     }
 
     fn lr_function(&mut self, start: f64, end: f64) -> Kind {
-        self.no_param_groups();
         let function = match self.text("lr_func") {
             "cosine" => LrFunction::Cosine,
             "cyclic_linear" => LrFunction::CyclicLinear,
@@ -353,165 +413,10 @@ impl Reader<'_> {
         value
     }
 
-    fn quantization(&mut self, start: f64, end: f64) -> Option<Quantization> {
-        if end >= 0.0 {
-            self.error(self.at("end_epoch"), "quantisation does not end", "leave `end_epoch` out");
-        }
-        let older = self.row.keys.iter().any(|key| key.name == "submodules");
-        let scheme = if older { self.older_scheme()? } else { self.scheme(self.arg("scheme"))? };
-        let mut overrides = Vec::new();
-        let entries: Vec<(NodeId, NodeId)> =
-            self.arg("scheme_overrides").map(|node| self.doc.map(node).collect()).unwrap_or_default();
-        for (name, value) in entries {
-            let names = selector(self.doc, self.file, name, self.found)?;
-            overrides.push((
-                names,
-                if is_null(self.doc, value) { LayerQuant::default() } else { self.scheme(Some(value))? },
-            ));
-        }
-        if let Some(node) = self.given("custom_quantizable_module_types") {
-            let message = "`custom_quantizable_module_types` has no effect";
-            self.found.push(Diagnostic::warning(self.file, self.doc.pos(node), message, ""));
-        }
-        let tensorrt = self.bool("tensorrt")
-            || self.arg("scheme").is_some_and(|node| self.doc.text(node) == Some("tensorrt"));
-        let optional_epoch = |reader: &Self, name| {
-            reader.given(name).and_then(|node| float(reader.doc, node)).filter(|&e| e >= 0.0)
-        };
-        let steps = self.given("num_calibration_steps").and_then(|node| int(self.doc, node));
-        Some(Quantization {
-            start,
-            disable_observer: optional_epoch(self, "disable_quantization_observer_epoch"),
-            freeze_bn: optional_epoch(self, "freeze_bn_stats_epoch"),
-            scheme,
-            overrides,
-            ignore: if older { self.names("exclude_module_types")? } else { self.names("ignore")? },
-            strict: self.bool("strict"),
-            submodules: self.names("submodules")?,
-            calibration_steps: steps.and_then(|n| u32::try_from(n).ok()),
-            fuse: !tensorrt,
-            linear_activations: !older || self.bool("quantize_linear_activations"),
-            conv_activations: !older || self.bool("quantize_conv_activations"),
-            embeddings: !older || self.bool("quantize_embeddings"),
-            reduce_range: self.bool("reduce_range"),
-        })
-    }
-
-    fn older_scheme(&mut self) -> Option<LayerQuant> {
-        let symmetric = self.bool("tensorrt");
-        let activation = self.bits("activation_bits")?;
-        let weight = self.bits("weight_bits")?;
-        Some(LayerQuant {
-            input: Some(QuantArgs { bits: activation, symmetric, per_channel: false }),
-            weight: Some(QuantArgs { bits: weight, symmetric: true, per_channel: false }),
-            output: None,
-        })
-    }
-
-    fn bits(&mut self, name: &str) -> Option<u8> {
-        let bits = self.arg(name).map_or(Some(8), |node| int(self.doc, node));
-        let bits = bits.and_then(|n| u8::try_from(n).ok()).filter(|n| (2..=8).contains(n));
-        if bits.is_none() {
-            self.error(self.at(name), format!("`{name}` must be 2 to 8"), "");
-        }
-        bits
-    }
-
-    /// A scheme by name or written out. Written out, a part that is absent or null stays in floating point.
-    fn scheme(&mut self, node: Option<NodeId>) -> Option<LayerQuant> {
-        let activation = QuantArgs { bits: 8, symmetric: false, per_channel: false };
-        let weight = QuantArgs { bits: 8, symmetric: true, per_channel: false };
-        let standard = LayerQuant { input: Some(activation), weight: Some(weight), output: None };
-        let Some(node) = node.filter(|&node| !is_null(self.doc, node)) else { return Some(standard) };
-        match self.doc.text(node) {
-            Some("tensorrt") => {
-                let input = Some(QuantArgs { symmetric: true, ..activation });
-                return Some(LayerQuant { input, ..standard });
-            }
-            Some("default" | "deepsparse") => return Some(standard),
-            Some(name) => {
-                let help = did_you_mean(name, ["default", "deepsparse", "tensorrt"]);
-                self.error(self.doc.pos(node), format!("unknown quantisation scheme `{name}`"), help);
-                return None;
-            }
-            None => {}
-        }
-        let mut scheme = LayerQuant::default();
-        for (key, value) in self.doc.map(node).collect::<Vec<_>>() {
-            let name = self.doc.show(key);
-            let (slot, base) = match name.as_str() {
-                "input_activations" => (&mut scheme.input, activation),
-                "weights" => (&mut scheme.weight, weight),
-                "output_activations" => (&mut scheme.output, activation),
-                _ => {
-                    let help = did_you_mean(&name, ["input_activations", "weights", "output_activations"]);
-                    self.error(self.doc.pos(key), format!("a scheme has no part `{name}`"), help);
-                    continue;
-                }
-            };
-            *slot = if is_null(self.doc, value) { None } else { Some(self.quant_args(value, base)?) };
-        }
-        Some(scheme)
-    }
-
-    fn quant_args(&mut self, node: NodeId, base: QuantArgs) -> Option<QuantArgs> {
-        let mut args = base;
-        if !self.doc.is_map(node) {
-            self.error(
-                self.doc.pos(node),
-                "quantisation arguments are a map",
-                "num_bits, symmetric, strategy",
-            );
-            return None;
-        }
-        for (key, value) in self.doc.map(node).collect::<Vec<_>>() {
-            let name = self.doc.show(key);
-            let problem = match name.as_str() {
-                "num_bits" => match int(self.doc, value) {
-                    Some(bits @ 2..=8) => {
-                        args.bits = bits as u8;
-                        None
-                    }
-                    _ => Some("`num_bits` must be 2 to 8".to_owned()),
-                },
-                "symmetric" => match boolean(self.doc, value) {
-                    Some(symmetric) => {
-                        args.symmetric = symmetric;
-                        None
-                    }
-                    None => Some("`symmetric` must be true or false".to_owned()),
-                },
-                "strategy" => match self.doc.text(value) {
-                    Some(strategy @ ("tensor" | "channel")) => {
-                        args.per_channel = strategy == "channel";
-                        None
-                    }
-                    _ => Some("`strategy` must be tensor or channel".to_owned()),
-                },
-                // Options of PyTorch observers.
-                "kwargs" => None,
-                _ => Some(format!("quantisation arguments have no key `{name}`")),
-            };
-            if let Some(problem) = problem {
-                let help = did_you_mean(&name, ["num_bits", "symmetric", "strategy", "kwargs"]);
-                let help = if help.contains(&format!("`{name}`")) { String::new() } else { help };
-                self.error(self.doc.pos(value), problem, help);
-                return None;
-            }
-        }
-        Some(args)
-    }
-
-    fn no_param_groups(&mut self) {
-        if let Some(node) = self.given("param_groups") {
-            let help = "leave `param_groups` out: the optimiser has one group";
-            self.error(self.doc.pos(node), "parameter groups are not carried out yet", help);
-        }
-    }
-
-    /// The node of a key that was given.
+    /// The node of a key that was given and has an effect.
     pub(crate) fn arg(&self, name: &str) -> Option<NodeId> {
-        self.args.iter().find(|arg| arg.key.name == name).map(|arg| arg.value)
+        let effective = |arg: &&Arg| arg.key.name == name && arg.key.default != Absent::Dropped;
+        self.args.iter().find(effective).map(|arg| arg.value)
     }
 
     /// The node of a key that was given and is not null.
@@ -524,7 +429,7 @@ impl Reader<'_> {
     }
 
     pub(crate) fn default(&self, name: &str) -> Absent {
-        find_key(self.row, name).map_or(Absent::Null, |key| key.default)
+        find_key(self.row, name, false).map_or(Absent::Null, |key| key.default)
     }
 
     /// A number of the recipe or the table; -1 where the class has no such key.
@@ -563,7 +468,7 @@ impl Reader<'_> {
     }
 
     /// A list of layer names; `Some(None)` where it is absent or empty.
-    fn names(&mut self, name: &str) -> Option<Option<Selector>> {
+    pub(crate) fn names(&mut self, name: &str) -> Option<Option<Selector>> {
         let Some(node) = self.given(name) else { return Some(None) };
         let selected = selector(self.doc, self.file, node, self.found)?;
         Some(if selected.patterns.is_empty() { None } else { Some(selected) })

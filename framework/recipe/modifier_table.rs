@@ -1,6 +1,8 @@
 //! The table of modifiers: every class of the classic recipe language with its keys, their types and defaults,
 //! what it does, and whether a schedule can carry it out. Reading, checking and `recipe expand` follow this table.
 
+use crate::language_model_table::LANGUAGE_MODEL_MODIFIERS;
+
 /// What a key's value must be.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Type {
@@ -31,6 +33,8 @@ pub enum Type {
     /// `unstructured`, `block4`, `N:M`, `tensorrt`, `filter`, `channel`, or two integers.
     Mask,
     Map,
+    /// A map of other keys of the same class: the place where older recipes write them.
+    Options,
     /// `default`, `deepsparse`, `tensorrt`, or a map of quantisation arguments.
     Scheme,
     Any,
@@ -64,9 +68,11 @@ pub enum Status {
     Implemented,
     /// Read and checked; `compile` refuses it by name.
     ParsedOnly,
+    /// Read and checked; it belongs to work that is not done here, for this reason. `compile` refuses it.
+    NotApplicable(&'static str),
 }
 
-/// One class. A class with two forms has two rows; the first row that knows all keys given is taken.
+/// One class. A class with several forms has several rows; the first row that knows all keys given is taken.
 #[derive(Clone, Copy, Debug)]
 pub struct ModifierRow {
     pub class: &'static str,
@@ -82,17 +88,22 @@ pub const EPOCH_MAX: f64 = 1e6;
 pub const COMMON_KEYS: &[KeyRow] =
     &[key("enabled", Type::Bool, Absent::Bool(true)), key("log_types", Type::Any, Absent::Dropped)];
 
-const fn key(name: &'static str, ty: Type, default: Absent) -> KeyRow {
+pub(crate) const fn key(name: &'static str, ty: Type, default: Absent) -> KeyRow {
     KeyRow { name, ty, default }
 }
 
-const fn row(
+pub(crate) const fn row(
     class: &'static str,
     status: Status,
     does: &'static str,
     keys: &'static [KeyRow],
 ) -> ModifierRow {
     ModifierRow { class, does, status, keys }
+}
+
+/// Every row: those of [`MODIFIERS`], then those that only language models need.
+pub fn rows() -> impl Iterator<Item = &'static ModifierRow> + Clone {
+    MODIFIERS.iter().chain(LANGUAGE_MODEL_MODIFIERS)
 }
 
 use Absent::{Dropped, Empty, Null, Required};
@@ -107,9 +118,9 @@ const CUBIC: Absent = Absent::Text("cubic");
 const LR: Type = Between(0.0, 1.0);
 const INTER: Type = OneOf(&["cubic", "linear", "inverse_cubic"]);
 
-const START: KeyRow = key("start_epoch", Epoch, NEVER);
+pub(crate) const START: KeyRow = key("start_epoch", Epoch, NEVER);
 const START_REQUIRED: KeyRow = key("start_epoch", Epoch, Required);
-const END: KeyRow = key("end_epoch", Epoch, NEVER);
+pub(crate) const END: KeyRow = key("end_epoch", Epoch, NEVER);
 const END_REQUIRED: KeyRow = key("end_epoch", Epoch, Required);
 /// Classes without an end accept the key of their base class and ignore it.
 const END_DROPPED: KeyRow = key("end_epoch", Epoch, Dropped);
@@ -126,13 +137,17 @@ const GLOBAL_TRUE: KeyRow = key("global_sparsity", Type::Bool, TRUE);
 const GROUPS: KeyRow = key("param_groups", Ints, Null);
 const LOGGING: KeyRow = key("constant_logging", Type::Bool, Dropped);
 const MOMENTUM_RESET: KeyRow = key("momentum_buffer_reset", Type::Bool, TRUE);
-const OBSERVER: KeyRow = key("disable_quantization_observer_epoch", Epoch, Null);
+pub(crate) const OBSERVER: KeyRow = key("disable_quantization_observer_epoch", Epoch, Null);
 const FREEZE_BN: KeyRow = key("freeze_bn_stats_epoch", Epoch, Null);
 const FUSE: KeyRow = key("model_fuse_fn_name", Text, Null);
 const FUSE_KWARGS: KeyRow = key("model_fuse_fn_kwargs", Type::Map, Null);
-const CALIBRATION: KeyRow = key("num_calibration_steps", Int, Null);
+pub(crate) const CALIBRATION: KeyRow = key("num_calibration_steps", Int, Null);
+/// Of calibration without training, which is a verb of its own and no part of a recipe.
+const ONE_SHOT: KeyRow = key("post_oneshot_calibration", Type::Bool, Dropped);
+const GROUPS_OF_SCHEMES: KeyRow = key("config_groups", Type::Map, Required);
+pub(crate) const IGNORE: KeyRow = key("ignore", Names, Empty);
 
-/// Every class. Order is for reading only.
+/// Every class that is of use here; [`rows`] adds the others. Order is for reading only.
 pub const MODIFIERS: &[ModifierRow] = &[
     row("EpochRangeModifier", Implemented, "sets how long training lasts", &[START_REQUIRED, END_REQUIRED]),
     row(
@@ -319,6 +334,8 @@ pub const MODIFIERS: &[ModifierRow] = &[
             key("available_devices", Names, Null),
             // The older name of `available_devices`.
             key("available_gpus", Names, Dropped),
+            key("grad_sampler_kwargs", Type::Map, Null),
+            key("mfac_options", Type::Options, Null),
         ],
     ),
     row(
@@ -341,6 +358,8 @@ pub const MODIFIERS: &[ModifierRow] = &[
             MOMENTUM_RESET,
             LEAVE,
             MASK,
+            GLOBAL,
+            key("grad_sampler_kwargs", Type::Map, Null),
         ],
     ),
     row(
@@ -419,6 +438,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
             CALIBRATION,
             key("strict", Type::Bool, TRUE),
             END,
+            ONE_SHOT,
         ],
     ),
     row(
@@ -447,6 +467,31 @@ pub const MODIFIERS: &[ModifierRow] = &[
             FUSE_KWARGS,
             CALIBRATION,
             END,
+        ],
+    ),
+    row(
+        "QuantizationModifier",
+        Implemented,
+        "quantisation-aware training, schemes by group of layers",
+        &[START, GROUPS_OF_SCHEMES, IGNORE, OBSERVER, CALIBRATION, END, ONE_SHOT],
+    ),
+    row(
+        "LegacyQuantizationModifier",
+        Implemented,
+        "quantisation-aware training, as the session style names the form with schemes",
+        &[
+            START,
+            key("scheme", Type::Scheme, Null),
+            key("scheme_overrides", Type::Map, Null),
+            IGNORE,
+            OBSERVER,
+            FREEZE_BN,
+            FUSE,
+            FUSE_KWARGS,
+            CALIBRATION,
+            key("strict", Type::Bool, TRUE),
+            END,
+            ONE_SHOT,
         ],
     ),
     row(
@@ -479,6 +524,21 @@ pub const MODIFIERS: &[ModifierRow] = &[
             UPDATE_DROPPED,
         ],
     ),
+    row(
+        "ASRegModifier",
+        ParsedOnly,
+        "adds the size of activations to the loss, so that more of them are zero",
+        &[
+            key("layers", Params, Required),
+            key("alpha", Any, Required),
+            key("layer_normalized", Type::Bool, FALSE),
+            key("reg_func", OneOf(&["l1", "l2", "relu", "hs"]), Absent::Text("l1")),
+            key("reg_tens", OneOf(&["inp", "out"]), Absent::Text("inp")),
+            START,
+            END,
+            UPDATE_DROPPED,
+        ],
+    ),
 ];
 
 #[cfg(test)]
@@ -487,7 +547,7 @@ mod tests {
 
     #[test]
     fn keys_are_unique_and_every_class_says_what_it_does() {
-        for row in MODIFIERS {
+        for row in rows() {
             let mut names: Vec<&str> = row.keys.iter().chain(COMMON_KEYS).map(|k| k.name).collect();
             names.sort_unstable();
             let count = names.len();

@@ -221,10 +221,19 @@ impl Compiler<'_> {
     fn modifier(&mut self, number: u32) {
         let recipe = self.recipe;
         let modifier = &recipe.modifiers[number as usize];
-        if modifier.row.status == Status::ParsedOnly {
-            let message = format!("`!{}` is read but not carried out yet", modifier.class());
+        let class = modifier.class();
+        let refused = match modifier.row.status {
+            Status::Implemented => None,
+            Status::ParsedOnly => Some(format!("`!{class}` is read but not carried out yet")),
+            Status::NotApplicable(why) => Some(format!("`!{class}` does not apply here: {why}")),
+        };
+        if let Some(message) = refused {
             self.error(modifier.pos, message, "remove it, or set `enabled: false`");
             return;
+        }
+        if let Some(groups) = modifier.given(&recipe.doc, "param_groups") {
+            let help = "leave `param_groups` out: the optimiser has one group";
+            self.error(recipe.doc.pos(groups), "parameter groups are not carried out yet", help);
         }
         match &modifier.kind {
             Kind::EpochRange { .. } | Kind::Distillation { .. } | Kind::ParsedOnly { .. } => {}

@@ -3,7 +3,7 @@
 use crate::diagnostic::{Diagnostic, Pos, Severity, did_you_mean};
 use crate::expr::{self, Number};
 use crate::modifier::{self, Modifier};
-use crate::modifier_table::{Absent, COMMON_KEYS};
+use crate::modifier_table::{Absent, COMMON_KEYS, Type};
 use crate::value::numeric_text;
 use crate::yaml::{self, Data, Document, NODES_MAX, NodeId, RECIPE_BYTES_MAX, YAML_DEPTH_MAX};
 use std::collections::HashMap;
@@ -50,11 +50,13 @@ pub fn parse(text: &str, source: &str, overrides: &[(String, String)]) -> Result
     }
     let (yaml_text, first_line) = front_matter(text, source).map_err(|error| vec![error])?;
     let (doc, found) = yaml::parse(yaml_text, source, first_line).map_err(|error| vec![error])?;
-    let mut reader = Reader { doc, file: source, found, scopes: Vec::new(), passed: 0 };
+    let mut reader =
+        Reader { doc, file: source, found, scopes: Vec::new(), passed: 0, session: false, missing: None };
     let layout = reader.layout();
     if reader.failed() {
         return Err(reader.errors());
     }
+    reader.session = layout.groups.iter().any(|group| reader.doc.is_map(group.node));
     reader.override_variables(overrides);
     reader.evaluate();
     if reader.failed() {
@@ -112,14 +114,17 @@ impl Recipe {
             for key in modifier.row.keys.iter().chain(COMMON_KEYS) {
                 let given = modifier.args.iter().find(|arg| arg.key.name == key.name);
                 let value = match (given, key.default) {
+                    (_, Absent::Dropped) => continue,
+                    _ if key.ty == Type::Options => continue,
                     (Some(arg), _) => self.doc.show(arg.value),
                     (None, Absent::Null) => "null".to_owned(),
                     (None, Absent::Bool(value)) => value.to_string(),
                     (None, Absent::Int(value)) => value.to_string(),
                     (None, Absent::Float(value)) => format!("{value:?}"),
-                    (None, Absent::Text(value)) => value.to_owned(),
+                    (None, Absent::Text(value)) => yaml::show_text(value),
                     (None, Absent::Empty) => "[]".to_owned(),
-                    (None, Absent::Required | Absent::Dropped) => continue,
+                    // Only the session style may leave such a key out.
+                    (None, Absent::Required) => "-1.0".to_owned(),
                 };
                 if key.name != "enabled" || value == "false" {
                     let _ = writeln!(out, "      {}: {value}", key.name);
@@ -148,8 +153,9 @@ pub fn parse_overrides(text: &str) -> Result<Vec<(String, String)>, Diagnostic> 
     }
     let mut overrides = Vec::new();
     for part in text.split(',').filter(|part| !part.trim().is_empty()) {
-        let (name, value) =
-            part.split_once('=').ok_or_else(|| fail(format!("`{part}` is not name=value")))?;
+        // SparseML takes a colon, too.
+        let pair = part.split_once('=').or_else(|| part.split_once(':'));
+        let (name, value) = pair.ok_or_else(|| fail(format!("`{part}` is not name=value")))?;
         if name.trim().is_empty() {
             return Err(fail(format!("`{part}` has no name")));
         }
@@ -205,15 +211,16 @@ fn summarise(found: Vec<Diagnostic>) -> Vec<Diagnostic> {
     order
 }
 
-/// The lists of modifiers in a recipe.
+/// The groups of modifiers in a recipe.
 struct Layout {
     groups: Vec<Group>,
     stages: Vec<Stage>,
 }
 
+/// A list of tagged maps (the classic style), or a map from class to arguments (the session style).
 struct Group {
     name: String,
-    list: NodeId,
+    node: NodeId,
     stage: Option<u32>,
 }
 
@@ -232,6 +239,10 @@ struct Reader<'a> {
     scopes: Vec<Scope>,
     /// Nodes passed through lone names so far.
     passed: u32,
+    /// Whether modifiers are written in the session style, which lets the command line define variables.
+    session: bool,
+    /// The variable that an expression asked for and that is not there.
+    missing: Option<String>,
 }
 
 impl Reader<'_> {
@@ -305,17 +316,8 @@ impl Reader<'_> {
 
     fn group(&mut self, layout: &mut Layout, name: String, value: NodeId, stage: Option<u32>) {
         match self.doc.data(value) {
-            Data::List(_) => layout.groups.push(Group { name, list: value, stage }),
+            Data::List(_) | Data::Map(_) => layout.groups.push(Group { name, node: value, stage }),
             Data::Null => {}
-            Data::Map(_) => {
-                for (key, _) in self.entries(value) {
-                    let class = self.key_name(key);
-                    let message =
-                        format!("`{class}` is written in the session style, a map from name to arguments");
-                    let help = format!("not supported yet; the classic style is a list: `- !{class}`");
-                    self.error(self.doc.pos(key), message, help);
-                }
-            }
             _ => self.error(self.doc.pos(value), format!("`{name}` must be a list of modifiers"), ""),
         }
     }
@@ -328,11 +330,12 @@ impl Reader<'_> {
         self.doc.text(key).map_or_else(|| self.doc.show(key), str::to_owned)
     }
 
-    /// Replaces variables, wherever a scope declares them, and whatever refers to them by alias.
+    /// Replaces variables, wherever a scope declares them, and whatever refers to them by alias. Recipes of the session
+    /// style may leave variables to the command line: there a new name becomes one.
     fn override_variables(&mut self, overrides: &[(String, String)]) {
         for (name, value) in overrides {
             let nodes: Vec<NodeId> = self.scopes.iter().filter_map(|s| s.names.get(name).copied()).collect();
-            if nodes.is_empty() {
+            if nodes.is_empty() && !self.session {
                 let known = self.scopes.iter().flat_map(|scope| scope.order.iter().map(String::as_str));
                 let mut help = did_you_mean(name, known.clone());
                 if help.is_empty() {
@@ -341,11 +344,32 @@ impl Reader<'_> {
                 self.error(Pos::default(), format!("the recipe has no variable `{name}` to set"), help);
                 continue;
             }
-            let data = self.doc.scalar(value);
+            let set = match self.override_value(value) {
+                Ok(set) => set,
+                Err(error) => {
+                    self.found.push(error);
+                    continue;
+                }
+            };
+            if nodes.is_empty() {
+                self.scopes[0].order.push(name.clone());
+                self.scopes[0].names.insert(name.clone(), set);
+            }
+            let data = self.doc.data(set);
             for node in nodes {
                 self.doc.set_with_aliases(node, data);
             }
         }
+    }
+
+    /// A plain scalar, or a list or map in flow form (JSON is such).
+    fn override_value(&mut self, text: &str) -> Result<NodeId, Diagnostic> {
+        let text = text.trim();
+        if !text.starts_with(['[', '{']) {
+            return Ok(self.doc.add_scalar(text));
+        }
+        let (value, _) = yaml::parse(text, "--recipe-args", 1)?;
+        Ok(self.doc.graft(&value))
     }
 
     /// Computes every `eval(...)` of the document in place.
@@ -355,9 +379,10 @@ impl Reader<'_> {
                 let mut chain = Vec::new();
                 let scope = self.scope_of(node);
                 if let Err(reason) = self.resolve(node, scope, &mut chain) {
-                    let message =
-                        format!("cannot compute `{}`: {reason}", self.doc.text(node).unwrap_or_default());
-                    self.error(self.doc.pos(node), message, "");
+                    let text = yaml::cut(self.doc.text(node).unwrap_or_default());
+                    let message = format!("cannot compute `{text}`: {reason}");
+                    let help = self.missing.take().map(|name| self.variable_help(&name));
+                    self.error(self.doc.pos(node), message, help.unwrap_or_default());
                 }
             }
         }
@@ -422,12 +447,19 @@ impl Reader<'_> {
         find(scope).or_else(|| find(0))
     }
 
+    fn variable_help(&self, name: &str) -> String {
+        let known = self.scopes.iter().flat_map(|scope| scope.order.iter().map(String::as_str));
+        match did_you_mean(name, known) {
+            help if !help.is_empty() => help,
+            _ if self.session => format!("define it, or give it: `--recipe-args {name}=...`"),
+            _ => format!("define it: `{name}: ...` at the top of the recipe"),
+        }
+    }
+
     fn number(&mut self, name: &str, scope: usize, chain: &mut Vec<NodeId>) -> Result<Number, String> {
         let Some((node, scope)) = self.variable(name, scope) else {
-            let known = self.scopes.iter().flat_map(|scope| scope.order.iter().map(String::as_str));
-            let help = did_you_mean(name, known);
-            let separator = if help.is_empty() { "" } else { ", " };
-            return Err(format!("there is no variable `{name}`{separator}{help}"));
+            self.missing = Some(name.to_owned());
+            return Err(format!("there is no variable `{name}`"));
         };
         self.resolve(node, scope, chain)?;
         match self.doc.data(node) {
@@ -444,15 +476,27 @@ impl Reader<'_> {
     fn modifiers(&mut self, layout: &Layout) -> Vec<Modifier> {
         let mut modifiers = Vec::new();
         for group in &layout.groups {
-            for item in self.doc.list(group.list).to_vec() {
-                if self.doc.tag(item).is_none() {
-                    let message = format!("`{}` is not a modifier", self.doc.brief(item));
-                    self.error(self.doc.pos(item), message, "a modifier is written `- !NameModifier`");
+            let entry = |class, pos, node, session| modifier::Entry {
+                class,
+                pos,
+                node,
+                group: &group.name,
+                stage: group.stage,
+                session,
+            };
+            for (key, node) in self.entries(group.node) {
+                let entry = entry(self.key_name(key), self.doc.pos(key), node, true);
+                modifiers.extend(modifier::read(&self.doc, self.file, &entry, &mut self.found));
+            }
+            for node in self.doc.list(group.node).to_vec() {
+                let pos = self.doc.pos(node);
+                let Some(class) = self.doc.tag(node).map(str::to_owned) else {
+                    let message = format!("`{}` is not a modifier", self.doc.brief(node));
+                    self.error(pos, message, "a modifier is written `- !NameModifier`");
                     continue;
-                }
-                let read =
-                    modifier::read(&self.doc, self.file, item, &group.name, group.stage, &mut self.found);
-                modifiers.extend(read);
+                };
+                let entry = entry(class, pos, node, false);
+                modifiers.extend(modifier::read(&self.doc, self.file, &entry, &mut self.found));
             }
         }
         modifiers

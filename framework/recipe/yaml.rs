@@ -168,14 +168,9 @@ impl Document {
         }
     }
 
-    /// [`Document::show`] for a message: cut after `BRIEF_CHARS` characters.
+    /// [`Document::show`] for a message, cut to a line.
     pub(crate) fn brief(&self, id: NodeId) -> String {
-        const BRIEF_CHARS: usize = 80;
-        let text = self.show(id);
-        match text.char_indices().nth(BRIEF_CHARS) {
-            Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
-            None => text,
-        }
+        cut(&self.show(id))
     }
 
     /// Replaces what one node holds (an evaluated expression). Positions stay.
@@ -191,6 +186,40 @@ impl Document {
         for row in self.rows.iter_mut().filter(|row| row.origin == origin) {
             row.data = data;
         }
+    }
+
+    /// A new row, outside of the tree, for a scalar written plainly.
+    pub(crate) fn add_scalar(&mut self, text: &str) -> NodeId {
+        let data = self.scalar(text);
+        let id = NodeId(to_u32(self.rows.len()));
+        self.rows.push(Row { pos: Pos::default(), tag: None, data, origin: id, size: 1, height: 1 });
+        id
+    }
+
+    /// Takes another document's rows in, outside of the tree; returns the row of its root.
+    pub(crate) fn graft(&mut self, other: &Document) -> NodeId {
+        let rows = to_u32(self.rows.len());
+        let (items, text) = (to_u32(self.items.len()), to_u32(self.text.len()));
+        let id = |id: NodeId| NodeId(id.0.saturating_add(rows));
+        let moved = |slice: Slice, by: u32| Slice {
+            start: slice.start.saturating_add(by),
+            end: slice.end.saturating_add(by),
+        };
+        self.rows.extend(other.rows.iter().map(|row| Row {
+            pos: Pos::default(),
+            tag: row.tag.map(|tag| moved(tag, text)),
+            data: match row.data {
+                Data::Text(slice) => Data::Text(moved(slice, text)),
+                Data::List(slice) => Data::List(moved(slice, items)),
+                Data::Map(slice) => Data::Map(moved(slice, items)),
+                data => data,
+            },
+            origin: id(row.origin),
+            ..*row
+        }));
+        self.items.extend(other.items.iter().map(|&item| id(item)));
+        self.text.push_str(&other.text);
+        id(other.root)
     }
 
     /// Data for a scalar written plainly, as YAML 1.1 reads it.
@@ -610,6 +639,15 @@ fn base_60(text: &str) -> Option<f64> {
     Some(sign * value)
 }
 
+/// A text for a message: cut after `BRIEF_CHARS` characters.
+pub(crate) fn cut(text: &str) -> String {
+    const BRIEF_CHARS: usize = 80;
+    match text.char_indices().nth(BRIEF_CHARS) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
 fn show_float(value: f64) -> String {
     if value.is_nan() {
         ".nan".to_owned()
@@ -627,7 +665,7 @@ fn show_float(value: f64) -> String {
     }
 }
 
-fn show_text(text: &str) -> String {
+pub(crate) fn show_text(text: &str) -> String {
     let plain = !text.is_empty()
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/*()+$^\\".contains(c))
         && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
