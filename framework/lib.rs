@@ -10,6 +10,7 @@
 //! | [`data`] | files to batches of plain numbers | [`data::ImageSet`], [`data::Batches`] |
 //! | [`nn`] | layers that can be masked, quantised and captured | [`nn::layers`], [`nn::capture`] |
 //! | [`models`] | the table of networks | [`models::MODELS`] |
+//! | [`weights`] | published files of weights, read without running them | [`weights::WeightFile`] |
 //! | [`train`] | the loop, masks, checkpoints, logs | [`train::fit`] |
 //! | [`ir`] | the one graph: tables, op table, interpreter, passes | [`ir::Graph`], [`ir::OPS`] |
 //! | [`onnx`] | that graph as a file, and back | [`onnx::load`], [`onnx::save`] |
@@ -52,3 +53,4 @@ pub use lacuna_nn as nn;
 pub use lacuna_onnx as onnx;
 pub use lacuna_recipe as recipe;
 pub use lacuna_train as train;
+pub use lacuna_weights as weights;

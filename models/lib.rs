@@ -5,6 +5,7 @@
 pub mod bert;
 pub mod efficientnet;
 pub mod mobilenet;
+pub mod published;
 pub mod resnet;
 
 use bert::{BERT_SIZES, Bert};
@@ -78,6 +79,18 @@ impl fmt::Display for InputShape {
     }
 }
 
+/// Mean and standard deviation of each channel that are taken off pixels in 0..1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pixels {
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+}
+
+/// Of ImageNet, as torchvision's and timm's weights have it.
+pub const IMAGENET: Pixels = Pixels { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
+/// (x - 127) / 128 of bytes x: EfficientNet-Lite.
+pub const AROUND_127: Pixels = Pixels { mean: [127.0 / 255.0; 3], std: [128.0 / 255.0; 3] };
+
 /// One model.
 pub struct ModelRow {
     pub name: &'static str,
@@ -88,6 +101,10 @@ pub struct ModelRow {
     pub parameters: usize,
     /// Where the architecture was published.
     pub source: &'static str,
+    /// What names of the tensors begin with that depend on the number of classes.
+    pub head: &'static str,
+    /// Of images: what the published weights expect pixels to be.
+    pub pixels: Option<Pixels>,
     pub build: fn(&mut Init) -> Network,
 }
 
@@ -108,6 +125,8 @@ macro_rules! resnet {
             classes: RESNET_SIZES[$i].classes,
             parameters: $parameters,
             source: $source,
+            head: "fc.",
+            pixels: if RESNET_SIZES[$i].classes == 1000 { Some(IMAGENET) } else { None },
             build: |init| Network::ResNet(ResNet::new(&RESNET_SIZES[$i], init)),
         }
     };
@@ -122,6 +141,8 @@ macro_rules! mobilenet {
             classes: MOBILENET_SIZES[$i].classes,
             parameters: $parameters,
             source: MOBILENET,
+            head: "classifier.fc.",
+            pixels: Some(IMAGENET),
             build: |init| Network::MobileNet(MobileNet::new(&MOBILENET_SIZES[$i], init)),
         }
     };
@@ -136,6 +157,8 @@ macro_rules! efficientnet {
             classes: EFFICIENTNET_SIZES[$i].classes,
             parameters: $parameters,
             source: EFFICIENTNET,
+            head: "_fc.",
+            pixels: Some(AROUND_127),
             build: |init| Network::EfficientNet(EfficientNet::new(&EFFICIENTNET_SIZES[$i], init)),
         }
     };
@@ -150,6 +173,8 @@ macro_rules! bert {
             classes: BERT_SIZES[$i].classes,
             parameters: $parameters,
             source: $source,
+            head: "classifier.",
+            pixels: None,
             build: |init| Network::Bert(Bert::new(&BERT_SIZES[$i], init)),
         }
     };

@@ -119,6 +119,12 @@ impl From<lacuna_container::Error> for Failure {
     }
 }
 
+impl From<lacuna_weights::Error> for Failure {
+    fn from(e: lacuna_weights::Error) -> Failure {
+        Failure::input(e.to_string())
+    }
+}
+
 impl From<lacuna_engine::Error> for Failure {
     fn from(e: lacuna_engine::Error) -> Failure {
         use lacuna_engine::Error::*;

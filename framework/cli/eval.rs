@@ -10,13 +10,13 @@ use std::time::Instant;
 
 #[derive(clap::Args, Debug)]
 pub struct Eval {
-    /// Run folder, .safetensors file of a run, or .onnx or .lacuna file
+    /// Run folder, file of weights (.safetensors, or PyTorch's .pth, .pt, .bin), or .onnx or .lacuna file
     #[arg(value_name = "MODEL")]
     path: PathBuf,
     /// Which weights of a run folder
     #[arg(long, value_enum, default_value_t = WeightsName::Best)]
     name: WeightsName,
-    /// Architecture of a .safetensors file that does not name it
+    /// Model that the weights are for, where the file does not name it (see lacuna zoo list)
     #[arg(long)]
     model: Option<String>,
     /// Folder with the four Fashion-MNIST files; else the Debian package, else the committed subset

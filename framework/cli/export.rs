@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
 pub struct Export {
-    /// Run folder, or .safetensors file of a run
+    /// Run folder, or a file of weights: of a run, or published (.safetensors, or PyTorch's .pth, .pt, .bin)
     #[arg(value_name = "RUN|WEIGHTS")]
     path: PathBuf,
     /// File to write, ONNX or .lacuna [default: model.onnx in the run folder, or beside the weights]
@@ -19,7 +19,7 @@ pub struct Export {
     /// Which weights of a run folder
     #[arg(long, value_enum, default_value_t = WeightsName::Best)]
     name: WeightsName,
-    /// Architecture of a .safetensors file that does not name it
+    /// Model that the weights are for, where the file does not name it (see lacuna zoo list)
     #[arg(long)]
     model: Option<String>,
     /// Print JSON

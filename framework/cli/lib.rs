@@ -21,6 +21,7 @@ pub mod recipe;
 pub mod term;
 pub mod train;
 pub mod training;
+pub mod zoo;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use error::{EXITS, Exit, Failure, Result};
@@ -77,7 +78,11 @@ pub const VERBS: &[Verb] = &[
     Verb {
         name: "export",
         about: "Write trained weights as an ONNX file (operator set 17)",
-        examples: &["lacuna export runs/train", "lacuna export runs/train --name pruned -o pruned.onnx"],
+        examples: &[
+            "lacuna export runs/train",
+            "lacuna export runs/train --name pruned -o pruned.onnx",
+            "lacuna export resnet50.pth --model resnet50 -o resnet50.onnx",
+        ],
         arguments: export::Export::augment_args,
         run: |m| export::run(parsed(m)?),
     },
@@ -116,6 +121,13 @@ pub const VERBS: &[Verb] = &[
         ],
         arguments: recipe::RecipeCommand::augment_args,
         run: |m| recipe::run(parsed(m)?),
+    },
+    Verb {
+        name: "zoo",
+        about: "List the models that can be built, with their published sizes",
+        examples: &["lacuna zoo list", "lacuna zoo list --task image_classification --json"],
+        arguments: zoo::Zoo::augment_args,
+        run: |m| zoo::run(parsed(m)?),
     },
     Verb {
         name: "doctor",

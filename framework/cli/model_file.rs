@@ -1,10 +1,11 @@
-//! What users give as MODEL: a run folder, a safetensors file of one, an ONNX file or a .lacuna file; and how it becomes
-//! a graph.
+//! What users give as MODEL: a run folder, a file of weights (of a run, or published), an ONNX file or a .lacuna file; and
+//! how it becomes a graph.
 
 use crate::error::{Failure, Result};
 use crate::training;
 use burn::tensor::Device;
 use lacuna_ir::{Attr, DType, Graph, OpKind, ValueId, passes};
+use lacuna_models::published::{self, Report};
 use lacuna_models::{InputShape, ModelRow, Network};
 use lacuna_nn::Classifier;
 use lacuna_nn::layers::Init;
@@ -13,6 +14,7 @@ use lacuna_train::checkpoint::read_safetensors_metadata;
 use lacuna_train::run_folder::RunFolder;
 use lacuna_train::trainer::quant_from_name;
 use lacuna_train::weights::{self, Metadata};
+use lacuna_weights::WeightFile;
 use std::path::{Path, PathBuf};
 
 /// Which weights of a run folder.
@@ -61,13 +63,13 @@ pub fn open(path: &Path, name: WeightsName, model: Option<&str>) -> Result<Model
     match extension.as_str() {
         _ if path.is_dir() => open_run(path, name, model),
         _ if !path.exists() => Err(Failure::input(format!("{}: there is no such file", path.display()))),
-        "safetensors" => Ok(Model::Trained(Box::new(open_weights(path, model)?))),
+        "safetensors" | "pth" | "pt" | "bin" => Ok(Model::Trained(Box::new(open_weights(path, model)?))),
         "onnx" => Ok(Model::File { path: path.to_owned(), graph: Box::new(lacuna_onnx::load(path)?) }),
         _ if is_container(path) => {
             Ok(Model::File { path: path.to_owned(), graph: Box::new(lacuna_container::load(path)?) })
         }
         _ => Err(Failure::usage(format!(
-            "{}: not a model (give a run folder, or a .safetensors, .onnx or .lacuna file)",
+            "{}: not a model (give a run folder, or a .safetensors, .pth, .onnx or .lacuna file)",
             path.display()
         ))),
     }
@@ -93,12 +95,11 @@ fn open_run(path: &Path, name: WeightsName, model: Option<&str>) -> Result<Model
 
 /// Reads weights into the network that their metadata, or `model`, names.
 pub fn open_weights(path: &Path, model: Option<&str>) -> Result<Trained> {
+    if is_published(path)? {
+        return open_published(path, model);
+    }
     let (tensors, metadata) = read_safetensors_metadata(path)?;
-    let Some(name) = model.or(metadata.get("lacuna.model").map(String::as_str)) else {
-        let what = "says not which model it is for (give --model)";
-        return Err(Failure::input(format!("{}: {what}", path.display())));
-    };
-    let row = training::model(name)?;
+    let row = named_model(path, model.or(metadata.get("lacuna.model").map(String::as_str)))?;
     let net = (row.build)(&mut Init::new(&Device::flex(), 0));
     let net = weights::put(net, &tensors).map_err(|why| Failure::input(why).at(path.display()))?;
     let quant = match metadata.get("lacuna.quant") {
@@ -116,6 +117,67 @@ pub fn open_weights(path: &Path, model: Option<&str>) -> Result<Trained> {
         pass: Pass { quant, norm: Norm::Frozen, ..Pass::default() },
         metadata,
     })
+}
+
+fn named_model(path: &Path, name: Option<&str>) -> Result<&'static ModelRow> {
+    let Some(name) = name else {
+        let what = "says not which model it is for (give --model)";
+        return Err(Failure::input(format!("{}: {what}", path.display())));
+    };
+    training::model(name)
+}
+
+/// Whether a file of weights was made by others. Our own say the model they are for.
+fn is_published(path: &Path) -> Result<bool> {
+    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) {
+        return Ok(true);
+    }
+    Ok(!lacuna_weights::safetensors_metadata(path)?.contains_key("lacuna.model"))
+}
+
+fn open_published(path: &Path, model: Option<&str>) -> Result<Trained> {
+    let row = named_model(path, model)?;
+    let net = (row.build)(&mut Init::new(&Device::flex(), 0));
+    let (net, report) = put_published(net, path, None)?;
+    let mut metadata = Metadata::from([
+        ("lacuna.model".to_owned(), row.name.to_owned()),
+        ("lacuna.task".to_owned(), row.task.name().to_owned()),
+        ("lacuna.weights".to_owned(), format!("{}: {report}", file_name(path))),
+        ("lacuna.version".to_owned(), training::VERSION.to_owned()),
+    ]);
+    if let Some(pixels) = row.pixels {
+        metadata.insert("lacuna.mean".to_owned(), training::shortest(&pixels.mean).to_string());
+        metadata.insert("lacuna.std".to_owned(), training::shortest(&pixels.std).to_string());
+    }
+    let pass = Pass { norm: Norm::Frozen, ..Pass::default() };
+    Ok(Trained { path: path.to_owned(), row, net, pass, metadata })
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+/// Weights to start a training from, of a run or published; the layer that tells classes apart may stay new.
+pub fn initial_weights(row: &ModelRow, net: Network, path: &Path) -> Result<Network> {
+    if is_published(path)? {
+        return Ok(put_published(net, path, Some(row.head))?.0);
+    }
+    Ok(weights::load(net, path)?.0)
+}
+
+/// Puts published weights into a network and says what did not fit. Only tensors whose names begin with `head` may.
+fn put_published(net: Network, path: &Path, head: Option<&str>) -> Result<(Network, Report)> {
+    let (net, report) = published::load(net, &WeightFile::open(path)?);
+    if !report.complete_but(head) {
+        return Err(Failure::input(format!(
+            "{}: {report} (is it for this model? see `lacuna zoo list`)",
+            path.display()
+        )));
+    }
+    if !(report.unused.is_empty() && report.complete_but(None)) {
+        crate::term::note("weights", format_args!("{}: {report}", path.display()));
+    }
+    Ok((net, report))
 }
 
 /// The network as a graph: captured, batch norm folded, with its metadata. The batch stays symbolic.

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 #[derive(clap::Args, Debug)]
 pub struct Train {
-    /// Model to train (see models/lib.rs)
+    /// Model to train (see lacuna zoo list)
     #[arg(long, default_value = "resnet20")]
     model: String,
     /// Recipe: what happens when (required unless --resume)
@@ -60,7 +60,7 @@ pub struct Train {
     /// Steps between checkpoints (0: only at the end of epochs)
     #[arg(long, value_name = "N", default_value_t = 500)]
     checkpoint_steps: u64,
-    /// Weights to start from
+    /// Weights to start from: of a run, or published (.safetensors, or PyTorch's .pth, .pt, .bin)
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
     /// Folder for run folders

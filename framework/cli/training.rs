@@ -14,7 +14,7 @@ use lacuna_nn::layers::Init;
 use lacuna_recipe::{Recipe, Schedule};
 use lacuna_train::run_folder::RunFolder;
 use lacuna_train::trainer::{self, EpochRow, Progress};
-use lacuna_train::weights::{self, Metadata};
+use lacuna_train::weights::Metadata;
 use lacuna_train::{Fit, Optimizer, Outcome, TrainArgs};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -234,7 +234,7 @@ pub fn run(job: &Job, report: &mut (dyn FnMut(Progress<'_>) + Send)) -> Result<O
     let device = device(args.device)?.autodiff();
     let mut net = (job.row.build)(&mut Init::new(&device, args.train.seed));
     if let Some(path) = &args.weights {
-        net = weights::load(net, path)?.0;
+        net = crate::model_file::initial_weights(job.row, net, path)?;
     }
     let fit = Fit {
         args: args.train.clone(),
@@ -270,7 +270,7 @@ fn metadata(job: &Job) -> Metadata {
 }
 
 /// f32 values as JSON numbers with as few digits as tell them apart.
-fn shortest(values: &[f32]) -> serde_json::Value {
+pub fn shortest(values: &[f32]) -> serde_json::Value {
     values.iter().map(|v| v.to_string().parse::<f64>().unwrap_or(f64::from(*v))).collect()
 }
 

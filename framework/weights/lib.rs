@@ -63,6 +63,13 @@ impl Fault {
     }
 }
 
+/// What a safetensors file says of itself, without reading its tensors.
+pub fn safetensors_metadata(path: &Path) -> Result<BTreeMap<String, String>, Error> {
+    let at = |fault| Error { path: path.to_owned(), fault };
+    let file = std::fs::File::open(path).map_err(|e| at(e.into()))?;
+    safetensors::metadata(file).map_err(at)
+}
+
 /// A tensor of a file: element (i, j, ...) lies `i * strides[0] + j * strides[1] + ...` elements behind `start`.
 #[derive(Clone, Debug)]
 pub struct StoredTensor {

@@ -1,8 +1,6 @@
 //! Elementwise ops: the dims of one operand, or of two that broadcast.
 
-use super::{
-    Facts, Inputs, axis_index, check_clip, expect_dtype, input, one, show, typed, wrong_attr,
-};
+use super::{Facts, Inputs, axis_index, check_clip, expect_dtype, input, one, show, typed, wrong_attr};
 use crate::op::Attr;
 use crate::tensor::{DType, Dim};
 

@@ -1,8 +1,8 @@
 //! Quantisation, and ops on eight-bit values.
 
 use super::{
-    Facts, Inputs, axis_index, broadcast_dims, check_u8, check_zero, expect_dims, expect_dtype, input,
-    one, rank, show, typed, wrong_attr,
+    Facts, Inputs, axis_index, broadcast_dims, check_u8, check_zero, expect_dims, expect_dtype, input, one,
+    rank, show, typed, wrong_attr,
 };
 use crate::op::Attr;
 use crate::tensor::{DType, Dim};

@@ -117,9 +117,13 @@ fn safetensors_of_half_precision() {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header);
     bytes.extend(values);
-    let file = WeightFile::read(bytes).unwrap();
+    let file = WeightFile::read(bytes.clone()).unwrap();
     assert_eq!(table(&file), [("w", &[2usize, 1][..], vec![1.5, -2.0])]);
     assert_eq!(file.metadata["format"], "pt");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w.safetensors");
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(lacuna_weights::safetensors_metadata(&path).unwrap(), file.metadata);
 }
 
 /// EfficientNet-Lite0 as published in 2020, in the older form.

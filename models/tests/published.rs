@@ -1,0 +1,155 @@
+//! Published files under the names that others use, and what a report says of files that do not fit.
+
+use burn::tensor::Device;
+use lacuna_models::published::{self, NAMINGS, Report};
+use lacuna_models::resnet::{BlockKind, ResNet, ResNetSize, Stem};
+use lacuna_models::{Network, find};
+use lacuna_nn::layers::Init;
+use lacuna_nn::params::{ParamTable, for_each};
+use lacuna_weights::WeightFile;
+
+const SMALL: ResNetSize = ResNetSize {
+    name: "small",
+    in_channels: 1,
+    classes: 3,
+    stem: Stem::Small { stride: 1 },
+    block: BlockKind::Basic,
+    stages: &[(2, 1), (4, 1)],
+};
+
+fn net(seed: u64) -> Network {
+    Network::ResNet(ResNet::new(&SMALL, &mut Init::new(&Device::flex(), seed)))
+}
+
+fn values(net: &Network) -> Vec<(String, Vec<f32>)> {
+    let table = ParamTable::of(net);
+    let mut all = Vec::new();
+    for_each(net, |row, values| all.push((table.name[row].clone(), values.to_vec())));
+    all
+}
+
+/// A safetensors file of one-dimensional or given shapes.
+fn file(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> WeightFile {
+    let (mut header, mut data) = (Vec::new(), Vec::new());
+    for (name, dims, values) in tensors {
+        let begin = data.len();
+        data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+        header.push(format!(
+            "\"{name}\":{{\"dtype\":\"F32\",\"shape\":{dims:?},\"data_offsets\":[{begin},{}]}}",
+            data.len()
+        ));
+    }
+    let header = format!("{{{}}}", header.join(","));
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    WeightFile::read(bytes).unwrap()
+}
+
+/// The tensors of a network as others save them: without what observers saw, with counters, after data parallelism.
+fn others(net: &Network) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let table = ParamTable::of(net);
+    let mut tensors = Vec::new();
+    for_each(net, |row, values| {
+        let name = &table.name[row];
+        if !(name.ends_with(".range") || name.ends_with(".step")) {
+            tensors.push((format!("module.{name}"), table.shape[row].clone(), values.to_vec()));
+        }
+    });
+    tensors.push(("module.bn1.num_batches_tracked".into(), vec![], vec![7.0]));
+    tensors
+}
+
+#[test]
+fn a_file_of_others_is_loaded_whole() {
+    let (from, to) = (net(1), net(2));
+    let tensors = others(&from);
+    let (loaded, report) = published::load(to, &file(&tensors));
+    let whole = Report { naming: "the network's own", loaded: tensors.len() - 1, ..Report::default() };
+    assert_eq!(report, whole);
+    assert!(report.complete_but(None));
+    assert_eq!(values(&loaded), values(&from));
+}
+
+#[test]
+fn a_report_says_what_does_not_fit() {
+    let from = net(1);
+    let mut tensors = others(&from);
+    tensors.retain(|(name, ..)| name != "module.layer1.0.conv2.weight");
+    let head = tensors.iter_mut().find(|(name, ..)| name == "module.fc.weight").unwrap();
+    (head.1, head.2) = (vec![2, 4], vec![0.0; 8]);
+    tensors.push(("extra".into(), vec![1], vec![0.0]));
+    let before = net(2);
+    let (loaded, report) = published::load(before.clone(), &file(&tensors));
+    assert_eq!(report.missing, ["layer1.0.conv2.weight"]);
+    assert_eq!(report.unused, ["extra"]);
+    assert_eq!(report.misshaped[0].name, "fc.weight");
+    assert!(!report.complete_but(Some("fc.")));
+    let text = report.to_string();
+    for part in ["1 missing: layer1.0.conv2.weight", "'fc.weight' [2, 4], not [3, 4]", "1 unused: extra"] {
+        assert!(text.contains(part), "{text}");
+    }
+    // What did not fit stays as it was.
+    let of = |net: &Network, name: &str| values(net).into_iter().find(|(n, _)| n == name).unwrap().1;
+    assert_eq!(of(&loaded, "fc.weight"), of(&before, "fc.weight"));
+    assert_eq!(of(&loaded, "conv1.weight"), of(&from, "conv1.weight"));
+
+    // A new layer for other classes, on a body that is complete.
+    let mut tensors = others(&from);
+    tensors.retain(|(name, ..)| !name.starts_with("module.fc."));
+    let (_, report) = published::load(net(2), &file(&tensors));
+    assert!(report.complete_but(Some("fc.")) && !report.complete_but(None));
+}
+
+/// A row of the table of names, a model, and names of theirs and ours.
+type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+/// Names of timm's and Hugging Face's files, spot-checked against those of the networks.
+#[test]
+fn names_of_other_projects() {
+    let cases: [Case; 2] = [
+        (
+            "timm's EfficientNet-Lite",
+            "efficientnet_lite0",
+            &[
+                ("conv_stem.weight", "_conv_stem.weight"),
+                ("bn1.running_mean", "_bn0.running_mean"),
+                ("blocks.0.0.conv_dw.weight", "_blocks.0._depthwise_conv.weight"),
+                ("blocks.0.0.bn1.weight", "_blocks.0._bn1.weight"),
+                ("blocks.0.0.conv_pw.weight", "_blocks.0._project_conv.weight"),
+                ("blocks.0.0.bn2.bias", "_blocks.0._bn2.bias"),
+                ("blocks.1.0.conv_pw.weight", "_blocks.1._expand_conv.weight"),
+                ("blocks.1.1.bn1.weight", "_blocks.2._bn0.weight"),
+                ("blocks.2.0.conv_dw.weight", "_blocks.3._depthwise_conv.weight"),
+                ("blocks.2.0.bn2.weight", "_blocks.3._bn1.weight"),
+                ("blocks.2.0.conv_pwl.weight", "_blocks.3._project_conv.weight"),
+                ("blocks.2.0.bn3.weight", "_blocks.3._bn2.weight"),
+                ("conv_head.weight", "_conv_head.weight"),
+                ("bn2.weight", "_bn1.weight"),
+                ("classifier.bias", "_fc.bias"),
+            ],
+        ),
+        (
+            "Hugging Face",
+            "bert_tiny",
+            &[
+                ("bert.embeddings.LayerNorm.gamma", "embeddings.LayerNorm.weight"),
+                (
+                    "bert.encoder.layer.1.attention.self.query.weight",
+                    "encoder.layer.1.attention.self.query.weight",
+                ),
+                ("bert.pooler.dense.bias", "pooler.dense.bias"),
+                ("classifier.weight", "classifier.weight"),
+            ],
+        ),
+    ];
+    for (naming, model, names) in cases {
+        let naming = NAMINGS.iter().find(|n| n.name == naming).unwrap();
+        let table = ParamTable::of(&(find(model).unwrap().build)(&mut Init::new(&Device::flex(), 0)));
+        let theirs: Vec<&str> = names.iter().map(|n| n.0).collect();
+        for (have, (theirs, ours)) in naming.apply(&theirs).iter().zip(names) {
+            assert_eq!(have, ours, "of {theirs}");
+            assert!(table.row(have).is_some(), "{model} has no '{have}'");
+        }
+    }
+}
