@@ -248,6 +248,10 @@ impl Graph {
 
     // ---- changing ------------------------------------------------------------------------------
 
+    pub fn rename(&mut self, value: ValueId, name: &str) {
+        self.value_name[value] = name.to_string();
+    }
+
     /// Every live op and every graph output that reads `from` reads `to` instead.
     pub fn replace_uses(&mut self, from: ValueId, to: ValueId) {
         for i in 0..self.order.len() {

@@ -12,6 +12,7 @@ pub mod graph;
 pub mod ids;
 pub mod interp;
 pub mod op;
+pub mod params;
 pub mod passes;
 pub mod reference;
 pub mod shape;

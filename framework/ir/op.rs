@@ -7,6 +7,7 @@
 //! Adding an op touches three places: a row here (with a rule in `shape/`), a function in `reference/`,
 //! a row in the ONNX table; and a kernel row in the engine where it pays.
 
+use crate::params::Params;
 use crate::reference;
 use crate::shape;
 use crate::tensor::DType;
@@ -245,6 +246,8 @@ pub enum Attr {
     QAttention(QAttentionAttr),
     QMul(QMulAttr),
     Resize(ResizeAttr),
+    /// Numbers by the names that [`crate::params`] gives the kind.
+    Params(Params),
 }
 
 /// One kind of op. `inputs` is the fewest and the most; a trailing optional input may be `ValueId::NONE`.
@@ -290,7 +293,8 @@ ops! {
     BatchNormalization   Model  5..=5    Epsilon  first_f32       norm::batch_norm;
     Relu                 Model  1..=1    None     same_number     elementwise::relu;
     Sigmoid              Model  1..=1    None     same_f32        elementwise::sigmoid;
-    Clip                 Model  1..=1    Clip     same_f32        elementwise::clip;
+    /// Bounds are attributes of an f32 clip, or operands.
+    Clip                 Model  1..=3    Clip     clip            elementwise::clip;
     Identity             Model  1..=1    None     same            elementwise::identity;
     Add                  Model  2..=2    None     broadcast       elementwise::add;
     Sub                  Model  2..=2    None     broadcast       elementwise::sub;
@@ -330,6 +334,73 @@ ops! {
     /// q, scale, zero point: `(q - zero) * scale`.
     DequantizeLinear     Model  3..=3    Axis     dequantize      quant::dequantize_linear;
 
+    // One element at a time.
+    Abs                  Model  1..=1    None     same_number     unary::abs;
+    Neg                  Model  1..=1    None     same_number     unary::neg;
+    Sign                 Model  1..=1    None     same_number     unary::sign;
+    Ceil                 Model  1..=1    None     same_f32        unary::ceil;
+    Floor                Model  1..=1    None     same_f32        unary::floor;
+    /// To nearest, ties to even.
+    Round                Model  1..=1    None     same_f32        unary::round;
+    Exp                  Model  1..=1    None     same_f32        unary::exp;
+    Log                  Model  1..=1    None     same_f32        unary::log;
+    Reciprocal           Model  1..=1    None     same_f32        unary::reciprocal;
+    Sin                  Model  1..=1    None     same_f32        unary::sin;
+    Cos                  Model  1..=1    None     same_f32        unary::cos;
+    Tan                  Model  1..=1    None     same_f32        unary::tan;
+    Asin                 Model  1..=1    None     same_f32        unary::asin;
+    Acos                 Model  1..=1    None     same_f32        unary::acos;
+    Atan                 Model  1..=1    None     same_f32        unary::atan;
+    Sinh                 Model  1..=1    None     same_f32        unary::sinh;
+    Cosh                 Model  1..=1    None     same_f32        unary::cosh;
+    Asinh                Model  1..=1    None     same_f32        unary::asinh;
+    Acosh                Model  1..=1    None     same_f32        unary::acosh;
+    Atanh                Model  1..=1    None     same_f32        unary::atanh;
+    Softsign             Model  1..=1    None     same_f32        unary::softsign;
+    Softplus             Model  1..=1    None     same_f32        unary::softplus;
+    Mish                 Model  1..=1    None     same_f32        unary::mish;
+    HardSwish            Model  1..=1    None     same_f32        unary::hard_swish;
+    Elu                  Model  1..=1    Params   same_f32        unary::elu;
+    Celu                 Model  1..=1    Params   same_f32        unary::celu;
+    Selu                 Model  1..=1    Params   same_f32        unary::selu;
+    LeakyRelu            Model  1..=1    Params   same_f32        unary::leaky_relu;
+    ThresholdedRelu      Model  1..=1    Params   same_f32        unary::thresholded_relu;
+    HardSigmoid          Model  1..=1    Params   same_f32        unary::hard_sigmoid;
+    Gelu                 Model  1..=1    Params   same_f32        unary::gelu;
+    Shrink               Model  1..=1    Params   same_number     unary::shrink;
+    Not                  Model  1..=1    None     same_bool       unary::not;
+    BitwiseNot           Model  1..=1    None     same_integer    unary::bitwise_not;
+    IsNaN                Model  1..=1    None     f32_to_bool     unary::is_nan;
+    IsInf                Model  1..=1    Params   f32_to_bool     unary::is_inf;
+
+    // Elements that broadcast.
+    /// The result has the base's dtype.
+    Pow                  Model  2..=2    None     broadcast_pow   binary::pow;
+    Mod                  Model  2..=2    Params   broadcast       binary::modulo;
+    BitShift             Model  2..=2    Params   broadcast_integer binary::bit_shift;
+    BitwiseAnd           Model  2..=2    None     broadcast_integer binary::bitwise_and;
+    BitwiseOr            Model  2..=2    None     broadcast_integer binary::bitwise_or;
+    BitwiseXor           Model  2..=2    None     broadcast_integer binary::bitwise_xor;
+    And                  Model  2..=2    None     broadcast_bool  binary::and;
+    Or                   Model  2..=2    None     broadcast_bool  binary::or;
+    Xor                  Model  2..=2    None     broadcast_bool  binary::xor;
+    Equal                Model  2..=2    None     broadcast_compare binary::equal;
+    Less                 Model  2..=2    None     broadcast_compare binary::less;
+    Greater              Model  2..=2    None     broadcast_compare binary::greater;
+    LessOrEqual          Model  2..=2    None     broadcast_compare binary::less_or_equal;
+    GreaterOrEqual       Model  2..=2    None     broadcast_compare binary::greater_or_equal;
+    Sum                  Model  1..=64   None     variadic        binary::sum;
+    Mean                 Model  1..=64   None     variadic_f32    binary::mean;
+    Max                  Model  1..=64   None     variadic        binary::max;
+    Min                  Model  1..=64   None     variadic        binary::min;
+    /// x, slope (which broadcasts to x).
+    PRelu                Model  2..=2    None     prelu           binary::prelu;
+    /// x, shape (i64 list): x repeated along dimensions of 1, as both broadcast.
+    Expand               Model  2..=2    None     expand          binary::expand;
+    /// condition bool, x, y: x where it holds.
+    Where                Model  3..=3    None     choose          binary::choose;
+
+    // ---- engine ops
     /// x `f32[N,H,W,C]`, w `f32[O,kh,kw,C/g]`, bias `f32[O]`, optional residual `f32[N,OH,OW,O]`.
     FusedConv            Engine 3..=4    FusedConv conv_nhwc      conv::fused_conv;
     /// x `u8[N,H,W,C]`, w `i8[O,kh,kw,C/g]`, bias `i32[O]`, mult `f32[O]`, optional residual `u8[N,OH,OW,O]`, optional
@@ -411,6 +482,7 @@ impl Attr {
             Attr::QAttention(_) => "QAttention",
             Attr::QMul(_) => "QMul",
             Attr::Resize(_) => "Resize",
+            Attr::Params(_) => "Params",
         }
     }
 }

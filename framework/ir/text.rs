@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Def, Graph};
 use crate::ids::{IdVec, ValueId};
 use crate::op::*;
+use crate::params::{Params, Usual, params_of};
 use crate::tensor::{DType, Dim, Elements, Tensor, element_count};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -33,7 +34,7 @@ pub const TEXT_LINES_MAX: usize = 1 << 20;
 /// The most distinct symbols that [`parse`] reads.
 pub const TEXT_SYMBOLS_MAX: usize = 256;
 /// The most results of one op that [`parse`] reads.
-const OP_OUTPUTS_MAX: usize = 8;
+const OP_OUTPUTS_MAX: usize = 256;
 /// Constants of up to this many elements are printed in decimal.
 const INLINE_ELEMENTS_MAX: usize = 16;
 
@@ -85,7 +86,7 @@ fn print_with(g: &Graph, large: &mut Large<'_>) -> String {
         let operands: Vec<&str> =
             g.inputs_of(op).iter().map(|&v| if v.is_none() { "_" } else { handles[v].as_str() }).collect();
         write!(out, "{} = {}({})", results.join(", "), g.op_kind[op].name(), operands.join(", ")).unwrap();
-        for (key, value) in attr_fields(&g.op_attr[op]) {
+        for (key, value) in attr_fields(g.op_kind[op], &g.op_attr[op]) {
             write!(out, " {key}={value}").unwrap();
         }
         if !g.op_name[op].is_empty() {
@@ -217,7 +218,7 @@ fn list<T: ToString>(items: &[T]) -> String {
 }
 
 /// What is printed of an attribute; [`attr_from`] reads the same fields.
-fn attr_fields(attr: &Attr) -> Fields {
+fn attr_fields(kind: OpKind, attr: &Attr) -> Fields {
     let mut f = Fields::new();
     match attr {
         Attr::None => {}
@@ -299,8 +300,22 @@ fn attr_fields(attr: &Attr) -> Fields {
             requant_fields(&mut f, &q.out);
         }
         Attr::Resize(r) => f.push(("scale", list(&r.scale))),
+        Attr::Params(p) => {
+            for (param, &bits) in params_of(kind).iter().zip(&p.bits) {
+                unless(&mut f, param.name, param_text(param.usual, bits), bits == param.usual.bits());
+            }
+        }
     }
     f
+}
+
+fn param_text(usual: Usual, bits: i32) -> String {
+    match usual {
+        Usual::Int(_) => bits.to_string(),
+        Usual::Flag(_) => (bits != 0).to_string(),
+        Usual::Float(_) => f32_text(f32::from_bits(bits as u32)),
+        Usual::Choice(names) => names.get(bits as usize).unwrap_or(&"invalid").to_string(),
+    }
 }
 
 fn unless(f: &mut Fields, key: &'static str, value: String, usual: bool) {
@@ -414,6 +429,21 @@ impl<'a> Read<'a> {
         if self.fields.iter().any(|(k, _)| *k == "zero") { self.requant().map(Some) } else { Ok(None) }
     }
 
+    fn params(&mut self, kind: OpKind) -> Result<Params, String> {
+        let mut params = Params::usual(kind);
+        for (param, slot) in params_of(kind).iter().zip(&mut params.bits) {
+            let Some(text) = self.take(param.name) else { continue };
+            let bits = match param.usual {
+                Usual::Int(_) => text.parse().ok(),
+                Usual::Flag(_) => text.parse().ok().map(i32::from as fn(bool) -> i32),
+                Usual::Float(_) => f32_from(text).map(|v| v.to_bits() as i32),
+                Usual::Choice(names) => names.iter().position(|n| *n == text).map(|i| i as i32),
+            };
+            *slot = bits.ok_or_else(|| format!("{}={text} is not one of its values", param.name))?;
+        }
+        Ok(params)
+    }
+
     fn late_add(&mut self) -> Result<Option<LateAdd>, String> {
         let Some(out) = self.list::<i32>("late_out")? else { return Ok(None) };
         let [zero, lo, hi] = out[..] else { return Err("late_out must have 3 numbers".to_string()) };
@@ -422,9 +452,10 @@ impl<'a> Read<'a> {
     }
 }
 
-/// The attribute of a variant's name (as in the op table) from its fields.
-fn attr_from(variant: &str, r: &mut Read<'_>) -> Result<Attr, String> {
-    Ok(match variant {
+/// The attribute of an op of `kind` from its fields.
+fn attr_from(kind: OpKind, r: &mut Read<'_>) -> Result<Attr, String> {
+    Ok(match kind.row().attr {
+        "Params" => Attr::Params(r.params(kind)?),
         "Conv" => Attr::Conv(r.conv()?),
         "Pool" => Attr::Pool(PoolAttr {
             window: r.window()?,
@@ -818,7 +849,7 @@ fn attr_and_name(kind: OpKind, c: &mut Cursor<'_>) -> Result<(Attr, String), Str
         }
         read.fields.push((key, value));
     }
-    let attr = attr_from(kind.row().attr, &mut read)?;
+    let attr = attr_from(kind, &mut read)?;
     match read.fields.first() {
         Some((key, _)) => Err(format!("{} has no field '{key}'", kind.name())),
         None => Ok((attr, name)),

@@ -17,14 +17,15 @@
 
 use crate::error::{Error, Result};
 use crate::node::Node;
-use crate::ops::onnx_ops;
+use crate::ops::{OnnxOp, Read, onnx_ops, params::read_params};
 use crate::proto::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
 use crate::proto::{GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
 use crate::scan;
 use crate::tensor::{self, Constant, DIM_MAX, RANK_MAX};
 use bytes::Bytes;
+use lacuna_ir::params::params_of;
 use lacuna_ir::tensor::TENSOR_ELEMENTS_MAX;
-use lacuna_ir::{DType, Dim, Graph, ValueId};
+use lacuna_ir::{Attr, DType, Dim, Graph, Id, OpKind, ValueId};
 use prost::Message;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -289,22 +290,89 @@ impl<'m> Reader<'m> {
         }
         let row = onnx_ops().find(|row| row.name == proto.op_type);
         let row = row.ok_or_else(|| node.unsupported(" yet"))?;
-        node.check_attributes(row.attrs)?;
-        let Some(output) = proto.output.first().filter(|o| !o.is_empty()) else {
-            return Err(node.arity("its first output has no name".to_string()));
+        let numbers = match row.read {
+            Read::Params => params_of(row.kind),
+            _ => &[],
         };
-        if let Some(extra) = proto.output.iter().skip(1).find(|o| !o.is_empty() && !row.spare_outputs) {
-            return Err(node.unsupported(&format!(" with a second output, here '{extra}'")));
+        let known: Vec<&str> = row.attrs.iter().copied().chain(numbers.iter().map(|p| p.name)).collect();
+        node.check_attributes(&known)?;
+        if proto.output.iter().all(String::is_empty) {
+            return Err(node.arity("it has no output with a name".to_string()));
         }
-        let (attr, inputs) = (row.read)(self, node)?;
-        let values = self.graph.add_op(row.kind, attr, &node.name, &inputs, &[output])?;
-        if let (Some(&value), Some(source)) = (values.first(), self.names.get_mut(output.as_str())) {
-            *source = Source::Value(value);
-        }
-        for spare in proto.output.iter().skip(1).filter(|o| !o.is_empty()) {
-            self.names.remove(spare.as_str());
+        let before = self.graph.value_name.len();
+        let values = match row.read {
+            Read::Op(read) => {
+                let (attr, inputs) = read(self, node)?;
+                self.add(row, node, attr, &inputs)?
+            }
+            Read::Params => {
+                let attr = match numbers {
+                    [] => Attr::None,
+                    _ => Attr::Params(read_params(node, row.kind)?),
+                };
+                self.add(row, node, attr, &self.inputs(node)?)?
+            }
+            Read::Ops(read) => {
+                let values = read(self, node)?;
+                self.name_results(node, values, before)?
+            }
+        };
+        for (i, output) in proto.output.iter().enumerate().filter(|(_, o)| !o.is_empty()) {
+            match values.get(i) {
+                Some(&value) => drop(self.names.insert(output, Source::Value(value))),
+                None if row.spare_outputs => drop(self.names.remove(output.as_str())),
+                None => return Err(node.unsupported(&format!(" with output number {i}, here '{output}'"))),
+            }
         }
         Ok(())
+    }
+
+    /// Adds the op that a node is read as: its results are named as the node's outputs are.
+    fn add(&mut self, row: &OnnxOp, node: &Node<'m>, attr: Attr, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
+        let has =
+            lacuna_ir::shape::infer(&self.graph, row.kind, &attr, inputs).map_or(1, |facts| facts.len());
+        let listed = node.proto.output.iter().rposition(|o| !o.is_empty()).map_or(1, |i| i.saturating_add(1));
+        let mut names = Vec::new();
+        for output in node.proto.output.iter().take(listed.min(has)) {
+            let unnamed = format!("{}.{}", node.name, names.len());
+            names.push(if output.is_empty() { self.unused_name(&unnamed) } else { output.clone() });
+        }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        Ok(self.graph.add_op(row.kind, attr, &node.name, inputs, &names)?)
+    }
+
+    /// Gives what a node was read as the names of its outputs. A value that was there before is copied.
+    fn name_results(&mut self, node: &Node<'m>, values: Vec<ValueId>, before: usize) -> Result<Vec<ValueId>> {
+        let mut named: Vec<ValueId> = Vec::with_capacity(values.len());
+        for (value, output) in values.into_iter().zip(&node.proto.output) {
+            let own = value.index() >= before && self.graph.producer(value).is_some();
+            if output.is_empty() {
+                named.push(value);
+            } else if own && !named.contains(&value) {
+                self.graph.rename(value, output);
+                named.push(value);
+            } else {
+                let copy = OpKind::Identity;
+                named.extend(self.graph.add_op(copy, Attr::None, &node.name, &[value], &[output])?);
+            }
+        }
+        Ok(named)
+    }
+
+    /// Adds one of the ops that a node is read as, with one result.
+    pub fn op(&mut self, node: &Node<'_>, kind: OpKind, attr: Attr, inputs: &[ValueId]) -> Result<ValueId> {
+        let name = self.unused_name(&format!("{}.{}", node.name, kind.name()));
+        let values = self.graph.add_op(kind, attr, &node.name, inputs, &[&name])?;
+        values.first().copied().ok_or_else(|| node.arity("it has no result".to_string()))
+    }
+
+    /// A name that nothing in the file has.
+    fn unused_name(&self, wanted: &str) -> String {
+        let mut name = wanted.to_string();
+        while self.names.contains_key(name.as_str()) {
+            name.push('_');
+        }
+        name
     }
 
     fn read_constant_node(&mut self, node: &Node<'m>) -> Result<()> {
@@ -411,10 +479,7 @@ impl<'m> Reader<'m> {
 
     /// Adds a constant that the file leaves out, named after `wanted` and not as anything in the file.
     pub fn add_constant(&mut self, wanted: &str, constant: Constant) -> Result<ValueId> {
-        let mut name = wanted.to_string();
-        while self.names.contains_key(name.as_str()) {
-            name.push('_');
-        }
+        let name = self.unused_name(wanted);
         Ok(self.graph.add_const(&name, constant.dtype, &constant.dims, constant.bytes)?)
     }
 }

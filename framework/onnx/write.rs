@@ -1,4 +1,5 @@
-//! [`Graph`] to ONNX file: operator set 17, IR version 8, initialisers as raw data.
+//! [`Graph`] to ONNX file: operator set 17, IR version 8 (21 and 10 for graphs with ops that came later), initialisers
+//! as raw data.
 //!
 //! Names are kept, symbolic dimensions become `dim_param`, every value carries its type and
 //! shape. Only ops of the model level have a meaning in ONNX: a graph is exported before it is lowered.
@@ -10,7 +11,7 @@ use crate::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::proto::{self, AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::tensor::{self, Constant};
 use lacuna_ir::op::Level;
-use lacuna_ir::{Def, Dim, Graph, IdVec, OpId, ValueId};
+use lacuna_ir::{Def, Dim, Graph, IdVec, OpId, OpKind, ValueId};
 use prost::Message;
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -19,6 +20,9 @@ use std::path::{Path, PathBuf};
 
 pub const OPSET: i64 = 17;
 const IR_VERSION: i64 = 8;
+/// What a graph is written in that has ops, or forms of them, which came later.
+pub const OPSET_NEWER: i64 = 21;
+const IR_VERSION_NEWER: i64 = 10;
 /// Protobuf's own limit for one message.
 pub const WRITE_BYTES_MAX: usize = (1 << 31) - 1;
 
@@ -65,13 +69,20 @@ fn sync_directory(path: &Path) -> std::io::Result<()> {
 
 /// The file's bytes.
 pub fn to_bytes(g: &Graph, options: &WriteOptions) -> Result<Vec<u8>> {
+    lacuna_ir::verify::verify(g)?;
+    let (mut graph, needs) = write_graph(g, OPSET)?;
+    let newer = needs > OPSET;
+    let (opset, ir_version) = if newer { (OPSET_NEWER, IR_VERSION_NEWER) } else { (OPSET, IR_VERSION) };
+    if newer {
+        graph = write_graph(g, opset)?.0;
+    }
     let model = ModelProto {
-        ir_version: IR_VERSION,
+        ir_version,
         producer_name: "lacuna".to_string(),
         producer_version: env!("CARGO_PKG_VERSION").to_string(),
         doc_string: options.doc.clone(),
-        opset_import: vec![proto::OperatorSetIdProto { domain: String::new(), version: OPSET }],
-        graph: Some(write_graph(g)?),
+        opset_import: vec![proto::OperatorSetIdProto { domain: String::new(), version: opset }],
+        graph: Some(graph),
         metadata_props: write_metadata(g)?,
         ..ModelProto::default()
     };
@@ -134,8 +145,9 @@ impl Names {
     }
 }
 
-fn write_graph(g: &Graph) -> Result<GraphProto> {
-    lacuna_ir::verify::verify(g)?;
+/// The graph in one operator set, and the one that it needs.
+fn write_graph(g: &Graph, opset: i64) -> Result<(GraphProto, i64)> {
+    let mut needs = OPSET;
     let mut proto = GraphProto { name: g.name.clone(), ..GraphProto::default() };
     if proto.name.is_empty() {
         proto.name = "graph".to_string(); // The checker asks for a name.
@@ -149,13 +161,14 @@ fn write_graph(g: &Graph) -> Result<GraphProto> {
         }
     }
     for &op in &g.order {
-        let node = write_node(g, op, &mut names, &mut proto.initializer)?;
+        let (node, needed) = write_node(g, op, &mut names, &mut proto.initializer, opset)?;
+        needs = needs.max(needed);
         proto.node.push(node);
         let inner = g.outputs_of(op).iter().filter(|v| !g.outputs.contains(v));
         proto.value_info.extend(inner.map(|&v| value_info(g, v, &names)));
     }
     proto.output.extend(g.outputs.iter().map(|&v| value_info(g, v, &names)));
-    Ok(proto)
+    Ok((proto, needs))
 }
 
 /// Constants that an op or an output reads, in the order of their rows.
@@ -169,6 +182,10 @@ fn live_consts(g: &Graph) -> Vec<ValueId> {
 
 /// A node that is being written: the op's row adds attributes and inputs.
 pub struct NodeOut<'a> {
+    pub kind: OpKind,
+    /// The operator set that is written.
+    pub opset: i64,
+    needs: i64,
     node: NodeProto,
     names: &'a mut Names,
     initializers: &'a mut Vec<TensorProto>,
@@ -179,7 +196,8 @@ fn write_node(
     op: OpId,
     names: &mut Names,
     initializers: &mut Vec<TensorProto>,
-) -> Result<NodeProto> {
+    opset: i64,
+) -> Result<(NodeProto, i64)> {
     let (kind, name) = (g.op_kind[op], &g.op_name[op]);
     if kind.row().level != Level::Model {
         return Err(Error::EngineOp { op: name.clone(), kind: kind.name() });
@@ -199,9 +217,10 @@ fn write_node(
         output: g.outputs_of(op).iter().map(text).collect(),
         ..NodeProto::default()
     };
-    let mut out = NodeOut { node, names, initializers };
+    let mut out = NodeOut { kind, opset, needs: OPSET, node, names, initializers };
+    out.needs(row.since);
     write(&g.op_attr[op], &mut out).map_err(fail)?;
-    Ok(out.node)
+    Ok((out.node, out.needs))
 }
 
 impl NodeOut<'_> {
@@ -225,6 +244,11 @@ impl NodeOut<'_> {
     pub fn text(&mut self, name: &str, text: &str) {
         let s = text.as_bytes().to_vec().into();
         self.attribute(name, AttributeType::String, AttributeProto { s, ..AttributeProto::default() });
+    }
+
+    /// The node is not what is meant before this operator set.
+    pub fn needs(&mut self, opset: i64) {
+        self.needs = self.needs.max(opset);
     }
 
     /// One more input, which is left out.

@@ -123,7 +123,7 @@ pub const NO_CLIP: ClipAttr = ClipAttr { min: f32::NEG_INFINITY, max: f32::INFIN
 pub fn clip_of(g: &Graph, op: OpId) -> Option<ClipAttr> {
     match (g.op_kind[op], g.op_attr[op]) {
         (OpKind::Relu, _) => Some(ClipAttr { min: 0.0, max: f32::INFINITY }),
-        (OpKind::Clip, Attr::Clip(c)) if c.min <= c.max => Some(c),
+        (OpKind::Clip, Attr::Clip(c)) if c.min <= c.max && g.inputs_of(op).len() == 1 => Some(c),
         _ => None,
     }
 }

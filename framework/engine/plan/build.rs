@@ -379,7 +379,7 @@ impl Builder<'_> {
                 self.view(Some(place), dtype)
             }
             (Relu, _) => self.elementwise(op, MapOp::Relu),
-            (Clip, Attr::Clip(c)) => self.elementwise(op, MapOp::Clip(c)),
+            (Clip, Attr::Clip(c)) if g.inputs_of(op).len() == 1 => self.elementwise(op, MapOp::Clip(c)),
             (Sigmoid, _) => self.elementwise(op, MapOp::Sigmoid),
             (Sqrt, _) => self.elementwise(op, MapOp::Sqrt),
             (Erf, _) => self.elementwise(op, MapOp::Erf),

@@ -1,5 +1,6 @@
 //! Elementwise ops and numpy broadcasting.
 
+use super::element::{Number, on_pairs};
 use super::fixed::erf_value;
 use super::gemm::broadcast_steps;
 use super::{Inputs, Outputs, f32s, output_dims, tensor, wrong_attr};
@@ -54,6 +55,9 @@ pub fn silu(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
 }
 
 pub fn clip(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    if inputs.len() > 1 {
+        return super::binary::clip_between(attr, inputs);
+    }
     let Attr::Clip(clip) = *attr else { return Err(wrong_attr(attr)) };
     map_f32(attr, inputs, |x| clip_value(x, clip))
 }
@@ -98,11 +102,11 @@ pub fn identity(_: &Attr, inputs: Inputs<'_>) -> Outputs {
 }
 
 /// Calls `f` for every pair of a broadcast; integers that overflow wrap in the ops below.
-pub(super) fn pairs<T: Copy>(
-    a: (&[usize], &[T]),
-    b: (&[usize], &[T]),
+pub(super) fn pairs<A: Copy, B: Copy>(
+    a: (&[usize], &[A]),
+    b: (&[usize], &[B]),
     dims: &[usize],
-    mut f: impl FnMut(T, T),
+    mut f: impl FnMut(A, B),
 ) {
     let (a_steps, b_steps) = (broadcast_steps(a.0, dims), broadcast_steps(b.0, dims));
     let mut index = vec![0usize; dims.len()];
@@ -123,63 +127,32 @@ pub(super) fn pairs<T: Copy>(
     }
 }
 
-fn binary(
-    attr: &Attr,
-    inputs: Inputs<'_>,
-    on_f32: fn(f32, f32) -> f32,
-    on_i64: fn(i64, i64) -> Option<i64>,
-    on_i32: fn(i32, i32) -> Option<i32>,
-) -> Outputs {
-    let dims = output_dims(shape::broadcast, attr, inputs)?;
-    let (a, b) = (tensor(inputs, 0)?, tensor(inputs, 1)?);
-    let mut failed = false;
-    let elements = match (&a.elements, &b.elements) {
-        (Elements::F32(x), Elements::F32(y)) => {
-            let mut out = Vec::new();
-            pairs((&a.dims, x), (&b.dims, y), &dims, |x, y| out.push(on_f32(x, y)));
-            Elements::F32(out)
-        }
-        (Elements::I64(x), Elements::I64(y)) => {
-            let mut out = Vec::new();
-            pairs((&a.dims, x), (&b.dims, y), &dims, |x, y| {
-                out.push(on_i64(x, y).unwrap_or_else(|| (failed = true, 0).1))
+/// Integers wrap; a zero divisor of integers is an error.
+macro_rules! arithmetic {
+    ($($name:ident: $f:expr;)*) => {$(
+        pub fn $name(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+            let dims = output_dims(shape::broadcast, attr, inputs)?;
+            let (a, b) = (tensor(inputs, 0)?, tensor(inputs, 1)?);
+            let elements = on_pairs!([F32, I64, I32, U8, I8] &a.elements, &b.elements, (x, y) => {
+                let mut out = Vec::new();
+                let mut failed = false;
+                pairs((&a.dims, x), (&b.dims, y), &dims, |x, y| match $f(x, y) {
+                    Some(z) => out.push(z),
+                    None => failed = true,
+                });
+                if failed {
+                    return Err("integer division by zero: change the divisor".to_string());
+                }
+                out
             });
-            Elements::I64(out)
+            Ok(vec![Tensor { dims, elements }])
         }
-        (Elements::I32(x), Elements::I32(y)) => {
-            let mut out = Vec::new();
-            pairs((&a.dims, x), (&b.dims, y), &dims, |x, y| {
-                out.push(on_i32(x, y).unwrap_or_else(|| (failed = true, 0).1))
-            });
-            Elements::I32(out)
-        }
-        _ => return Err("inputs must be two f32, two i64 or two i32".to_string()),
-    };
-    if failed {
-        return Err("integer division by zero: change the divisor".to_string());
-    }
-    Ok(vec![Tensor { dims, elements }])
+    )*};
 }
 
-pub fn add(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
-    binary(attr, inputs, |a, b| a + b, |a, b| Some(a.wrapping_add(b)), |a, b| Some(a.wrapping_add(b)))
-}
-
-pub fn sub(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
-    binary(attr, inputs, |a, b| a - b, |a, b| Some(a.wrapping_sub(b)), |a, b| Some(a.wrapping_sub(b)))
-}
-
-pub fn mul(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
-    binary(attr, inputs, |a, b| a * b, |a, b| Some(a.wrapping_mul(b)), |a, b| Some(a.wrapping_mul(b)))
-}
-
-/// Integers divide towards zero; a zero divisor is an error.
-pub fn div(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
-    fn quotient64(a: i64, b: i64) -> Option<i64> {
-        (b != 0).then(|| a.wrapping_div(b))
-    }
-    fn quotient32(a: i32, b: i32) -> Option<i32> {
-        (b != 0).then(|| a.wrapping_div(b))
-    }
-    binary(attr, inputs, |a, b| a / b, quotient64, quotient32)
+arithmetic! {
+    add: |a, b| Some(Number::add(a, b));
+    sub: |a, b| Some(Number::sub(a, b));
+    mul: |a, b| Some(Number::mul(a, b));
+    div: Number::div;
 }

@@ -7,7 +7,9 @@
 //! back, except integer sums, which wrap and therefore do not depend on order.
 
 pub mod attention;
+pub mod binary;
 pub mod conv;
+pub mod element;
 pub mod elementwise;
 pub mod fixed;
 pub mod gemm;
@@ -16,10 +18,11 @@ pub mod norm;
 pub mod pool;
 pub mod quant;
 pub mod reduce;
+pub mod unary;
 
 use crate::op::Attr;
-use crate::shape::{InferInput, Rule};
-use crate::tensor::{DType, Dim, Tensor, element_count};
+use crate::shape::{Fact, InferInput, Rule};
+use crate::tensor::{Dim, Tensor, element_count};
 
 pub type Inputs<'a> = &'a [Option<&'a Tensor>];
 pub type Outputs = Result<Vec<Tensor>, String>;
@@ -28,6 +31,16 @@ pub type Eval = fn(&Attr, Inputs<'_>) -> Outputs;
 /// Dims of the first output, as the op's shape rule gives them for these very tensors. A rule that accepts
 /// the inputs vouches for dtypes, ranks and lengths, which the functions below it then take for granted.
 pub fn output_dims(rule: Rule, attr: &Attr, inputs: Inputs<'_>) -> Result<Vec<usize>, String> {
+    fixed(output_facts(rule, attr, inputs)?.first().ok_or("the shape rule gives no output")?)
+}
+
+/// As [`output_dims`], of every output.
+pub fn all_output_dims(rule: Rule, attr: &Attr, inputs: Inputs<'_>) -> Result<Vec<Vec<usize>>, String> {
+    output_facts(rule, attr, inputs)?.iter().map(fixed).collect()
+}
+
+/// What the op's shape rule says of these very tensors.
+pub fn output_facts(rule: Rule, attr: &Attr, inputs: Inputs<'_>) -> Result<Vec<Fact>, String> {
     let dims: Vec<Vec<Dim>> = inputs
         .iter()
         .map(|t| t.map_or(Vec::new(), |t| t.dims.iter().map(|&d| Dim::Fixed(d as u64)).collect()))
@@ -35,12 +48,12 @@ pub fn output_dims(rule: Rule, attr: &Attr, inputs: Inputs<'_>) -> Result<Vec<us
     let seen: Vec<Option<InferInput<'_>>> = inputs
         .iter()
         .zip(&dims)
-        .map(|(t, dims)| {
-            t.map(|t| InferInput { dtype: t.dtype(), dims, value: (t.dtype() == DType::I64).then_some(t) })
-        })
+        .map(|(t, dims)| t.map(|t| InferInput { dtype: t.dtype(), dims, value: Some(t) }))
         .collect();
-    let facts = rule(attr, &seen)?;
-    let fact = facts.first().ok_or("the shape rule gives no output")?;
+    rule(attr, &seen)
+}
+
+fn fixed(fact: &Fact) -> Result<Vec<usize>, String> {
     let dims: Option<Vec<usize>> =
         fact.dims.iter().map(|d| d.fixed().and_then(|n| usize::try_from(n).ok())).collect();
     dims.filter(|d| element_count(d).is_some()).ok_or_else(|| "the result is too large".to_string())

@@ -26,12 +26,12 @@ pub use windows::*;
 use crate::graph::Graph;
 use crate::ids::ValueId;
 use crate::op::{Attr, OpKind, Requant};
-use crate::tensor::{DType, Dim, TENSOR_ELEMENTS_MAX, Tensor};
+use crate::tensor::{DType, Dim, Elements, TENSOR_ELEMENTS_MAX, Tensor};
 
 /// The most dimensions a value may have.
 pub const RANK_MAX: usize = 8;
 
-/// Rules see the elements of i64 constants up to this size: shapes and axes, not data.
+/// Rules see the elements of constants up to this size: shapes, axes and scales, not data.
 const VALUE_BYTES_MAX: usize = 1024;
 
 /// Dtype and shape of a value.
@@ -46,7 +46,7 @@ pub struct Fact {
 pub struct InferInput<'a> {
     pub dtype: DType,
     pub dims: &'a [Dim],
-    /// The elements, where the input is a small i64 constant (a target shape, axes).
+    /// The elements, where the input is a small constant (a target shape, axes, scales).
     pub value: Option<&'a Tensor>,
 }
 
@@ -63,7 +63,7 @@ pub fn infer(g: &Graph, kind: OpKind, attr: &Attr, inputs: &[ValueId]) -> Result
         .iter()
         .map(|&v| {
             let small = !v.is_none() && g.const_bytes(v).is_some_and(|b| b.len() <= VALUE_BYTES_MAX);
-            if small && g.value_dtype[v] == DType::I64 { g.const_tensor(v) } else { None }
+            if small { g.const_tensor(v) } else { None }
         })
         .collect();
     let mut seen = Vec::with_capacity(inputs.len());
@@ -154,6 +154,45 @@ fn expect_dims(i: usize, x: &InferInput<'_>, dims: &[Dim]) -> Result<(), String>
         return Err(format!("input {i} has shape {}, it must be {}", show(x.dims), show(dims)));
     }
     Ok(())
+}
+
+/// One element: `[]` or `[1]`.
+fn expect_scalar(i: usize, x: &InferInput<'_>) -> Result<(), String> {
+    match x.dims {
+        [] | [Dim::Fixed(1)] => Ok(()),
+        dims => Err(format!("input {i} has shape {}, it must be one number", show(dims))),
+    }
+}
+
+/// The elements of an integer operand, where they are known.
+fn known_ints(x: &InferInput<'_>) -> Option<Vec<i64>> {
+    match &x.value?.elements {
+        Elements::I64(v) => Some(v.clone()),
+        Elements::I32(v) => Some(v.iter().map(|&v| i64::from(v)).collect()),
+        _ => None,
+    }
+}
+
+/// Numbers of an operand as sizes, none negative.
+fn sizes(i: usize, values: &[i64]) -> Result<Vec<u64>, String> {
+    let size =
+        |&v: &i64| u64::try_from(v).map_err(|_| format!("input {i} holds {v}: a size is not negative"));
+    values.iter().map(size).collect()
+}
+
+/// How many elements a list has that is an operand: its only dimension.
+fn list_len(i: usize, x: &InferInput<'_>) -> Result<usize, String> {
+    let [n] = rank(i, x)?;
+    let n = number(i, "the length", n)?;
+    usize::try_from(n).ok().filter(|&n| n <= LIST_MAX).ok_or_else(|| format!("input {i} lists {n} numbers"))
+}
+
+/// The most numbers of a list that is an operand (shapes, axes, sizes of parts).
+const LIST_MAX: usize = 4096;
+
+/// A dimension that rests on what is computed.
+fn unknown(what: &str) -> Result<Dim, String> {
+    Err(format!("{what} rests on an operand that is not known: make it a constant"))
 }
 
 fn rank<const N: usize>(i: usize, x: &InferInput<'_>) -> Result<[Dim; N], String> {

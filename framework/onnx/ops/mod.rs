@@ -14,6 +14,7 @@
 mod elementwise;
 mod layout;
 mod norm;
+pub(crate) mod params;
 mod products;
 mod quant;
 mod reduce;
@@ -40,12 +41,24 @@ pub struct OnnxOp {
     pub kind: OpKind,
     /// Attributes that may stand at a node; another one is an error.
     pub attrs: &'static [&'static str],
-    /// The attributes and operands of the op in the graph.
-    pub read: ReadFn,
+    pub read: Read,
     /// Writes attributes and extra inputs; operands are there already. `None`: `kind` is written under another name.
     pub write: Option<WriteFn>,
-    /// Outputs after the first may have names, as long as nothing reads them.
+    /// The operator set that an op came with, if that is after the one that is usually written.
+    pub since: i64,
+    /// Outputs that the op in the graph does not have may have names, as long as nothing reads them.
     pub spare_outputs: bool,
+}
+
+/// How a node is read.
+pub enum Read {
+    /// As one op of the row's kind, with these attributes and operands.
+    Op(ReadFn),
+    /// As one op of the row's kind, whose attributes are its numbers (`lacuna_ir::params`) and whose operands are the
+    /// node's.
+    Params,
+    /// As several ops: the values of the node's outputs.
+    Ops(fn(&mut Reader<'_>, &Node<'_>) -> Result<Vec<ValueId>>),
 }
 
 type ReadFn = fn(&mut Reader<'_>, &Node<'_>) -> Result<(Attr, Vec<ValueId>)>;
@@ -62,7 +75,40 @@ const fn op(
     read: ReadFn,
     write: WriteFn,
 ) -> OnnxOp {
-    OnnxOp { name, kind, attrs, read, write: Some(write), spare_outputs: false }
+    OnnxOp { name, kind, attrs, read: Read::Op(read), write: Some(write), since: 0, spare_outputs: false }
+}
+
+/// An op without attributes.
+const fn plain(name: &'static str, kind: OpKind) -> OnnxOp {
+    op(name, kind, &[], read_plain, write_plain)
+}
+
+/// An op whose attributes are its numbers; `attrs` may stand at a node besides, and mean nothing.
+const fn params(name: &'static str, kind: OpKind, attrs: &'static [&'static str]) -> OnnxOp {
+    OnnxOp {
+        name,
+        kind,
+        attrs,
+        read: Read::Params,
+        write: Some(params::write_params),
+        since: 0,
+        spare_outputs: false,
+    }
+}
+
+/// As [`params`], for an op that came with this operator set.
+const fn since(opset: i64, name: &'static str, kind: OpKind) -> OnnxOp {
+    OnnxOp { since: opset, ..params(name, kind, &[]) }
+}
+
+/// An op that the graph has under other names.
+const fn function(
+    name: &'static str,
+    attrs: &'static [&'static str],
+    read: fn(&mut Reader<'_>, &Node<'_>) -> Result<Vec<ValueId>>,
+) -> OnnxOp {
+    let kind = OpKind::Identity;
+    OnnxOp { name, kind, attrs, read: Read::Ops(read), write: None, since: 0, spare_outputs: false }
 }
 
 fn read_plain(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {

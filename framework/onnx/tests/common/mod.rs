@@ -4,6 +4,7 @@
 
 pub mod build;
 pub mod foreign;
+pub mod table;
 
 use lacuna_ir::op::*;
 use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId};
@@ -65,6 +66,16 @@ impl Cases {
         self.given(label, kind, attr, data, consts);
     }
 
+    fn random(&mut self, dtype: DType, dims: &[usize]) -> Tensor {
+        self.random.tensor(dtype, dims)
+    }
+
+    /// Floats of -2..2, scaled and shifted.
+    fn float(&mut self, dims: &[usize], scale: f32, shift: f32) -> Tensor {
+        let n = dims.iter().product();
+        Tensor::from_f32(dims, (0..n).map(|_| self.random.float() * scale + shift).collect())
+    }
+
     fn given(&mut self, label: &str, kind: OpKind, attr: Attr, x: Tensor, consts: Vec<Tensor>) {
         let name = format!("{}_{label}", kind.name());
         let mut g = Graph::new(&name);
@@ -99,6 +110,7 @@ pub fn cases() -> Vec<Case> {
     windows(&mut c);
     products(&mut c);
     elementwise(&mut c);
+    table::elementwise(&mut c);
     reductions_and_layout(&mut c);
     quantisation(&mut c);
     c.cases.push(several_ops(&mut c.random));
