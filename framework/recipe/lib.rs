@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod compose;
 mod diagnostic;
 mod expand;
 mod expr;
@@ -28,6 +29,7 @@ mod schedule;
 mod value;
 mod yaml;
 
+pub use compose::compose_staged;
 pub use diagnostic::{Diagnostic, Pos, Severity, render};
 pub use expr::{EXPR_BYTES_MAX, EXPR_NODES_MAX, Number, evaluate};
 pub use kind::{
@@ -39,7 +41,7 @@ pub use modifier::{Arg, Modifier};
 pub use modifier_table::{
     Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type, rows,
 };
-pub use params::{Pattern, Rule, Selector};
+pub use params::{Expression, Pattern, Rule, Selector};
 pub use plan::{
     Action, EVENTS_MAX, Event, Fisher, LayerScheme, ParamRow, PoolRange, QuantScheme, Score, Watch,
     WatchKind, compile,

@@ -28,8 +28,65 @@ pub enum Rule {
     All,
     AllPrunable,
     Name,
-    /// Anchored at the start only, as Python's `re.match`.
-    Regex(Regex),
+    Regex(Expression),
+}
+
+/// A regular expression, anchored at the start only, as Python's `re.match`. It matches in linear time, so it knows
+/// look-around in the two shapes only that recipes have: `(?!a)` and `(?=a)` at the start, and `((?!a).)*$`.
+#[derive(Clone, Debug)]
+pub struct Expression {
+    matches: Regex,
+    /// What must match too, or must not, each for itself.
+    asides: Vec<(Regex, bool)>,
+}
+
+impl Expression {
+    fn new(text: &str) -> Result<Expression, String> {
+        // As written, where it says nothing of what does not match.
+        let mut rest = text.strip_prefix('^').unwrap_or(text);
+        let mut asides = Vec::new();
+        // `((?!a).)*$`: nowhere an `a`.
+        let nowhere = rest.strip_prefix("((?!").or_else(|| rest.strip_prefix("(?:(?!"));
+        if let Some(inner) = nowhere.and_then(|inner| inner.strip_suffix(").)*$")) {
+            return Ok(Expression {
+                matches: compile("")?,
+                asides: vec![(compile(&format!(".*(?:{inner})"))?, false)],
+            });
+        }
+        while let Some(wanted) = ["(?!", "(?="].iter().position(|start| rest.starts_with(start)) {
+            let end = group_end(rest).ok_or("a parenthesis is not closed")?;
+            asides.push((compile(&rest[3..end])?, wanted == 1));
+            rest = &rest[end + 1..];
+        }
+        Ok(Expression { matches: compile(if asides.is_empty() { text } else { rest })?, asides })
+    }
+
+    pub fn is_match(&self, name: &str) -> bool {
+        self.matches.is_match(name)
+            && self.asides.iter().all(|(aside, wanted)| aside.is_match(name) == *wanted)
+    }
+}
+
+/// The place of the parenthesis that closes the group which `text` begins with.
+fn group_end(text: &str) -> Option<usize> {
+    let (mut depth, mut escaped, mut in_class) = (0_usize, false, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '[' => in_class = true,
+            ']' => in_class = false,
+            '(' if !in_class => depth += 1,
+            ')' if !in_class => {
+                depth -= 1;
+                if depth == 0 {
+                    return Some(at);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
 }
 
 impl PartialEq for Selector {
@@ -78,11 +135,17 @@ pub(crate) fn selector(
             "__ALL_PRUNABLE__" => Rule::AllPrunable,
             _ => match text.strip_prefix("re:") {
                 None => Rule::Name,
-                Some(expression) => match compile(expression) {
+                Some(expression) => match Expression::new(expression) {
                     Ok(regex) => Rule::Regex(regex),
                     Err(reason) => {
                         let message = format!("`{text}` is no regular expression: {reason}");
-                        found.push(Diagnostic::error(file, doc.pos(item), message, ""));
+                        let around = reason.contains("look-around");
+                        let help = if around {
+                            "known are (?!a) and (?=a) at the start, and ((?!a).)*$"
+                        } else {
+                            ""
+                        };
+                        found.push(Diagnostic::error(file, doc.pos(item), message, help));
                         return None;
                     }
                 },
@@ -117,5 +180,37 @@ pub(crate) fn no_match_help<'a>(pattern: &Pattern, names: impl IntoIterator<Item
         "the names of a model: `lacuna analyze`".to_owned()
     } else {
         format!("nearest: {}", close.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The right column is Python's `re.match(pattern, name) is not None`.
+    #[test]
+    fn expressions_match_as_in_python() {
+        let cases = [
+            ("conv", "conv1.weight", true),
+            ("conv", "layer1.conv1.weight", false),
+            ("^((?!dfl).)*$", "model.22.dfl.conv.weight", false),
+            ("^((?!dfl).)*$", "model.22.conv.weight", true),
+            ("((?!a|b).)*$", "xbx", false),
+            ("(?!fc).*weight", "fc.weight", false),
+            ("(?!fc).*weight", "conv.weight", true),
+            ("^(?!.*bn)(?=.*weight)layer", "layer1.weight", true),
+            ("^(?!.*bn)(?=.*weight)layer", "layer1.bn.weight", false),
+            ("^(?!.*bn)(?=.*weight)layer", "layer1.bias", false),
+            (r"(?!a[)]\))a.*", "a)).", false),
+            (r"(?!a[)]\))a.*", "ab", true),
+            ("a|b", "b", true),
+            ("a|b", "cb", false),
+        ];
+        for (pattern, name, expected) in cases {
+            assert_eq!(Expression::new(pattern).unwrap().is_match(name), expected, "{pattern} {name}");
+        }
+        for pattern in ["a(?!b)", "(?<=a)b", "(?!a", "(a", r"(a)\1"] {
+            assert!(Expression::new(pattern).is_err(), "{pattern}");
+        }
     }
 }

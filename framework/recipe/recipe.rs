@@ -11,6 +11,8 @@ use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::Path;
 
+/// The key of a recipe or stage that says where it comes from; it is no variable.
+pub(crate) const METADATA: &str = "__metadata__";
 /// Longest chain of variables that refer to variables.
 const VARIABLE_DEPTH_MAX: usize = 32;
 
@@ -27,6 +29,8 @@ pub struct Recipe {
     pub stages: Vec<Stage>,
     /// Top-level variables after overrides and evaluation, with the text that stands for their value.
     pub variables: Vec<(String, String)>,
+    /// What `__metadata__` holds: a node of `doc`.
+    pub metadata: Option<NodeId>,
     /// Findings that did not stop the reading.
     pub warnings: Vec<Diagnostic>,
     /// The evaluated nodes that the modifiers' arguments refer to.
@@ -37,6 +41,8 @@ pub struct Recipe {
 pub struct Stage {
     pub name: String,
     pub pos: Pos,
+    /// What the stage's `__metadata__` holds: a node of the recipe's document.
+    pub metadata: Option<NodeId>,
 }
 
 /// Reads a recipe. `source` names it in diagnostics; a name that ends in `.md` makes the text a card, whose recipe
@@ -77,6 +83,7 @@ pub fn parse(text: &str, source: &str, overrides: &[(String, String)]) -> Result
         modifiers,
         stages,
         variables,
+        metadata: layout.metadata,
         warnings,
         doc,
     })
@@ -169,15 +176,16 @@ fn front_matter<'a>(text: &'a str, source: &str) -> Result<(&'a str, u32), Diagn
     if !source.to_ascii_lowercase().ends_with(".md") {
         return Ok((text, 1));
     }
-    let mut begin: Option<(usize, u32, &str)> = None;
+    let mut begin: Option<(usize, u32)> = None;
     let mut offset = 0;
     for (number, line) in text.split_inclusive('\n').enumerate() {
-        let fence = line.trim();
+        let fence = line.trim_start_matches('\u{feff}').trim();
         match begin {
             None if fence == "---" || fence == "+++" => {
-                begin = Some((offset + line.len(), number as u32 + 2, fence))
+                begin = Some((offset + line.len(), number as u32 + 2))
             }
-            Some((start, first_line, opening)) if fence == opening => {
+            // SparseML takes either fence for the end.
+            Some((start, first_line)) if fence == "---" || fence == "+++" => {
                 return Ok((&text[start..offset], first_line));
             }
             _ => {}
@@ -186,7 +194,7 @@ fn front_matter<'a>(text: &'a str, source: &str) -> Result<(&'a str, u32), Diagn
     }
     let (message, pos) = match begin {
         None => ("the card has no front matter", Pos { line: 1, column: 1 }),
-        Some((_, line, _)) => ("the card's front matter does not end", Pos { line: line - 1, column: 1 }),
+        Some((_, line)) => ("the card's front matter does not end", Pos { line: line - 1, column: 1 }),
     };
     Err(Diagnostic::error(source, pos, message, "put the recipe between two lines of `---`"))
 }
@@ -215,6 +223,7 @@ fn summarise(found: Vec<Diagnostic>) -> Vec<Diagnostic> {
 struct Layout {
     groups: Vec<Group>,
     stages: Vec<Stage>,
+    metadata: Option<NodeId>,
 }
 
 /// A list of tagged maps (the classic style), or a map from class to arguments (the session style).
@@ -263,7 +272,7 @@ impl Reader<'_> {
 
     /// Sorts the top level into modifier lists, stages and variables.
     fn layout(&mut self) -> Layout {
-        let mut layout = Layout { groups: Vec::new(), stages: Vec::new() };
+        let mut layout = Layout { groups: Vec::new(), stages: Vec::new(), metadata: None };
         let root = self.doc.root();
         self.scopes.push(Scope { rows: 0..u32::MAX, names: HashMap::new(), order: Vec::new() });
         if !self.doc.is_map(root) {
@@ -280,6 +289,8 @@ impl Reader<'_> {
             let is_stage = self.doc.map(value).any(|(k, _)| self.key_name(k).contains("modifiers"));
             if name.contains("modifiers") {
                 self.group(&mut layout, name, value, None);
+            } else if name == METADATA {
+                layout.metadata = Some(value);
             } else if is_stage {
                 self.stage(&mut layout, name, key, value);
             } else {
@@ -300,12 +311,14 @@ impl Reader<'_> {
 
     fn stage(&mut self, layout: &mut Layout, name: String, key: NodeId, value: NodeId) {
         let stage = layout.stages.len() as u32;
-        layout.stages.push(Stage { name, pos: self.doc.pos(key) });
+        layout.stages.push(Stage { name, pos: self.doc.pos(key), metadata: None });
         let mut scope = Scope { rows: self.doc.subtree(value), names: HashMap::new(), order: Vec::new() };
         for (key, value) in self.entries(value) {
             let name = self.key_name(key);
             if name.contains("modifiers") {
                 self.group(layout, name, value, Some(stage));
+            } else if name == METADATA {
+                layout.stages[stage as usize].metadata = Some(value);
             } else {
                 scope.order.push(name.clone());
                 scope.names.insert(name, value);

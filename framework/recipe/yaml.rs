@@ -19,7 +19,7 @@
 )]
 
 use crate::diagnostic::{Diagnostic, Pos, did_you_mean};
-use granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle, Span};
+use granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle, Span, Tag};
 use regex::Regex;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -141,6 +141,10 @@ impl Document {
         items.as_chunks::<2>().0.iter().map(|&[key, value]| (key, value))
     }
 
+    fn is_scalar(&self, id: NodeId) -> bool {
+        !matches!(self.data(id), Data::List(_) | Data::Map(_))
+    }
+
     pub fn is_map(&self, id: NodeId) -> bool {
         matches!(self.data(id), Data::Map(_))
     }
@@ -260,8 +264,8 @@ impl Document {
 
 /// Parses one YAML document. `first_line` is the number of the text's first line in its file (1 for a whole file).
 ///
-/// A key given twice is an error, but in a tagged map a warning, and the last value counts: PyYAML takes it so
-/// everywhere, and recipes of 2021 repeat keys in their modifiers.
+/// Of a key given twice the last value counts, with a warning; where one of the values is a list or a map outside of a
+/// modifier it is an error.
 ///
 /// Errors: syntax, unknown alias, repeated key, a limit exceeded, more than one document; the first one found.
 pub fn parse(text: &str, file: &str, first_line: u32) -> Result<(Document, Vec<Diagnostic>), Diagnostic> {
@@ -446,8 +450,8 @@ impl<'a> Builder<'a> {
         let mut merged = Vec::new();
         for &[key, value] in frame.children.as_chunks::<2>().0 {
             match doc.data(key) {
-                Data::Merge if doc.is_map(value) => merged.push(value),
-                Data::Merge => merged.extend(doc.list(value)),
+                Data::Merge if matches!(doc.data(value), Data::List(_)) => merged.extend(doc.list(value)),
+                Data::Merge => merged.push(value),
                 Data::List(_) | Data::Map(_) => {
                     return Err(self.error(doc.pos(key), "a key must be a single word or number", ""));
                 }
@@ -456,7 +460,13 @@ impl<'a> Builder<'a> {
                         entry.insert(children.len().saturating_add(1));
                         children.extend([key, value]);
                     }
-                    Entry::Occupied(entry) if doc.tag(frame.node).is_some() => {
+                    // PyYAML takes the last value without a word. Of two lists it would lose one with all that is in it.
+                    Entry::Occupied(entry)
+                        if doc.tag(frame.node).is_some()
+                            || (doc.is_scalar(value) && {
+                                children.get(*entry.get()).is_some_and(|&first| doc.is_scalar(first))
+                            }) =>
+                    {
                         let message =
                             format!("the key `{}` is given twice, the last value counts", doc.brief(key));
                         self.warnings.push(Diagnostic::warning(self.file, doc.pos(key), message, ""));
@@ -492,14 +502,14 @@ impl<'a> Builder<'a> {
         style: ScalarStyle,
         pos: Pos,
     ) -> Result<(Option<Slice>, Data), Diagnostic> {
-        let core = event.tag().and_then(|tag| tag.core_suffix()).map(str::to_owned);
+        let core = event.tag().and_then(yaml_org).map(str::to_owned);
         let Some(kind) = core else {
             let tag = self.local_tag(event, pos)?;
             let data = if style == ScalarStyle::Plain { self.doc.scalar(text) } else { self.literal(text) };
             return Ok((tag, data));
         };
         let data = match kind.as_str() {
-            "str" => self.literal(text),
+            "str" | "binary" | "timestamp" => self.literal(text),
             _ => match (kind.as_str(), self.doc.scalar(text)) {
                 ("float", Data::Int(value)) => Data::Float(int_to_float(value)),
                 ("float", Data::Text(_)) => match text.parse() {
@@ -526,9 +536,11 @@ impl<'a> Builder<'a> {
         if tag.handle() == "!" && !tag.suffix().is_empty() {
             return Ok(Some(self.doc.push_text(tag.suffix())));
         }
-        match tag.core_suffix() {
-            Some("map" | "seq") => Ok(None),
-            _ if tag.suffix().is_empty() => Ok(None),
+        match yaml_org(tag) {
+            // Sets are maps without values, ordered maps are lists of maps with one key.
+            Some("map" | "seq" | "set" | "omap" | "pairs") => Ok(None),
+            // `!` alone asks for nothing.
+            _ if tag.suffix().is_empty() || tag.suffix() == "!" => Ok(None),
             _ => {
                 Err(self.error(pos, format!("unknown tag `{tag}`"), "modifiers are written `!NameModifier`"))
             }
@@ -547,6 +559,12 @@ impl<'a> Builder<'a> {
     fn error(&self, pos: Pos, message: impl Into<String>, help: impl Into<String>) -> Diagnostic {
         Diagnostic::error(self.file, pos, message, help)
     }
+}
+
+/// What a tag of yaml.org asks for: `!!str`, `!!binary`.
+fn yaml_org(tag: &Tag) -> Option<&str> {
+    const NAMESPACE: &str = "tag:yaml.org,2002:";
+    tag.core_suffix().or_else(|| (tag.handle() == NAMESPACE).then(|| tag.suffix()))
 }
 
 // The implicit types of YAML 1.1 in the spelling of PyYAML's resolver: what it takes for a number, it is.
@@ -648,7 +666,7 @@ pub(crate) fn cut(text: &str) -> String {
     }
 }
 
-fn show_float(value: f64) -> String {
+pub(crate) fn show_float(value: f64) -> String {
     if value.is_nan() {
         ".nan".to_owned()
     } else if value.is_infinite() {
@@ -692,3 +710,7 @@ fn int_to_float(value: i64) -> f64 {
 fn float_to_int(value: f64) -> i64 {
     value as i64
 }
+
+#[cfg(test)]
+#[path = "tests/pyyaml/cases.rs"]
+mod pyyaml_cases;
