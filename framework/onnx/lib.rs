@@ -1,4 +1,4 @@
-//! ONNX files and Lacuna's graph: [`load`] and [`parse`] read operator sets 11 to 21, [`save`] and [`to_bytes`]
+//! ONNX files and Lacuna's graph: [`load`] and [`parse`] read operator sets 7 to 28, [`save`] and [`to_bytes`]
 //! write operator set 17. Nothing else knows protobuf.
 //!
 //! One table, [`ops::FAMILIES`], says how each op is read and written. Files are not trusted: whatever is wrong
@@ -6,7 +6,10 @@
 
 #![deny(unsafe_code)]
 
+mod composite;
 mod error;
+mod external;
+mod functions;
 mod node;
 pub mod ops;
 #[doc(hidden)]

@@ -9,7 +9,7 @@
 
 use crate::error::{Error, Result};
 use crate::proto::attribute_proto::AttributeType;
-use crate::proto::{AttributeProto, NodeProto, TensorProto};
+use crate::proto::{AttributeProto, NodeProto, SparseTensorProto, TensorProto};
 
 pub struct Node<'m> {
     pub proto: &'m NodeProto,
@@ -125,6 +125,14 @@ impl<'m> Node<'m> {
     pub fn tensor(&self, name: &str) -> Result<Option<&'m TensorProto>> {
         match self.typed(name, AttributeType::Tensor)? {
             Some(AttributeProto { t: Some(t), .. }) => Ok(Some(t)),
+            Some(_) => Err(self.attribute(name, "holds no tensor")),
+            None => Ok(None),
+        }
+    }
+
+    pub fn sparse_tensor(&self, name: &str) -> Result<Option<&'m SparseTensorProto>> {
+        match self.typed(name, AttributeType::SparseTensor)? {
+            Some(AttributeProto { sparse_tensor: Some(t), .. }) => Ok(Some(t)),
             Some(_) => Err(self.attribute(name, "holds no tensor")),
             None => Ok(None),
         }

@@ -16,12 +16,16 @@
 )]
 
 use crate::error::{Error, Result};
+use crate::external::Files;
 use crate::node::Node;
 use crate::ops::{OnnxOp, Read, onnx_ops, params::read_params};
 use crate::proto::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
-use crate::proto::{GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
+use crate::proto::{
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto, ValueInfoProto, type_proto,
+};
 use crate::scan;
 use crate::tensor::{self, Constant, DIM_MAX, RANK_MAX};
+use crate::{composite, functions};
 use bytes::Bytes;
 use lacuna_ir::params::params_of;
 use lacuna_ir::tensor::TENSOR_ELEMENTS_MAX;
@@ -34,24 +38,27 @@ use std::path::Path;
 
 /// Largest file that is read.
 pub const FILE_BYTES_MAX: u64 = 8 << 30;
-/// Versions of the default operator set that are read.
-pub const OPSET_MIN: i64 = 11;
-pub const OPSET_MAX: i64 = 21;
+/// Versions of the default operator set that are read: broadcasting has been numpy's since 7, and a form of an op that a
+/// row does not know has other attributes or operands, which is an error.
+pub const OPSET_MIN: i64 = 7;
+pub const OPSET_MAX: i64 = 28;
 const NAME_BYTES_MAX: usize = 4096;
 /// Symbols are looked up by a linear search.
 const SYMBOLS_MAX: usize = 256;
 
-/// Reads a model from a file, which is mapped into memory: weights stay there and are paged in when used.
+/// Reads a model from a file, which is mapped into memory: weights stay there and are paged in when used. So are files
+/// beside it in which weights lie.
 pub fn load(path: impl AsRef<Path>) -> Result<Graph> {
     let path = path.as_ref();
-    map(path).and_then(parse).map_err(|e| match e {
+    map(path).and_then(|file| read_model(file, Files::beside(path))).map_err(|e| match e {
         e @ Error::Io { .. } => e,
         e => e.in_file(path),
     })
 }
 
+/// A file's bytes, mapped.
 #[allow(unsafe_code)]
-fn map(path: &Path) -> Result<Bytes> {
+pub(crate) fn map(path: &Path) -> Result<Bytes> {
     let io = |source| Error::Io { path: path.to_path_buf(), source };
     // Asked before opening: opening a pipe would wait for a writer.
     let meta = std::fs::metadata(path).map_err(io)?;
@@ -73,18 +80,24 @@ fn map(path: &Path) -> Result<Bytes> {
     Ok(Bytes::from_owner(map))
 }
 
-/// Reads a model from bytes. Constants of the graph are ranges of `file`.
+/// Reads a model from bytes. Constants of the graph are ranges of `file`; they cannot lie in other files.
 pub fn parse(file: Bytes) -> Result<Graph> {
+    read_model(file, Files::default())
+}
+
+fn read_model(file: Bytes, files: Files) -> Result<Graph> {
     scan::check(&file)?;
-    let model = ModelProto::decode(file)?;
+    let mut model = ModelProto::decode(file)?;
     if model.ir_version < 3 {
         return Err(Error::NotOnnx {
             why: "it has no IR version, or one below 3 (before initialisers were fixed)",
         });
     }
     let opset = opset(&model)?;
+    functions::inline(&mut model)?;
+    model.graph.as_mut().map_or(Ok(()), composite::write_out)?;
     let proto = model.graph.as_ref().ok_or(Error::NotOnnx { why: "it holds no graph" })?;
-    let mut graph = read_graph(proto, opset)?;
+    let mut graph = read_graph(proto, opset, files)?;
     let mut keys = HashSet::with_capacity(model.metadata_props.len());
     for entry in &model.metadata_props {
         if !keys.insert(entry.key.as_str()) {
@@ -95,21 +108,25 @@ pub fn parse(file: Bytes) -> Result<Graph> {
     Ok(graph)
 }
 
-fn is_default_domain(domain: &str) -> bool {
+pub fn is_default_domain(domain: &str) -> bool {
     domain.is_empty() || domain == "ai.onnx"
 }
 
-/// The version of the default operator set that the model was written for.
+/// The version of the default operator set among these, if there is just one.
+pub fn default_version(imports: &[OperatorSetIdProto]) -> Option<i64> {
+    let mut versions = imports.iter().filter(|o| is_default_domain(&o.domain)).map(|o| o.version);
+    versions.next().filter(|_| versions.next().is_none())
+}
+
+/// The version of the default operator set that the model was written for. Other domains matter where an op is of one.
 fn opset(model: &ModelProto) -> Result<i64> {
-    let mut versions = model.opset_import.iter().filter(|o| is_default_domain(&o.domain)).map(|o| o.version);
-    let (first, second) = (versions.next(), versions.next());
-    match first {
-        _ if second.is_some() => {
+    match default_version(&model.opset_import) {
+        Some(version) if (OPSET_MIN..=OPSET_MAX).contains(&version) => Ok(version),
+        Some(version) => Err(Error::Opset { domain: String::new(), version, min: OPSET_MIN, max: OPSET_MAX }),
+        None if model.opset_import.iter().any(|o| is_default_domain(&o.domain)) => {
             Err(Error::DuplicateName { what: "operator set", name: "ai.onnx".to_string() })
         }
         None => Err(Error::NotOnnx { why: "it names no version of the default operator set" }),
-        Some(version) if (OPSET_MIN..=OPSET_MAX).contains(&version) => Ok(version),
-        Some(version) => Err(Error::Opset { domain: String::new(), version, min: OPSET_MIN, max: OPSET_MAX }),
     }
 }
 
@@ -125,17 +142,19 @@ enum Source {
 pub struct Reader<'m> {
     pub graph: Graph,
     names: HashMap<&'m str, Source>,
+    files: Files,
 }
 
-fn read_graph(proto: &GraphProto, opset: i64) -> Result<Graph> {
-    if let Some(sparse) = proto.sparse_initializer.first() {
-        let name = sparse.values.as_ref().map_or("", |v| v.name.as_str()).to_string();
-        let what = "sparse initialisers are not supported; save the weights densely".to_string();
-        return Err(Error::UnsupportedFeature { name, what });
+fn read_graph(proto: &GraphProto, opset: i64, files: Files) -> Result<Graph> {
+    let mut r = Reader { graph: Graph::new(&proto.name), names: HashMap::new(), files };
+    for sparse in &proto.sparse_initializer {
+        let name = sparse.values.as_ref().map_or("", |v| v.name.as_str());
+        let constant = tensor::read_sparse(sparse, name, &mut r.files)?;
+        let value = r.graph.add_const(name, constant.dtype, &constant.dims, constant.bytes)?;
+        r.declare("initialiser", name, Source::Value(value))?;
     }
-    let mut r = Reader { graph: Graph::new(&proto.name), names: HashMap::new() };
     for tensor in &proto.initializer {
-        let constant = tensor::read(tensor, &tensor.name)?;
+        let constant = tensor::read(tensor, &tensor.name, &mut r.files)?;
         let value = r.graph.add_const(&tensor.name, constant.dtype, &constant.dims, constant.bytes)?;
         r.declare("initialiser", &tensor.name, Source::Value(value))?;
     }
@@ -199,8 +218,11 @@ impl<'m> Reader<'m> {
         let mut elements: u64 = 1;
         for (axis, dim) in shape.dim.iter().enumerate() {
             let dim = match &dim.value {
-                Some(DimValue::DimValue(n)) => Dim::Fixed(input_dim(&input.name, axis, *n)?),
-                Some(DimValue::DimParam(symbol)) if !symbol.is_empty() => self.symbol(symbol)?,
+                // Some exporters write -1 or "?" for a dimension of which nothing is known.
+                Some(DimValue::DimValue(n)) if *n != -1 => Dim::Fixed(input_dim(&input.name, axis, *n)?),
+                Some(DimValue::DimParam(symbol)) if !matches!(symbol.as_str(), "" | "?") => {
+                    self.symbol(symbol)?
+                }
                 _ => {
                     let name = self.unused_symbol(&format!("{}.{axis}", input.name));
                     self.symbol(&name)?
@@ -376,13 +398,23 @@ impl<'m> Reader<'m> {
     }
 
     fn read_constant_node(&mut self, node: &Node<'m>) -> Result<()> {
-        node.check_attributes(&["value", "value_float", "value_floats", "value_int", "value_ints"])?;
+        node.check_attributes(&[
+            "value",
+            "sparse_value",
+            "value_float",
+            "value_floats",
+            "value_int",
+            "value_ints",
+        ])?;
         let [output] = node.proto.output.as_slice() else {
             return Err(node.arity("it must have one output".to_string()));
         };
         let mut found: Vec<Constant> = Vec::new();
         if let Some(t) = node.tensor("value")? {
-            found.push(tensor::read(t, output)?);
+            found.push(tensor::read(t, output, &mut self.files)?);
+        }
+        if let Some(t) = node.sparse_tensor("sparse_value")? {
+            found.push(tensor::read_sparse(t, output, &mut self.files)?);
         }
         if let Some(v) = node.float("value_float")? {
             found.push(Constant::scalar_f32(v));
@@ -412,7 +444,7 @@ impl<'m> Reader<'m> {
         let (dtype, shape) = tensor_type(output)?;
         let computed = self.graph.shape(value);
         let agree = |declared: &Dimension, computed: &Dim| match (&declared.value, computed.fixed()) {
-            (Some(DimValue::DimValue(n)), Some(computed)) => u64::try_from(*n) == Ok(computed),
+            (Some(DimValue::DimValue(n)), Some(computed)) => *n == -1 || u64::try_from(*n) == Ok(computed),
             _ => true,
         };
         let agrees = shape.is_none_or(|shape| {
@@ -516,5 +548,5 @@ fn tensor_type(info: &ValueInfoProto) -> Result<(DType, Option<&crate::proto::Te
     if let Some(shape) = t.shape.as_ref().filter(|s| s.dim.len() > RANK_MAX) {
         return Err(tensor::rank(&info.name, shape.dim.len()));
     }
-    Ok((tensor::dtype(t.elem_type, &info.name)?, t.shape.as_ref()))
+    Ok((tensor::graph_dtype(t.elem_type, &info.name)?, t.shape.as_ref()))
 }

@@ -25,7 +25,6 @@ const NOT_YET: &[&str] = &[
     "ppocr_det",
     "ppocr_rec",
     "ppocr_cls",
-    "resnet50_thin",
     "minilm_l3",
     "minilm_l6_int8_weights",
     "captcha",

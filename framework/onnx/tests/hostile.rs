@@ -253,7 +253,7 @@ fn models(seen: &mut Seen) {
     seen.model("no IR version", ModelProto { ir_version: 0, ..relu() }, "NotOnnx", "IR version");
     seen.model("no graph", ModelProto { graph: None, ..relu() }, "NotOnnx", "graph");
     seen.model("no operator set", ModelProto { opset_import: vec![], ..relu() }, "NotOnnx", "operator set");
-    for version in [10, 22, -1, i64::MAX] {
+    for version in [6, 29, -1, i64::MAX] {
         let mut m = relu();
         m.opset_import[0].version = version;
         seen.model("operator set", m, "Opset", &version.to_string());
@@ -269,7 +269,7 @@ fn models(seen: &mut Seen) {
     seen.model("no outputs", m, "NotOnnx", "outputs");
     let mut m = relu();
     graph(&mut m).sparse_initializer.push(SparseTensorProto::default());
-    seen.model("sparse initialiser", m, "UnsupportedFeature", "sparse");
+    seen.model("sparse initialiser", m, "Data", "lacks its values");
     let cycle = vec![node("Relu", &["b"], &["y"], vec![]), node("Relu", &["y"], &["b"], vec![])];
     seen.model("cycle", model(17, cycle, vec![]), "Cycle", "'y'");
     seen.node("cycle of one", 17, node("Add", &["x", "y"], &["y"], vec![]), &[], "Cycle", "'y'");
@@ -348,9 +348,11 @@ fn tensors(seen: &mut Seen) {
     tensor("product too large", raw("k", f, &[1 << 31, 8], &[]), "Elements", "'k'");
     tensor("rank 9", raw("k", f, &[1; 9], &[0; 4]), "UnsupportedFeature", "9 dimensions");
     tensor("rank 100,000", raw("k", f, &vec![1; 100_000], &[0; 4]), "UnsupportedFeature", "dimensions");
-    tensor("f64", raw("k", DataType::Double as i32, &[], &[0; 8]), "UnsupportedDType", "DOUBLE");
+    tensor("f64", raw("k", DataType::Double as i32, &[], &[0; 4]), "DataLength", "needs 8");
     tensor("string", raw("k", DataType::String as i32, &[], &[]), "UnsupportedDType", "STRING");
-    tensor("int4", raw("k", DataType::Int4 as i32, &[3], &[0; 2]), "UnsupportedDType", "INT4");
+    tensor("int4", raw("k", DataType::Int4 as i32, &[3], &[0; 3]), "DataLength", "needs 2");
+    tensor("f8", raw("k", DataType::Float8e5m2 as i32, &[3], &[0; 3]), "UnsupportedDType", "FLOAT8E5M2");
+    tensor("f16 as floats", TensorProto { data_type: 10, ..f32s("k", &[1], &[1.0]) }, "Data", "float_data");
     tensor("type 99", raw("k", 99, &[], &[]), "UnsupportedDType", "99");
     tensor("type -1", raw("k", -1, &[], &[]), "UnsupportedDType", "-1");
     tensor("type 0", raw("k", 0, &[], &[]), "UnsupportedDType", "UNDEFINED");
@@ -370,7 +372,7 @@ fn tensors(seen: &mut Seen) {
         data_location: DataLocation::External as i32,
         ..raw("k", f, &[1], &[])
     };
-    tensor("external data", external, "UnsupportedFeature", "another file");
+    tensor("external data", external, "UnsupportedFeature", "given as bytes");
     let segment = TensorProto { segment: Some(Segment { begin: 0, end: 1 }), ..raw("k", f, &[1], &[0; 4]) };
     tensor("segment", segment, "UnsupportedFeature", "segments");
 }
@@ -382,13 +384,13 @@ fn declarations(seen: &mut Seen) {
         seen.model(label, m, want, says);
     };
     let f = |dims: &[D]| value("i", DataType::Float, dims);
-    input("negative dimension", f(&[D::N(3), D::N(-1)]), "Dimension", "axis 1");
+    input("negative dimension", f(&[D::N(3), D::N(-2)]), "Dimension", "axis 1");
     input("smallest dimension", f(&[D::N(i64::MIN)]), "Dimension", "negative");
     input("zero dimension", f(&[D::N(0)]), "Dimension", "empty");
     input("2^40", f(&[D::N(1 << 40)]), "Dimension", "2^31");
     input("overflow", f(&[D::N(1 << 31); 3]), "Elements", "'i'");
     input("rank 9", f(&[D::N(1); 9]), "UnsupportedFeature", "9 dimensions");
-    input("f16", value("i", DataType::Float16, &[]), "UnsupportedDType", "FLOAT16");
+    input("f8", value("i", DataType::Float8e4m3fn, &[]), "UnsupportedDType", "FLOAT8E4M3FN");
     input("no shape", output("i", DataType::Float), "UnsupportedFeature", "without a shape");
     input(
         "no type",
@@ -549,7 +551,7 @@ fn ops(seen: &mut Seen) {
         "Unsupported",
         "constant",
     );
-    one("Clip, computed", 17, node("Clip", &["x", "x"], &["y"], vec![]), &[], "Unsupported", "constant");
+    one("Clip, computed", 17, node("Clip", &["x", "x"], &["y"], vec![]), &[], "Graph", "one number");
     let nan = f32s("lo", &[], &[f32::NAN]);
     one("Clip, NaN", 17, node("Clip", &["x", "lo"], &["y"], vec![]), &[nan], "Attribute", "not a number");
     let pair = f32s("lo", &[2], &[0.0, 1.0]);

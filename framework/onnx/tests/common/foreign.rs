@@ -1,4 +1,4 @@
-//! Files as other exporters write them: forms that this crate reads and never writes, operator sets 11 to 21.
+//! Files as other exporters write them: forms that this crate reads and never writes, of any operator set.
 
 use super::build::*;
 use lacuna_onnx::proto::tensor_proto::DataType;
@@ -10,6 +10,7 @@ pub fn models() -> Vec<(String, ModelProto)> {
     windows(&mut all);
     quantisation(&mut all);
     constants(&mut all);
+    composites(&mut all);
     let mut add = |name: &str, m: ModelProto| all.push((name.to_string(), m));
 
     let mut flat = model(11, vec![node("Softmax", &["x"], &["y"], vec![])], vec![]);
@@ -155,4 +156,85 @@ fn constants(all: &mut Vec<(String, ModelProto)>) {
     let quantize = vec![node("QuantizeLinear", &["x", "s", "z"], &["y"], vec![])];
     let held = model(13, quantize, vec![f32s("s", &[], &[0.1]), u8s]);
     all.push(("int32_data_holds_u8".into(), output_type(held, DataType::Uint8)));
+}
+
+/// Integer forms of onnxruntime's quantiser, and fused ops of its optimiser. `q` is x in u8.
+fn composites(all: &mut Vec<(String, ModelProto)>) {
+    let u8s = |name: &str, dims: &[i64], data: &[i32]| small(name, DataType::Uint8, dims, data);
+    let i8s = |name: &str, dims: &[i64], data: &[i32]| small(name, DataType::Int8, dims, data);
+    let spread = |n: i32| (0..n).map(|i| i * 37 % 247 - 120).collect::<Vec<i32>>();
+    let constants = || {
+        vec![
+            f32s("xs", &[], &[0.017]),
+            u8s("xz", &[], &[121]),
+            f32s("ys", &[], &[0.031]),
+            u8s("yz", &[], &[97]),
+            f32s("ws", &[4], &[0.01, 0.002, 0.03, 0.0075]),
+            i8s("wz", &[4], &[0; 4]),
+            f32s("one", &[], &[0.004]),
+            i8s("none", &[], &[0]),
+            i8s("w", &[4, 3, 3, 2], &spread(72)),
+            small("b", DataType::Int32, &[4], &[-900, 70, 0, 3000]),
+            i8s("m", &[5, 4], &spread(20)),
+            f32s("mf", &[5, 4], &weights(20)),
+            f32s("wf", &[4, 3, 3, 2], &weights(72)),
+            f32s("scale", &[5], &[1.0, 0.5, -2.0, 0.25, 3.0]),
+            f32s("shift", &[5], &[0.5, 0.25, -1.0, 0.0, 2.0]),
+        ]
+    };
+    let ms = |op: &str, inputs: &[&str], attrs| NodeProto {
+        domain: "com.microsoft".into(),
+        ..node(op, inputs, &["y"], attrs)
+    };
+    let mut add = |name: &str, dtype: DataType, mut nodes: Vec<NodeProto>| {
+        if nodes.iter().any(|n| n.input.iter().any(|i| i == "q")) {
+            nodes.insert(0, node("QuantizeLinear", &["x", "xs", "xz"], &["q"], vec![]));
+        }
+        let used = |t: &TensorProto| nodes.iter().any(|n| n.input.contains(&t.name));
+        let constants = constants().into_iter().filter(used).collect();
+        let mut m = model(17, nodes, constants);
+        m.opset_import.push(OperatorSetIdProto { domain: "com.microsoft".into(), version: 1 });
+        all.push((format!("composite_{name}"), output_type(m, dtype)));
+    };
+    let (byte, float32) = (DataType::Uint8, DataType::Float);
+    let strided = || vec![ints("strides", &[2, 1]), ints("pads", &[1, 0, 1, 1])];
+    let conv = ["q", "xs", "xz", "w", "ws", "wz", "ys", "yz"];
+    add("qlinear_conv", byte, vec![node("QLinearConv", &conv, &["y"], strided())]);
+    let with_bias = [&conv[..], &["b"]].concat();
+    add("qlinear_conv_bias", byte, vec![node("QLinearConv", &with_bias, &["y"], strided())]);
+    let product = ["q", "xs", "xz", "m", "ws", "wz", "ys", "yz"];
+    add("qlinear_matmul", byte, vec![node("QLinearMatMul", &product, &["y"], vec![])]);
+    let flat = || node("Reshape", &["x", "rows"], &["flat"], vec![]);
+    let rows = || node("Constant", &[], &["rows"], vec![ints("value_ints", &[-1, 5])]);
+    let quantised = || node("QuantizeLinear", &["flat", "xs", "xz"], &["fq"], vec![]);
+    let gemm = ["fq", "xs", "xz", "m", "ws", "wz", "b", "ys", "yz"];
+    add("qgemm", byte, vec![rows(), flat(), quantised(), ms("QGemm", &gemm, vec![float("alpha", 2.0)])]);
+    add("qgemm_float", float32, vec![rows(), flat(), quantised(), ms("QGemm", &gemm[..7], vec![])]);
+    let two = ["q", "xs", "xz", "q", "one", "yz", "ys", "yz"];
+    add("qlinear_add", byte, vec![ms("QLinearAdd", &two, vec![])]);
+    add("qlinear_mul", byte, vec![ms("QLinearMul", &two, vec![])]);
+    let unary = ["q", "xs", "xz", "one", "yz"];
+    add("qlinear_sigmoid", byte, vec![ms("QLinearSigmoid", &unary, vec![])]);
+    let pool = vec![ints("kernel_shape", &[2, 2]), ints("strides", &[2, 1])];
+    add("qlinear_average_pool", byte, vec![ms("QLinearAveragePool", &unary, pool)]);
+    add("qlinear_global_average_pool", byte, vec![ms("QLinearGlobalAveragePool", &unary, vec![])]);
+    let parts = ["ys", "yz", "q", "xs", "xz", "q", "one", "yz"];
+    add("qlinear_concat", byte, vec![ms("QLinearConcat", &parts, vec![int("axis", 1)])]);
+    let to_float = ["q", "m", "xs", "ws", "xz", "wz"];
+    add("matmul_to_float", float32, vec![ms("MatMulIntegerToFloat", &to_float, vec![])]);
+
+    let relu = [strided(), vec![string("activation", "Relu")]].concat();
+    add("fused_conv", float32, vec![ms("FusedConv", &["x", "wf"], relu)]);
+    let clip = vec![string("activation", "Clip"), floats("activation_params", &[-0.5, 1.0])];
+    add("fused_conv_clip", float32, vec![ms("FusedConv", &["x", "wf"], [strided(), clip].concat())]);
+    add("fused_matmul", float32, vec![ms("FusedMatMul", &["x", "mf"], vec![float("alpha", 0.125)])]);
+    add("gelu", float32, vec![ms("Gelu", &["x"], vec![])]);
+    add("bias_gelu", float32, vec![ms("BiasGelu", &["x", "shift"], vec![])]);
+    add("fast_gelu", float32, vec![ms("FastGelu", &["x", "shift"], vec![])]);
+    add("quick_gelu", float32, vec![ms("QuickGelu", &["x"], vec![float("alpha", 1.5)])]);
+    let skip = ["r", "r", "scale", "shift", "shift"];
+    let three = || node("Reshape", &["x", "sixes"], &["r"], vec![]);
+    let sixes = || node("Constant", &[], &["sixes"], vec![ints("value_ints", &[6, 6, 5])]);
+    let nodes = vec![sixes(), three(), ms("SkipLayerNormalization", &skip, vec![float("epsilon", 1e-3)])];
+    add("skip_layer_norm", float32, nodes);
 }
