@@ -359,9 +359,9 @@ pub fn input_shapes(graph: &Graph, text: Option<&str>, batch: usize) -> Result<V
                     let what = format!("dimension {d} of input '{name}' is {n}, not {}", given[d]);
                     return Err(Failure::usage(format!("-shapes: {what}")));
                 }
-                (Dim::Symbol(_), _) if d == 0 => batch,
-                (Dim::Symbol(_), Some(given)) => given[d],
-                (Dim::Symbol(_), None) => {
+                (_, _) if d == 0 => batch,
+                (_, Some(given)) => given[d],
+                (_, None) => {
                     let what = format!("dimension {d} of input '{name}' is open (give -shapes)");
                     return Err(Failure::usage(what));
                 }

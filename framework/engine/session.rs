@@ -226,6 +226,7 @@ fn bound_dim(d: &Dim, symbols: &[u64]) -> usize {
     match *d {
         Dim::Fixed(n) => n as usize,
         Dim::Symbol(s) => symbols[s.index()] as usize,
+        Dim::Unknown => 0,
     }
 }
 
@@ -235,6 +236,15 @@ fn bind_batch(g: &Graph, batch: usize, symbols: &mut [u64]) {
         if let Some(&Dim::Symbol(s)) = g.shape(v).first() {
             symbols[s.index()] = batch as u64;
         }
+    }
+}
+
+/// Works out every symbol that is defined by others. One that is not known stays what it is.
+fn derive(g: &Graph, symbols: &mut [u64]) {
+    let mut known: Vec<Option<u64>> = symbols.iter().map(|&n| Some(n)).collect();
+    for s in g.symbols.ids() {
+        known[s.index()] = g.symbols.evaluate(s, &known);
+        symbols[s.index()] = known[s.index()].unwrap_or(symbols[s.index()]);
     }
 }
 
@@ -258,6 +268,7 @@ impl Session {
         let (mut graph, reports) = lower(g, &target)?;
         let mut symbols = vec![LENGTH; graph.symbols.len()];
         bind_batch(&graph, options.batch.unwrap_or(1), &mut symbols);
+        derive(&graph, &mut symbols);
         let mut weights = Weights::default();
         let bound = bind_symbols(&graph, &symbols)?;
         let cache = cache_folder().filter(|_| options.tune == Tune::Cached);
@@ -402,6 +413,7 @@ impl Session {
         if self.wanted == self.symbols {
             return Ok(());
         }
+        derive(&self.graph, &mut self.wanted);
         let bound = bind_symbols(&self.graph, &self.wanted)?;
         // A new batch finds its weights packed; what is new is chosen by the cost model.
         let how = How { target: &self.target, choice: self.options.kernels, tune: false, cache: None };
@@ -438,6 +450,7 @@ impl Session {
             for (&dim, &given) in shape.iter().zip(input.dims) {
                 fits &= match dim {
                     Dim::Fixed(n) => n == given as u64,
+                    Dim::Unknown => false,
                     Dim::Symbol(s) => {
                         let known = std::mem::replace(&mut self.wanted[s.index()], given as u64);
                         given > 0 && (known == 0 || known == given as u64)

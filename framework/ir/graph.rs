@@ -8,6 +8,7 @@
 use crate::error::{Error, Result};
 use crate::ids::{ConstId, Id, IdVec, OpId, Range32, SymbolId, ValueId};
 use crate::op::{Attr, OpKind};
+use crate::symbols::{SYMBOLS_MAX, Symbols};
 use crate::tensor::{DType, Dim, Tensor, element_count};
 use bytes::Bytes;
 use std::borrow::Cow;
@@ -43,8 +44,8 @@ pub struct Graph {
     pub value_def: IdVec<ValueId, Def>,
     /// All shapes, back to back.
     pub dims: Vec<Dim>,
-    /// Names of symbolic dimensions.
-    pub symbols: IdVec<SymbolId, String>,
+    /// Symbolic dimensions: names and definitions.
+    pub symbols: Symbols,
 
     /// Bytes of constants: little-endian, row-major, exactly as long as dtype and shape ask for.
     pub consts: IdVec<ConstId, Bytes>,
@@ -154,10 +155,9 @@ impl Graph {
 
     // ---- building ------------------------------------------------------------------------------
 
-    /// The symbol of that name, made if it is new.
+    /// The symbol of that name, made if it is new: free, for the shapes of inputs.
     pub fn symbol(&mut self, name: &str) -> SymbolId {
-        let known = self.symbols.iter().find(|(_, n)| *n == name).map(|(id, _)| id);
-        known.unwrap_or_else(|| self.symbols.push(name.to_string()))
+        self.symbols.free(name)
     }
 
     fn add_value(&mut self, name: &str, dtype: DType, dims: &[Dim], def: Def) -> ValueId {
@@ -219,17 +219,44 @@ impl Graph {
         inputs: &[ValueId],
         outputs: &[&str],
     ) -> Result<OpId> {
-        let facts = crate::shape::infer(self, kind, &attr, inputs).map_err(|why| Error::Op {
-            op: name.to_string(),
-            kind: kind.name(),
-            why,
-        })?;
+        self.insert_op_with(kind, attr, name, inputs, outputs, &[])
+    }
+
+    /// As [`Graph::insert_op`]. Where the shape rule says [`Dim::Unknown`], output `i` has the dimension that
+    /// `known[i]` has in that place, if there is such a list of that length, or else a new symbol named after it.
+    pub fn insert_op_with(
+        &mut self,
+        kind: OpKind,
+        attr: Attr,
+        name: &str,
+        inputs: &[ValueId],
+        outputs: &[&str],
+        known: &[&[Dim]],
+    ) -> Result<OpId> {
+        let fail = |why: String| Error::Op { op: name.to_string(), kind: kind.name(), why };
+        let inferred = crate::shape::infer_all(self, kind, &attr, inputs).map_err(fail)?;
+        let mut facts = inferred.facts;
         if facts.len() < outputs.len() || outputs.is_empty() {
-            return Err(Error::Op {
-                op: name.to_string(),
-                kind: kind.name(),
-                why: format!("has {} outputs, {} were named", facts.len(), outputs.len()),
-            });
+            return Err(fail(format!("has {} outputs, {} were named", facts.len(), outputs.len())));
+        }
+        self.symbols.adopt(inferred.symbols);
+        for (i, fact) in facts.iter_mut().enumerate().take(outputs.len()) {
+            for axis in 0..fact.dims.len() {
+                if fact.dims[axis] != Dim::Unknown {
+                    continue;
+                }
+                let known = known.get(i).filter(|k| k.len() == fact.dims.len()).map(|k| k[axis]);
+                fact.dims[axis] = match known {
+                    Some(dim) if dim != Dim::Unknown => dim,
+                    _ if self.symbols.len() >= SYMBOLS_MAX => {
+                        return Err(fail(format!("makes more than {SYMBOLS_MAX} symbolic dimensions")));
+                    }
+                    _ => {
+                        let unused = self.symbols.unused(&format!("{}.{axis}", outputs[i]));
+                        Dim::Symbol(self.symbols.unknown(&unused))
+                    }
+                };
+            }
         }
         let op = OpId::from_index(self.op_kind.len());
         let ins = Range32::append(&mut self.operands, inputs);

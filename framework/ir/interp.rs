@@ -8,7 +8,8 @@
 use crate::error::{Error, Result};
 use crate::graph::{Def, Graph};
 use crate::ids::{IdVec, OpId, SymbolId, ValueId};
-use crate::reference::output_dims;
+use crate::reference::fixed_dims;
+use crate::shape::infer_tensors;
 use crate::tensor::{Dim, Tensor, element_count};
 use std::borrow::Cow;
 
@@ -114,11 +115,11 @@ fn reads_left(g: &Graph) -> IdVec<ValueId, u32> {
 }
 
 /// Checks the inputs and finds the number each symbol stands for.
-fn bind_inputs(g: &Graph, inputs: &[Tensor]) -> Result<IdVec<SymbolId, Option<usize>>> {
+fn bind_inputs(g: &Graph, inputs: &[Tensor]) -> Result<IdVec<SymbolId, Option<u64>>> {
     if inputs.len() != g.inputs.len() {
         return Err(Error::Invalid(format!("takes {} inputs, {} were given", g.inputs.len(), inputs.len())));
     }
-    let mut bound: IdVec<SymbolId, Option<usize>> = IdVec::filled(None, g.symbols.len());
+    let mut bound: IdVec<SymbolId, Option<u64>> = IdVec::filled(None, g.symbols.len());
     for (&v, t) in g.inputs.iter().zip(inputs) {
         let fail = |why: String| Error::Input { name: g.value_name[v].clone(), why };
         if t.dtype() != g.value_dtype[v] {
@@ -136,13 +137,16 @@ fn bind_inputs(g: &Graph, inputs: &[Tensor]) -> Result<IdVec<SymbolId, Option<us
                 Dim::Fixed(n) if n != have as u64 => {
                     return Err(fail(format!("has {have} in dimension {i}, the graph takes {n}")));
                 }
-                Dim::Symbol(s) if *bound[s].get_or_insert(have) != have => {
+                Dim::Symbol(s) if *bound[s].get_or_insert(have as u64) != have as u64 => {
                     let name = &g.symbols[s];
                     return Err(fail(format!("has {have} in dimension {i}, but '{name}' is {:?}", bound[s])));
                 }
                 _ => {}
             }
         }
+    }
+    for s in g.symbols.ids() {
+        bound[s] = g.symbols.evaluate(s, bound.as_slice());
     }
     Ok(bound)
 }
@@ -180,9 +184,15 @@ fn evaluate_op(
     if inputs.len() < row.inputs.0 || inputs.len() > row.inputs.1 {
         return Err(fail(format!("takes {} to {} inputs, not {}", row.inputs.0, row.inputs.1, inputs.len())));
     }
-    let dims = output_dims(row.infer, &g.op_attr[op], &inputs).map_err(fail)?;
-    // Eight bytes an element is the most any dtype takes.
-    let bytes = element_count(&dims).and_then(|n| n.checked_mul(8)).and_then(|n| n.checked_add(*bytes_alive));
+    let facts = infer_tensors(row.infer, &g.op_attr[op], &inputs).map_err(fail)?;
+    let mut bytes = Some(*bytes_alive);
+    for fact in &facts {
+        // What data decide is no larger than what an op of that kind reads.
+        let Some(dims) = fixed_dims(&fact.dims).map_err(fail)? else { continue };
+        // Eight bytes an element is the most any dtype takes.
+        let own = element_count(&dims).and_then(|n| n.checked_mul(8));
+        bytes = bytes.zip(own).and_then(|(all, own)| all.checked_add(own));
+    }
     if bytes.is_none_or(|b| b > bytes_max) {
         return Err(fail(format!("the run needs more than {bytes_max} bytes: use a smaller batch")));
     }
@@ -197,11 +207,12 @@ fn check_inferred(
     op: OpId,
     v: ValueId,
     t: &Tensor,
-    symbols: &IdVec<SymbolId, Option<usize>>,
+    symbols: &IdVec<SymbolId, Option<u64>>,
 ) -> Result<()> {
     let fits = |(&want, &have): (&Dim, &usize)| match want {
         Dim::Fixed(n) => n == have as u64,
-        Dim::Symbol(s) => symbols[s].is_none_or(|n| n == have),
+        Dim::Symbol(s) => symbols[s].is_none_or(|n| n == have as u64),
+        Dim::Unknown => true,
     };
     let shape = g.shape(v);
     if t.dtype() == g.value_dtype[v] && shape.len() == t.dims.len() && shape.iter().zip(&t.dims).all(fits) {

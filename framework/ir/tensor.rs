@@ -49,13 +49,15 @@ impl fmt::Display for DType {
 pub enum Dim {
     Fixed(u64),
     Symbol(SymbolId),
+    /// What a shape rule cannot say. Only in facts ([`crate::shape::Fact`]): a graph has a symbol in its place.
+    Unknown,
 }
 
 impl Dim {
     pub fn fixed(self) -> Option<u64> {
         match self {
             Dim::Fixed(n) => Some(n),
-            Dim::Symbol(_) => None,
+            Dim::Symbol(_) | Dim::Unknown => None,
         }
     }
 }

@@ -19,9 +19,10 @@
 
 use crate::error::{Error, Result};
 use crate::graph::{Def, Graph};
-use crate::ids::{IdVec, ValueId};
+use crate::ids::{IdVec, SymbolId, ValueId};
 use crate::op::*;
 use crate::params::{Params, Usual, params_of};
+use crate::symbols::{Scope, SymbolDef};
 use crate::tensor::{DType, Dim, Elements, Tensor, element_count};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -32,7 +33,7 @@ pub const TEXT_BYTES_MAX: usize = 1 << 30;
 /// The most lines, and so the most ops, that [`parse`] reads.
 pub const TEXT_LINES_MAX: usize = 1 << 20;
 /// The most distinct symbols that [`parse`] reads.
-pub const TEXT_SYMBOLS_MAX: usize = 256;
+pub const TEXT_SYMBOLS_MAX: usize = crate::symbols::SYMBOLS_MAX;
 /// The most results of one op that [`parse`] reads.
 const OP_OUTPUTS_MAX: usize = 256;
 /// Constants of up to this many elements are printed in decimal.
@@ -131,12 +132,22 @@ fn value_type(g: &Graph, v: ValueId) -> String {
         .iter()
         .map(|d| match *d {
             Dim::Fixed(n) => n.to_string(),
-            // A symbol must not look like a number.
-            Dim::Symbol(s) if g.symbols[s].starts_with(|c: char| c.is_ascii_digit()) => quote(&g.symbols[s]),
-            Dim::Symbol(s) => quoted(&g.symbols[s]),
+            Dim::Symbol(s) => symbol_text(g, s),
+            Dim::Unknown => "?".to_string(),
         })
         .collect();
     format!("{}[{}]", g.value_dtype[v], dims.join(","))
+}
+
+fn symbol_text(g: &Graph, s: SymbolId) -> String {
+    let name = &g.symbols[s];
+    match g.symbols.def(s) {
+        // A symbol must not look like a number.
+        SymbolDef::Free if name.starts_with(|c: char| c.is_ascii_digit()) => quote(name),
+        SymbolDef::Free => quoted(name),
+        SymbolDef::Unknown => format!("?{}", quote(name)),
+        def => format!("({})", g.symbols.text_of(def)),
+    }
 }
 
 fn const_text(g: &Graph, v: ValueId, large: &mut Large<'_>) -> String {
@@ -191,7 +202,7 @@ fn quoted(name: &str) -> String {
     if !name.is_empty() && name != "_" && name.chars().all(is_plain) { name.to_string() } else { quote(name) }
 }
 
-fn quote(s: &str) -> String {
+pub(crate) fn quote(s: &str) -> String {
     let mut out = String::from('"');
     for c in s.chars() {
         match c {
@@ -648,8 +659,15 @@ impl<'a> Cursor<'a> {
     }
 }
 
-fn start_of(text: &str) -> String {
+pub(crate) fn start_of(text: &str) -> String {
     text.chars().take(24).collect()
+}
+
+/// The quoted name at the start of `text`, and what follows it.
+pub(crate) fn quoted_name(text: &str) -> Result<(String, &str), String> {
+    let mut c = Cursor { rest: text };
+    let (name, _) = c.name()?;
+    Ok((name, c.rest))
 }
 
 fn f32_from(text: &str) -> Option<f32> {
@@ -740,6 +758,10 @@ impl Parser<'_> {
             if !dims.is_empty() {
                 c.expect(",")?;
             }
+            if let Some(dim) = self.expression(c)? {
+                dims.push(dim);
+                continue;
+            }
             let (name, quoted) = c.name()?;
             if !quoted && name.starts_with(|c: char| c.is_ascii_digit()) {
                 dims.push(Dim::Fixed(
@@ -757,6 +779,30 @@ impl Parser<'_> {
         }
         crate::shape::check_dims(&dims)?;
         Ok((dtype, dims))
+    }
+
+    /// A dimension that is defined by others, `(h+1)`, or that data decide, `?"name"`.
+    fn expression(&mut self, c: &mut Cursor<'_>) -> Result<Option<Dim>, String> {
+        if c.eat("?") {
+            let (name, _) = c.name()?;
+            return Ok(Some(Dim::Symbol(self.g.symbols.unknown(&name))));
+        }
+        c.rest = c.rest.trim_start();
+        if !c.rest.starts_with('(') {
+            return Ok(None);
+        }
+        let scope = Scope::new(&self.g.symbols);
+        let find = |name: &str, unknown: bool| {
+            let found = self.g.symbols.named(name)?;
+            let is = self.g.symbols.def(found);
+            (*is == if unknown { SymbolDef::Unknown } else { SymbolDef::Free }).then_some(found)
+        };
+        let (e, rest) = crate::symbols::text::parse(c.rest, &scope, &find)?;
+        c.rest = rest;
+        let new = scope.into_new();
+        self.g.symbols.adopt(new);
+        let dim = e.dim().filter(|d| *d != Dim::Unknown);
+        Ok(Some(dim.ok_or("an expression is negative, or passes the limits on expressions")?))
     }
 
     fn constant(&mut self, c: &mut Cursor<'_>) -> Result<(), String> {
@@ -815,7 +861,11 @@ impl Parser<'_> {
         }
         let (attr, op_name) = attr_and_name(kind, c)?;
         let outputs: Vec<&str> = names.iter().map(String::as_str).collect();
-        let made = self.g.add_op(kind, attr, &op_name, &inputs, &outputs).map_err(|e| e.to_string())?;
+        let known: Vec<&[Dim]> = types.iter().map(|(_, dims)| dims.as_slice()).collect();
+        let made = self.g.insert_op_with(kind, attr, &op_name, &inputs, &outputs, &known);
+        let op = made.map_err(|e| e.to_string())?;
+        self.g.order.push(op);
+        let made = self.g.outputs_of(op).to_vec();
         for ((&v, (dtype, dims)), name) in made.iter().zip(&types).zip(names) {
             if self.g.value_dtype[v] != *dtype || self.g.shape(v) != dims {
                 let inferred = value_type(&self.g, v);

@@ -7,7 +7,7 @@
 //! 4. Shapes respect the limits on rank and element count; symbols exist and have distinct names.
 //! 5. `order` lists each live op once, and each op after the ops whose results it reads.
 //! 6. An op has as many inputs as its row allows, carries the attribute variant of its row, and its outputs have
-//!    the dtypes and shapes that its shape rule infers.
+//!    the dtypes and shapes that its shape rule infers; where the rule cannot say, the graph may.
 //! 7. Names of inputs are not empty and distinct; so are names of outputs, which a caller can read: each is an
 //!    input, a constant or the result of a live op.
 //!
@@ -77,7 +77,11 @@ fn shapes(g: &Graph) -> Result<()> {
         return invalid(format!("symbol '{name}': names of symbols must be distinct and not empty"));
     }
     for v in g.value_name.ids() {
-        let unknown = |d: &Dim| matches!(d, Dim::Symbol(s) if s.index() >= g.symbols.len());
+        let unknown = |d: &Dim| match d {
+            Dim::Fixed(_) => false,
+            Dim::Symbol(s) => s.index() >= g.symbols.len(),
+            Dim::Unknown => true,
+        };
         if g.shape(v).iter().any(unknown) {
             return invalid(format!("value '{}' has a symbol that does not exist", g.value_name[v]));
         }
@@ -165,7 +169,7 @@ fn facts(g: &Graph, op: OpId) -> Result<()> {
         return fault(g, op, format!("lists {} outputs, it has {}", outputs.len(), facts.len()));
     }
     for (&v, fact) in outputs.iter().zip(&facts) {
-        if g.value_dtype[v] != fact.dtype || g.shape(v) != fact.dims {
+        if g.value_dtype[v] != fact.dtype || !agree(g, g.shape(v), &fact.dims) {
             let (name, dtype, dims) = (&g.value_name[v], g.value_dtype[v], g.shape(v));
             return fault(
                 g,
@@ -175,6 +179,13 @@ fn facts(g: &Graph, op: OpId) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where the rule cannot say what a dimension is, or it rests on the data of a run, the graph may say more.
+fn agree(g: &Graph, stored: &[Dim], inferred: &[Dim]) -> bool {
+    let open = |d: Dim| g.symbols.is_open(d);
+    let fits = |(&s, &i): (&Dim, &Dim)| s == i || open(s) || open(i);
+    stored.len() == inferred.len() && stored.iter().zip(inferred).all(fits)
 }
 
 fn ends(g: &Graph) -> Result<()> {

@@ -43,7 +43,7 @@ pub const FILE_BYTES_MAX: u64 = 8 << 30;
 pub const OPSET_MIN: i64 = 7;
 pub const OPSET_MAX: i64 = 28;
 const NAME_BYTES_MAX: usize = 4096;
-/// Symbols are looked up by a linear search.
+/// The most symbols among the dimensions of inputs.
 const SYMBOLS_MAX: usize = 256;
 
 /// Reads a model from a file, which is mapped into memory: weights stay there and are paged in when used. So are files
@@ -247,11 +247,7 @@ impl<'m> Reader<'m> {
     }
 
     fn unused_symbol(&self, wanted: &str) -> String {
-        let mut name = wanted.to_string();
-        while self.graph.symbols.iter().any(|(_, taken)| *taken == name) {
-            name.push('_');
-        }
-        name
+        self.graph.symbols.unused(wanted)
     }
 
     fn declare_outputs(&mut self, node: &'m NodeProto, index: usize) -> Result<()> {
@@ -457,6 +453,7 @@ impl<'m> Reader<'m> {
         let computed = list(computed.iter().map(|dim| match dim {
             Dim::Fixed(n) => n.to_string(),
             Dim::Symbol(s) => self.graph.symbols.get(*s).cloned().unwrap_or_default(),
+            Dim::Unknown => "?".to_string(),
         }));
         Err(Error::Declared {
             name: name.to_string(),

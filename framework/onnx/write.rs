@@ -271,6 +271,7 @@ fn value_info(g: &Graph, v: ValueId, names: &Names) -> ValueInfoProto {
         value: Some(match *dim {
             Dim::Fixed(n) => dimension::Value::DimValue(n as i64),
             Dim::Symbol(s) => dimension::Value::DimParam(g.symbols[s].clone()),
+            Dim::Unknown => dimension::Value::DimParam("?".to_string()),
         }),
     };
     let shape = proto::TensorShapeProto { dim: g.shape(v).iter().map(dim).collect() };

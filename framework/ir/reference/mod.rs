@@ -21,7 +21,7 @@ pub mod reduce;
 pub mod unary;
 
 use crate::op::Attr;
-use crate::shape::{Fact, InferInput, Rule};
+use crate::shape::{Fact, Rule, infer_tensors};
 use crate::tensor::{Dim, Tensor, element_count};
 
 pub type Inputs<'a> = &'a [Option<&'a Tensor>];
@@ -31,32 +31,28 @@ pub type Eval = fn(&Attr, Inputs<'_>) -> Outputs;
 /// Dims of the first output, as the op's shape rule gives them for these very tensors. A rule that accepts
 /// the inputs vouches for dtypes, ranks and lengths, which the functions below it then take for granted.
 pub fn output_dims(rule: Rule, attr: &Attr, inputs: Inputs<'_>) -> Result<Vec<usize>, String> {
-    fixed(output_facts(rule, attr, inputs)?.first().ok_or("the shape rule gives no output")?)
+    let facts = infer_tensors(rule, attr, inputs)?;
+    fixed(facts.first().ok_or("the shape rule gives no output")?)
 }
 
 /// As [`output_dims`], of every output.
 pub fn all_output_dims(rule: Rule, attr: &Attr, inputs: Inputs<'_>) -> Result<Vec<Vec<usize>>, String> {
-    output_facts(rule, attr, inputs)?.iter().map(fixed).collect()
-}
-
-/// What the op's shape rule says of these very tensors.
-pub fn output_facts(rule: Rule, attr: &Attr, inputs: Inputs<'_>) -> Result<Vec<Fact>, String> {
-    let dims: Vec<Vec<Dim>> = inputs
-        .iter()
-        .map(|t| t.map_or(Vec::new(), |t| t.dims.iter().map(|&d| Dim::Fixed(d as u64)).collect()))
-        .collect();
-    let seen: Vec<Option<InferInput<'_>>> = inputs
-        .iter()
-        .zip(&dims)
-        .map(|(t, dims)| t.map(|t| InferInput { dtype: t.dtype(), dims, value: Some(t) }))
-        .collect();
-    rule(attr, &seen)
+    infer_tensors(rule, attr, inputs)?.iter().map(fixed).collect()
 }
 
 fn fixed(fact: &Fact) -> Result<Vec<usize>, String> {
+    fixed_dims(&fact.dims)?.ok_or_else(|| "the data decide the size of the result".to_string())
+}
+
+/// The dims as numbers; `None` if the rule does not know them without looking at data. Too large is an error.
+pub fn fixed_dims(dims: &[Dim]) -> Result<Option<Vec<usize>>, String> {
+    if dims.contains(&Dim::Unknown) {
+        return Ok(None);
+    }
     let dims: Option<Vec<usize>> =
-        fact.dims.iter().map(|d| d.fixed().and_then(|n| usize::try_from(n).ok())).collect();
-    dims.filter(|d| element_count(d).is_some()).ok_or_else(|| "the result is too large".to_string())
+        dims.iter().map(|d| d.fixed().and_then(|n| usize::try_from(n).ok())).collect();
+    let fits = dims.filter(|d| element_count(d).is_some());
+    fits.map(Some).ok_or_else(|| "the result is too large".to_string())
 }
 
 pub(crate) fn wrong_attr(attr: &Attr) -> String {

@@ -1,8 +1,8 @@
 //! Elementwise ops: the dims of one operand, or of two that broadcast.
 
 use super::{
-    Facts, InferInput, Inputs, axis_index, check_clip, expect_dtype, expect_scalar, input, known_ints,
-    list_len, one, optional, show, sizes, typed, unknown, wrong_attr,
+    Element, Facts, InferInput, Inputs, axis_index, check_clip, expect_dtype, expect_scalar, input, list_len,
+    may_equal, one, optional, show, typed, wrong_attr,
 };
 use crate::op::Attr;
 use crate::tensor::{DType, Dim};
@@ -152,9 +152,10 @@ pub fn variadic_f32(attr: &Attr, inputs: Inputs<'_>) -> Facts {
 pub fn expand(_: &Attr, inputs: Inputs<'_>) -> Facts {
     let (x, shape) = (input(inputs, 0)?, typed(inputs, 1, DType::I64)?);
     let n = list_len(1, &shape)?;
-    let target = match known_ints(&shape) {
-        Some(target) => sizes(1, &target)?.into_iter().map(Dim::Fixed).collect(),
-        None => (0..n).map(|_| unknown("the shape")).collect::<Result<Vec<Dim>, String>>()?,
+    let size = |e: Element| e.dim().ok_or("input 1 holds a negative size");
+    let target = match shape.elements() {
+        Some(target) => target.into_iter().map(size).collect::<Result<Vec<Dim>, _>>()?,
+        None => vec![Dim::Unknown; n],
     };
     one(x.dtype, broadcast_dims(x.dims, &target)?)
 }
@@ -163,7 +164,7 @@ pub fn expand(_: &Attr, inputs: Inputs<'_>) -> Facts {
 pub fn prelu(_: &Attr, inputs: Inputs<'_>) -> Facts {
     let (x, dims) = two(inputs)?;
     expect_number(0, &x)?;
-    if dims != x.dims {
+    if dims.len() != x.dims.len() || !dims.iter().zip(x.dims).all(|(&a, &b)| may_equal(a, b)) {
         return Err(format!("the slope makes the result {}, x is {}", show(&dims), show(x.dims)));
     }
     one(x.dtype, dims)
@@ -184,7 +185,8 @@ pub fn broadcast_numbers(a: &[usize], b: &[usize]) -> Result<Vec<usize>, String>
     Ok(dims.iter().filter_map(|d| d.fixed()).map(|d| d as usize).collect())
 }
 
-/// The broadcast shape: a dimension meets its equal (a symbol: itself) or 1.
+/// The broadcast shape: a dimension meets its equal or 1. Which of two symbols is 1, if not both are the same number,
+/// is not known.
 pub fn broadcast_dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
     let n = a.len().max(b.len());
     let at = |dims: &[Dim], i: usize| (i + dims.len()).checked_sub(n).map_or(Dim::Fixed(1), |j| dims[j]);
@@ -193,7 +195,13 @@ pub fn broadcast_dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
             (x, y) if x == y => Ok(x),
             (Dim::Fixed(1), y) => Ok(y),
             (x, Dim::Fixed(1)) => Ok(x),
+            (Dim::Fixed(n), _) | (_, Dim::Fixed(n)) if !both_fixed(at(a, i), at(b, i)) => Ok(Dim::Fixed(n)),
+            (x, y) if !both_fixed(x, y) => Ok(Dim::Unknown),
             _ => Err(format!("shapes {} and {} do not broadcast", show(a), show(b))),
         })
         .collect()
+}
+
+fn both_fixed(a: Dim, b: Dim) -> bool {
+    a.fixed().is_some() && b.fixed().is_some()
 }

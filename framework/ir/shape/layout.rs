@@ -1,60 +1,72 @@
 //! Ops that move elements and compute nothing.
 
 use super::{
-    Facts, Inputs, RANK_MAX, axis_index, expect_dtype, fixed_product, input, number, one, rank, show, typed,
-    wrong_attr,
+    Element, Facts, InferInput, Inputs, RANK_MAX, axis_index, expect_dtype, input, joined, may_equal, number,
+    one, rank, show, typed, wrong_attr,
 };
 use crate::op::{Attr, Axes};
-use crate::tensor::{DType, Dim, Tensor};
+use crate::tensor::{DType, Dim};
 
 pub fn reshape(_: &Attr, inputs: Inputs<'_>) -> Facts {
     let x = input(inputs, 0)?;
     let shape = typed(inputs, 1, DType::I64)?;
-    let [_] = rank(1, &shape)?;
-    let target =
-        shape.value.and_then(Tensor::as_i64).ok_or("input 1 must be a constant: fold it or give a shape")?;
-    one(x.dtype, reshape_dims(x.dims, target)?)
+    let [len] = rank(1, &shape)?;
+    let target = match shape.elements() {
+        Some(target) => target,
+        None => {
+            let len = number(1, "the length", len)?;
+            vec![Element::Unknown; usize::try_from(len).unwrap_or(usize::MAX).min(RANK_MAX + 1)]
+        }
+    };
+    one(x.dtype, reshape_dims(&x, &target)?)
 }
 
-/// 0 copies the input's dimension of that place; one -1 takes what is left: a number, or the one symbolic
-/// dimension that no other place took, if the numbers match without it.
-pub fn reshape_dims(from: &[Dim], target: &[i64]) -> Result<Vec<Dim>, String> {
-    let fail = |why: &str| format!("cannot reshape {} to {target:?}: {why}", show(from));
+/// 0 copies the input's dimension of that place; one -1 takes what is left.
+fn reshape_dims(x: &InferInput<'_>, target: &[Element]) -> Result<Vec<Dim>, String> {
+    let from = x.dims;
     if target.len() > RANK_MAX {
-        return Err(format!(
-            "target shape has {} dimensions, at most {RANK_MAX} are supported",
-            target.len()
-        ));
+        return Err(format!("target shape has more dimensions than the {RANK_MAX} that are supported"));
     }
-    let mut left: Vec<Dim> = from.iter().copied().filter(|d| d.fixed().is_none()).collect();
+    let fail = |why: &str| {
+        let target: Vec<Dim> = target.iter().map(|e| e.dim().unwrap_or(Dim::Unknown)).collect();
+        format!("cannot reshape {} to {}: {why}", show(from), show(&target))
+    };
     let mut dims = Vec::with_capacity(target.len());
     let mut hole = None;
     for (i, &t) in target.iter().enumerate() {
-        let dim = match t {
-            0 => *from.get(i).ok_or_else(|| fail("0 copies a dimension that the input does not have"))?,
-            -1 if hole.is_none() => {
+        dims.push(match t {
+            Element::Number(0) => {
+                *from.get(i).ok_or_else(|| fail("0 copies a dimension that the input does not have"))?
+            }
+            Element::Number(-1) if hole.is_none() => {
                 hole = Some(i);
                 Dim::Fixed(1)
             }
-            -1 => return Err(fail("only one -1 is allowed")),
-            n if n > 0 => Dim::Fixed(n as u64),
-            _ => return Err(fail("a dimension must be positive, 0 or -1")),
+            Element::Number(-1) => return Err(fail("only one -1 is allowed")),
+            t => t.dim().ok_or_else(|| fail("a dimension must be positive, 0 or -1"))?,
+        });
+    }
+    // A dimension that is not known may be the -1.
+    let Some(i) = hole.or(dims.iter().position(|&d| d == Dim::Unknown)) else {
+        let (have, want) = (x.symbols.product_of(from), x.symbols.product_of(&dims));
+        return match may_equal(have, want) {
+            true => Ok(dims),
+            false => Err(fail("the element counts differ")),
         };
-        if dim.fixed().is_none() {
-            let at = left.iter().position(|&d| d == dim).ok_or_else(|| fail("a symbol is copied twice"))?;
-            left.swap_remove(at);
+    };
+    if dims.iter().filter(|&&d| d == Dim::Unknown).count() > usize::from(hole.is_none()) {
+        dims[i] = Dim::Unknown;
+        return Ok(dims);
+    }
+    dims[i] = Dim::Fixed(1);
+    let (have, want) = (x.symbols.product_of(from), x.symbols.product_of(&dims));
+    dims[i] = match (have, want) {
+        (Dim::Fixed(have), Dim::Fixed(want)) if want != 0 && have.is_multiple_of(want) => {
+            Dim::Fixed(have / want)
         }
-        dims.push(dim);
-    }
-    let have = fixed_product(from).ok_or_else(|| fail("too many elements"))?;
-    let want = fixed_product(&dims).ok_or_else(|| fail("too many elements"))?;
-    match (hole, left.as_slice()) {
-        (None, []) if have == want => {}
-        (Some(i), [symbol]) if have == want => dims[i] = *symbol,
-        (Some(i), []) if want != 0 && have.is_multiple_of(want) => dims[i] = Dim::Fixed(have / want),
-        (_, []) => return Err(fail("the element counts differ")),
-        _ => return Err(fail("a symbolic dimension needs a 0 or a -1 in its place")),
-    }
+        (Dim::Fixed(_), Dim::Fixed(_)) => return Err(fail("the element counts differ")),
+        (have, want) => x.symbols.to_dim(x.symbols.div(have.into(), want.into())),
+    };
     Ok(dims)
 }
 
@@ -63,20 +75,8 @@ pub fn flatten(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let x = input(inputs, 0)?;
     let rank = x.dims.len();
     let at = if *axis as i64 == rank as i64 { rank } else { axis_index(*axis as i64, rank)? };
-    one(x.dtype, vec![merge(&x.dims[..at])?, merge(&x.dims[at..])?])
-}
-
-/// The product of dimensions as one: a symbol survives alone or among ones.
-fn merge(dims: &[Dim]) -> Result<Dim, String> {
-    let product = fixed_product(dims).ok_or_else(|| format!("{} has too many elements", show(dims)))?;
-    let mut symbols = dims.iter().filter(|d| d.fixed().is_none());
-    match (symbols.next(), symbols.next(), product) {
-        (None, _, n) => Ok(Dim::Fixed(n)),
-        (Some(&symbol), None, 1) => Ok(symbol),
-        _ => {
-            Err(format!("cannot merge the symbolic dimensions of {} into one: flatten elsewhere", show(dims)))
-        }
-    }
+    let (front, back) = x.dims.split_at(at);
+    one(x.dtype, vec![x.symbols.product_of(front), x.symbols.product_of(back)])
 }
 
 /// The permutation as indices; an empty one reverses.
@@ -135,7 +135,7 @@ pub fn squeeze(attr: &Attr, inputs: Inputs<'_>) -> Facts {
         [] => x.dims.iter().map(is_one).collect(),
         _ => axis_flags(axes, x.dims.len())?,
     };
-    if let Some(at) = (0..gone.len()).find(|&i| gone[i] && !is_one(&x.dims[i])) {
+    if let Some(at) = (0..gone.len()).find(|&i| gone[i] && !may_equal(x.dims[i], Dim::Fixed(1))) {
         return Err(format!("dimension {at} of {} is not 1", show(x.dims)));
     }
     one(x.dtype, x.dims.iter().zip(gone).filter(|(_, gone)| !gone).map(|(&d, _)| d).collect())
@@ -160,7 +160,8 @@ pub fn concat(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     for i in 1..inputs.len() {
         let x = input(inputs, i)?;
         expect_dtype(i, &x, first.dtype)?;
-        let fits = x.dims.len() == dims.len() && (0..dims.len()).all(|d| d == axis || x.dims[d] == dims[d]);
+        let like = |d: usize| d == axis || may_equal(x.dims[d], dims[d]);
+        let fits = x.dims.len() == dims.len() && (0..dims.len()).all(like);
         if !fits {
             return Err(format!(
                 "input {i} of shape {} does not fit {} along axis {axis}",
@@ -168,39 +169,37 @@ pub fn concat(attr: &Attr, inputs: Inputs<'_>) -> Facts {
                 show(&dims)
             ));
         }
-        let (a, b) = (
-            number(0, "the joined dimension", dims[axis])?,
-            number(i, "the joined dimension", x.dims[axis])?,
-        );
-        dims[axis] = Dim::Fixed(a.checked_add(b).ok_or("the joined dimension overflows")?);
+        for d in (0..dims.len()).filter(|&d| d != axis) {
+            dims[d] = joined(dims[d], x.dims[d]);
+        }
+        dims[axis] = x.symbols.add_dims(dims[axis], x.dims[axis]);
     }
     one(first.dtype, dims)
 }
 
 /// Height and width, larger by whole factors.
-fn resized(attr: &Attr, h: Dim, w: Dim) -> Result<[Dim; 2], String> {
+fn resized(x: &InferInput<'_>, attr: &Attr, h: Dim, w: Dim) -> Result<[Dim; 2], String> {
     let Attr::Resize(a) = attr else { return Err(wrong_attr(attr)) };
-    let larger = |what: &str, dim: Dim, scale: u32| match (dim, scale) {
-        (_, 0) => Err("scales must be at least 1".to_string()),
-        (dim, 1) => Ok(dim),
-        (dim, scale) => number(0, what, dim)?
-            .checked_mul(scale as u64)
-            .map(Dim::Fixed)
-            .ok_or_else(|| format!("{what} times {scale} overflows")),
+    if a.scale.contains(&0) {
+        return Err("scales must be at least 1".to_string());
+    }
+    let larger = |dim: Dim, scale: u32| {
+        let scaled = x.symbols.mul(dim.into(), Element::Number(scale.into()));
+        x.symbols.to_dim(scaled)
     };
-    Ok([larger("the height", h, a.scale[0])?, larger("the width", w, a.scale[1])?])
+    Ok([larger(h, a.scale[0]), larger(w, a.scale[1])])
 }
 
 pub fn resize(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let x = input(inputs, 0)?;
     let [n, c, h, w] = rank(0, &x)?;
-    let [h, w] = resized(attr, h, w)?;
+    let [h, w] = resized(&x, attr, h, w)?;
     one(x.dtype, vec![n, c, h, w])
 }
 
 pub fn resize_nhwc(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let x = input(inputs, 0)?;
     let [n, h, w, c] = rank(0, &x)?;
-    let [h, w] = resized(attr, h, w)?;
+    let [h, w] = resized(&x, attr, h, w)?;
     one(x.dtype, vec![n, h, w, c])
 }

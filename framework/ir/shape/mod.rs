@@ -24,17 +24,21 @@ pub use reduce::*;
 pub use windows::*;
 
 use crate::graph::Graph;
+use crate::ids::Id;
 use crate::ids::ValueId;
 use crate::op::{Attr, OpKind, Requant};
+use crate::symbols::{Element, Scope, SymbolDef, Symbols};
 use crate::tensor::{DType, Dim, Elements, TENSOR_ELEMENTS_MAX, Tensor};
+use std::borrow::Cow;
+use std::cell::Cell;
 
 /// The most dimensions a value may have.
 pub const RANK_MAX: usize = 8;
 
-/// Rules see the elements of constants up to this size: shapes, axes and scales, not data.
-const VALUE_BYTES_MAX: usize = 1024;
+/// Rules see the elements of constants up to this size: shapes, axes, bounds, not data.
+pub const VALUE_BYTES_MAX: usize = 1024;
 
-/// Dtype and shape of a value.
+/// Dtype and shape of a value. A dimension that the rule cannot say is [`Dim::Unknown`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fact {
     pub dtype: DType,
@@ -42,16 +46,72 @@ pub struct Fact {
 }
 
 /// What a rule sees of one input.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct InferInput<'a> {
     pub dtype: DType,
     pub dims: &'a [Dim],
-    /// The elements, where the input is a small constant (a target shape, axes, scales).
-    pub value: Option<&'a Tensor>,
+    /// What the symbols among `dims` are, and arithmetic on them.
+    pub symbols: &'a Scope<'a>,
+    known: &'a Known<'a>,
 }
 
-/// Runs the rule of `kind` on values of `g`.
+/// What is known of an input's elements.
+struct Known<'a> {
+    value: Option<Cow<'a, Tensor>>,
+    /// Whether the rule asked for elements that are not known.
+    missed: Cell<bool>,
+}
+
+impl<'a> InferInput<'a> {
+    /// The elements, where the input is a small constant (a target shape, axes, bounds).
+    pub fn value(&self) -> Option<&'a Tensor> {
+        self.known.missed.set(self.known.missed.get() || self.known.value.is_none());
+        self.known.value.as_deref()
+    }
+
+    /// The elements of an i64 or i32 input, where all are known.
+    pub fn ints(&self) -> Option<Vec<i64>> {
+        ints_of(self.value()?)
+    }
+
+    /// As [`InferInput::ints`], where some may be known as symbols only, or not at all.
+    pub fn elements(&self) -> Option<Vec<Element>> {
+        Some(self.ints()?.into_iter().map(Element::Number).collect())
+    }
+}
+
+fn ints_of(t: &Tensor) -> Option<Vec<i64>> {
+    match &t.elements {
+        Elements::I64(x) => Some(x.clone()),
+        Elements::I32(x) => Some(x.iter().map(|&x| i64::from(x)).collect()),
+        _ => None,
+    }
+}
+
+/// What a rule makes of an op's inputs.
+pub struct Inferred {
+    pub facts: Vec<Fact>,
+    /// Symbols that facts refer to and the graph does not have yet: they count on from its last one
+    /// ([`crate::symbols::Symbols::adopt`]).
+    pub symbols: Vec<SymbolDef>,
+    /// Inputs whose elements the rule asked for and that are not known, as bits; the last bit stands for all from
+    /// there on.
+    pub missed: u64,
+}
+
+/// Runs the rule of `kind` on values of `g`. Facts may have [`Dim::Unknown`], and so where the graph lacks the symbol.
 pub fn infer(g: &Graph, kind: OpKind, attr: &Attr, inputs: &[ValueId]) -> Result<Vec<Fact>, String> {
+    let Inferred { mut facts, symbols, .. } = infer_all(g, kind, attr, inputs)?;
+    if !symbols.is_empty() {
+        let foreign = |d: &Dim| matches!(d, Dim::Symbol(s) if s.index() >= g.symbols.len());
+        let dims = facts.iter_mut().flat_map(|f| &mut f.dims);
+        dims.filter(|d| foreign(d)).for_each(|d| *d = Dim::Unknown);
+    }
+    Ok(facts)
+}
+
+/// As [`infer`], with the symbols that the rule made and what it lacked.
+pub fn infer_all(g: &Graph, kind: OpKind, attr: &Attr, inputs: &[ValueId]) -> Result<Inferred, String> {
     let row = kind.row();
     if inputs.len() < row.inputs.0 || inputs.len() > row.inputs.1 {
         return Err(format!("takes {} to {} inputs, not {}", row.inputs.0, row.inputs.1, inputs.len()));
@@ -59,29 +119,47 @@ pub fn infer(g: &Graph, kind: OpKind, attr: &Attr, inputs: &[ValueId]) -> Result
     if attr.variant() != row.attr {
         return Err(format!("carries {} attributes, not {}", row.attr, attr.variant()));
     }
-    let constants: Vec<Option<Tensor>> = inputs
-        .iter()
-        .map(|&v| {
-            let small = !v.is_none() && g.const_bytes(v).is_some_and(|b| b.len() <= VALUE_BYTES_MAX);
-            if small { g.const_tensor(v) } else { None }
-        })
-        .collect();
-    let mut seen = Vec::with_capacity(inputs.len());
-    for (i, &v) in inputs.iter().enumerate() {
-        if v.is_none() {
-            if i < row.inputs.0 {
-                return Err(format!("input {i} is absent"));
-            }
-            seen.push(None);
-            continue;
-        }
-        seen.push(Some(InferInput {
-            dtype: g.value_dtype[v],
-            dims: g.shape(v),
-            value: constants[i].as_ref(),
-        }));
+    if let Some(i) = inputs.iter().take(row.inputs.0).position(|v| v.is_none()) {
+        return Err(format!("input {i} is absent"));
     }
-    (row.infer)(attr, &seen)
+    let known: Vec<Known<'_>> = inputs.iter().map(|&v| known_of(g, v)).collect();
+    let scope = Scope::new(&g.symbols);
+    let see = |i: usize| {
+        let (v, known) = (inputs[i], &known[i]);
+        let row =
+            |v: ValueId| InferInput { dtype: g.value_dtype[v], dims: g.shape(v), symbols: &scope, known };
+        (!v.is_none()).then(|| row(v))
+    };
+    let seen: Vec<Option<InferInput<'_>>> = (0..inputs.len()).map(see).collect();
+    let facts = (row.infer)(attr, &seen)?;
+    let bit = |i: usize| 1u64 << i.min(63);
+    let missed =
+        known.iter().enumerate().filter(|(_, k)| k.missed.get()).fold(0, |bits, (i, _)| bits | bit(i));
+    Ok(Inferred { facts, symbols: scope.into_new(), missed })
+}
+
+fn known_of(g: &Graph, v: ValueId) -> Known<'_> {
+    let small = !v.is_none() && g.const_bytes(v).is_some_and(|b| b.len() <= VALUE_BYTES_MAX);
+    Known { value: if small { g.const_tensor(v).map(Cow::Owned) } else { None }, missed: Cell::new(false) }
+}
+
+/// Runs a rule on tensors: all is known of them.
+pub fn infer_tensors(rule: Rule, attr: &Attr, inputs: &[Option<&Tensor>]) -> Facts {
+    let dims: Vec<Vec<Dim>> = inputs
+        .iter()
+        .map(|t| t.map_or(Vec::new(), |t| t.dims.iter().map(|&d| Dim::Fixed(d as u64)).collect()))
+        .collect();
+    let known: Vec<Known<'_>> =
+        inputs.iter().map(|t| Known { value: t.map(Cow::Borrowed), missed: Cell::new(false) }).collect();
+    let symbols = Symbols::default();
+    let scope = Scope::new(&symbols);
+    let see = |i: usize| {
+        let see =
+            |t: &Tensor| InferInput { dtype: t.dtype(), dims: &dims[i], symbols: &scope, known: &known[i] };
+        inputs[i].map(see)
+    };
+    let seen: Vec<Option<InferInput<'_>>> = (0..inputs.len()).map(see).collect();
+    rule(attr, &seen)
 }
 
 /// Absent inputs are `None`.
@@ -113,16 +191,13 @@ pub fn check_dims(dims: &[Dim]) -> Result<(), String> {
     }
 }
 
-fn fixed_product(dims: &[Dim]) -> Option<u64> {
-    dims.iter().filter_map(|d| d.fixed()).try_fold(1u64, |p, d| p.checked_mul(d))
-}
-
 fn show(dims: &[Dim]) -> String {
     let dims: Vec<String> = dims
         .iter()
         .map(|d| match d {
             Dim::Fixed(n) => n.to_string(),
             Dim::Symbol(s) => format!("{s:?}"),
+            Dim::Unknown => "?".to_string(),
         })
         .collect();
     format!("[{}]", dims.join(","))
@@ -159,18 +234,15 @@ fn expect_dims(i: usize, x: &InferInput<'_>, dims: &[Dim]) -> Result<(), String>
 /// One element: `[]` or `[1]`.
 fn expect_scalar(i: usize, x: &InferInput<'_>) -> Result<(), String> {
     match x.dims {
-        [] | [Dim::Fixed(1)] => Ok(()),
+        [] => Ok(()),
+        &[n] if may_equal(n, Dim::Fixed(1)) => Ok(()),
         dims => Err(format!("input {i} has shape {}, it must be one number", show(dims))),
     }
 }
 
 /// The elements of an integer operand, where they are known.
 fn known_ints(x: &InferInput<'_>) -> Option<Vec<i64>> {
-    match &x.value?.elements {
-        Elements::I64(v) => Some(v.clone()),
-        Elements::I32(v) => Some(v.iter().map(|&v| i64::from(v)).collect()),
-        _ => None,
-    }
+    x.ints()
 }
 
 /// Numbers of an operand as sizes, none negative.
@@ -191,8 +263,32 @@ fn list_len(i: usize, x: &InferInput<'_>) -> Result<usize, String> {
 const LIST_MAX: usize = 4096;
 
 /// A dimension that rests on what is computed.
-fn unknown(what: &str) -> Result<Dim, String> {
-    Err(format!("{what} rests on an operand that is not known: make it a constant"))
+fn unknown(_what: &str) -> Result<Dim, String> {
+    Ok(Dim::Unknown)
+}
+
+/// As [`expect_dims`], where a symbol may turn out to be any number.
+fn expect_like(i: usize, x: &InferInput<'_>, dims: &[Dim]) -> Result<(), String> {
+    if x.dims.len() == dims.len() && x.dims.iter().zip(dims).all(|(&a, &b)| may_equal(a, b)) {
+        return Ok(());
+    }
+    Err(format!("input {i} has shape {}, it must be {}", show(x.dims), show(dims)))
+}
+
+/// Numbers are equal or not; a symbol may turn out to be any number.
+fn may_equal(a: Dim, b: Dim) -> bool {
+    a.fixed().is_none() || b.fixed().is_none() || a == b
+}
+
+/// One dimension for two that must be equal: a number where one is known.
+fn joined(a: Dim, b: Dim) -> Dim {
+    if a.fixed().is_some() {
+        a
+    } else if b.fixed().is_some() || a == Dim::Unknown {
+        b
+    } else {
+        a
+    }
 }
 
 fn rank<const N: usize>(i: usize, x: &InferInput<'_>) -> Result<[Dim; N], String> {

@@ -1,8 +1,8 @@
 //! Normalisations.
 
 use super::{
-    Facts, Inputs, axis_index, check_u8, check_zero, expect_dims, input, number, one, optional, typed,
-    wrong_attr,
+    Facts, Inputs, axis_index, check_u8, check_zero, expect_dims, expect_like, input, number, one, optional,
+    typed, wrong_attr,
 };
 use crate::op::Attr;
 use crate::tensor::DType;
@@ -13,9 +13,8 @@ pub fn first_f32(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     check_epsilon(*epsilon)?;
     let x = typed(inputs, 0, DType::F32)?;
     let channels = *x.dims.get(1).ok_or("input 0 needs at least 2 dimensions [N,C,...]")?;
-    number(0, "the channel dimension", channels)?;
     for i in 1..5 {
-        expect_dims(i, &typed(inputs, i, DType::F32)?, &[channels])?;
+        expect_like(i, &typed(inputs, i, DType::F32)?, &[channels])?;
     }
     one(x.dtype, x.dims.to_vec())
 }
@@ -28,7 +27,7 @@ pub fn layer_norm(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let axis = axis_index(a.axis as i64, x.dims.len())?;
     for i in 1..3 {
         if i == 1 || optional(inputs, i).is_some() {
-            expect_dims(i, &typed(inputs, i, DType::F32)?, &x.dims[axis..])?;
+            expect_like(i, &typed(inputs, i, DType::F32)?, &x.dims[axis..])?;
         }
     }
     one(x.dtype, x.dims.to_vec())

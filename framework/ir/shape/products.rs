@@ -1,8 +1,8 @@
 //! Matrix products and attention.
 
 use super::{
-    Facts, Inputs, broadcast_dims, check_table, check_u8, check_zero, expect_dims, expect_dtype, number, one,
-    optional, rank, show, typed, wrong_attr,
+    Facts, Inputs, broadcast_dims, check_table, check_u8, check_zero, expect_dims, expect_dtype, may_equal,
+    number, one, optional, rank, show, typed, wrong_attr,
 };
 use crate::op::Attr;
 use crate::tensor::{DType, Dim};
@@ -17,12 +17,13 @@ pub fn gemm(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     if a.trans_b {
         (kb, n) = (n, kb);
     }
-    if ka != kb {
+    if !may_equal(ka, kb) {
         return Err(format!("inner dimensions {} and {} differ", show(&[ka]), show(&[kb])));
     }
     if let Some(c) = optional(inputs, 2) {
         expect_dtype(2, &c, DType::F32)?;
-        if broadcast_dims(c.dims, &[m, n])? != [m, n] {
+        let both = broadcast_dims(c.dims, &[m, n])?;
+        if both.len() != 2 || !may_equal(both[0], m) || !may_equal(both[1], n) {
             return Err(format!("input 2 of shape {} does not broadcast to {}", show(c.dims), show(&[m, n])));
         }
     }
@@ -41,7 +42,7 @@ pub fn matmul(_: &Attr, inputs: Inputs<'_>) -> Facts {
         Some((k, batch)) => (batch, *k, Some(b_last)),
         None => (b_front, b_last, None),
     };
-    if a_last != kb {
+    if !may_equal(a_last, kb) {
         return Err(format!("inner dimensions of {} and {} differ", show(a.dims), show(b.dims)));
     }
     let mut dims = broadcast_dims(a_batch, b_batch)?;

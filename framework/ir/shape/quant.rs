@@ -1,8 +1,8 @@
 //! Quantisation, and ops on eight-bit values.
 
 use super::{
-    Facts, Inputs, axis_index, broadcast_dims, check_u8, check_zero, expect_dims, expect_dtype, input, one,
-    rank, show, typed, wrong_attr,
+    Facts, Inputs, axis_index, broadcast_dims, check_u8, check_zero, expect_dims, expect_dtype, expect_like,
+    input, may_equal, one, rank, show, typed, wrong_attr,
 };
 use crate::op::Attr;
 use crate::tensor::{DType, Dim};
@@ -48,9 +48,9 @@ fn check_scales(attr: &Attr, inputs: Inputs<'_>) -> Result<(), String> {
         };
     }
     let [n] = rank(1, &scale)?;
-    expect_dims(2, &zero, &[n])?;
+    expect_like(2, &zero, &[n])?;
     let axis = axis_index(*axis as i64, x.dims.len())?;
-    if n.fixed().is_none() || x.dims[axis] != n {
+    if !may_equal(x.dims[axis], n) {
         return Err(format!(
             "scale has shape {}, axis {axis} of input 0 has {}",
             show(&[n]),

@@ -1,8 +1,8 @@
 //! Convolutions and pools: positions of a window along each dimension.
 
 use super::{
-    Facts, InferInput, Inputs, check_clip, check_table, check_u8, check_zero, expect_dims, expect_dtype,
-    input, number, one, optional, rank, show, typed, wrong_attr,
+    Element, Facts, InferInput, Inputs, check_clip, check_table, check_u8, check_zero, expect_dims,
+    expect_dtype, expect_like, input, may_equal, one, optional, rank, show, typed, wrong_attr,
 };
 use crate::op::{Attr, ConvAttr, PoolAttr, Window};
 use crate::tensor::{DType, Dim};
@@ -27,33 +27,44 @@ fn positions(size: u64, w: &Window, d: usize, ceil: bool) -> Result<u64, String>
     Ok(n)
 }
 
-/// Output height or width. A symbolic one passes only where the window cannot change it.
-fn window_dim(i: usize, dim: Dim, w: &Window, d: usize, ceil: bool) -> Result<Dim, String> {
-    match dim {
-        Dim::Fixed(size) => Ok(Dim::Fixed(positions(size, w, d, ceil)?)),
-        Dim::Symbol(_) if w.kernel[d] == 1 && w.stride[d] == 1 && w.pads[d] == 0 && w.pads[d + 2] == 0 => {
-            Ok(dim)
-        }
-        Dim::Symbol(_) => Err(format!("height and width of input {i} must be numbers under this window")),
+/// Output height or width.
+fn window_dim(x: &InferInput<'_>, dim: Dim, w: &Window, d: usize, ceil: bool) -> Result<Dim, String> {
+    let size = match dim {
+        Dim::Fixed(size) => return Ok(Dim::Fixed(positions(size, w, d, ceil)?)),
+        _ => Element::from(dim),
+    };
+    let (kernel, stride, dilation) = (w.kernel[d] as i64, w.stride[d] as i64, w.dilation[d] as i64);
+    let (before, after) = (w.pads[d] as i64, w.pads[d + 2] as i64);
+    if kernel == 0 || stride == 0 || dilation == 0 {
+        return Err("kernel, stride and dilation must be at least 1".to_string());
     }
+    let reach = (kernel - 1) * dilation + 1;
+    // In ceil mode, whether a last window begins in the padding behind the data may hang on the size.
+    if ceil && stride > reach - after {
+        return Ok(Dim::Unknown);
+    }
+    let up = if ceil { stride - 1 } else { 0 };
+    let room = x.symbols.add(size, Element::Number(before + after - reach + up));
+    let steps = x.symbols.div(room, Element::Number(stride));
+    Ok(x.symbols.to_dim(x.symbols.add(steps, Element::Number(1))))
 }
-
 /// Groups divide channels and filters; the kernel has the size that the weight has.
 fn check_conv(attr: &ConvAttr, x_channels: Dim, w: [Dim; 4]) -> Result<(), String> {
     let [filters, w_channels, kh, kw] = w;
-    let filters = number(1, "the filter count", filters)?;
-    let channels = number(0, "the channel count", x_channels)?;
     let group = attr.group as u64;
-    if group == 0 || !filters.is_multiple_of(group) || !channels.is_multiple_of(group) {
+    let divides = |n: Dim| n.fixed().is_none_or(|n| n.is_multiple_of(group));
+    if group == 0 || !divides(filters) || !divides(x_channels) {
         return Err(format!(
-            "group {group} must be at least 1 and divide {channels} channels and {filters} filters"
+            "group {group} must be at least 1 and divide the channels and filters, {}",
+            show(&[x_channels, filters])
         ));
     }
-    if w_channels != Dim::Fixed(channels / group) {
+    if let Some(channels) = x_channels.fixed().filter(|c| !may_equal(w_channels, Dim::Fixed(c / group))) {
         return Err(format!("input 1 must have {} channels per group", channels / group));
     }
     let kernel = attr.window.kernel;
-    if [kh, kw] != [Dim::Fixed(kernel[0] as u64), Dim::Fixed(kernel[1] as u64)] {
+    let fits = |have: Dim, want: u32| may_equal(have, Dim::Fixed(want as u64));
+    if !fits(kh, kernel[0]) || !fits(kw, kernel[1]) {
         return Err(format!("kernel is {kernel:?}, but input 1 holds a kernel of {}", show(&[kh, kw])));
     }
     Ok(())
@@ -61,15 +72,16 @@ fn check_conv(attr: &ConvAttr, x_channels: Dim, w: [Dim; 4]) -> Result<(), Strin
 
 pub fn conv(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let Attr::Conv(a) = attr else { return Err(wrong_attr(attr)) };
-    let [n, c, h, w] = rank(0, &typed(inputs, 0, DType::F32)?)?;
+    let x = typed(inputs, 0, DType::F32)?;
+    let [n, c, h, w] = rank(0, &x)?;
     let weight = rank::<4>(1, &typed(inputs, 1, DType::F32)?)?;
     check_conv(a, c, weight)?;
     if let Some(bias) = optional(inputs, 2) {
         expect_dtype(2, &bias, DType::F32)?;
-        expect_dims(2, &bias, &[weight[0]])?;
+        expect_like(2, &bias, &[weight[0]])?;
     }
-    let h = window_dim(0, h, &a.window, 0, false)?;
-    let w = window_dim(0, w, &a.window, 1, false)?;
+    let h = window_dim(&x, h, &a.window, 0, false)?;
+    let w = window_dim(&x, w, &a.window, 1, false)?;
     one(DType::F32, vec![n, weight[0], h, w])
 }
 
@@ -78,7 +90,7 @@ fn conv_nhwc_dims(a: &ConvAttr, x: &InferInput<'_>, w: &InferInput<'_>) -> Resul
     let [n, h, wd, c] = rank(0, x)?;
     let [o, kh, kw, wc] = rank(1, w)?;
     check_conv(a, c, [o, wc, kh, kw])?;
-    Ok([n, window_dim(0, h, &a.window, 0, false)?, window_dim(0, wd, &a.window, 1, false)?, o])
+    Ok([n, window_dim(x, h, &a.window, 0, false)?, window_dim(x, wd, &a.window, 1, false)?, o])
 }
 
 pub fn conv_nhwc(attr: &Attr, inputs: Inputs<'_>) -> Facts {
@@ -129,7 +141,7 @@ pub fn qconv(attr: &Attr, inputs: Inputs<'_>) -> Facts {
 }
 
 /// A pad as wide as the window would make windows that see no data at all.
-fn pool_dims(a: &PoolAttr, h: Dim, w: Dim) -> Result<[Dim; 2], String> {
+fn pool_dims(x: &InferInput<'_>, a: &PoolAttr, h: Dim, w: Dim) -> Result<[Dim; 2], String> {
     for d in 0..2 {
         let reach = (a.window.kernel[d] as u64).saturating_sub(1) * a.window.dilation[d] as u64 + 1;
         if a.window.pads[d] as u64 >= reach || a.window.pads[d + 2] as u64 >= reach {
@@ -139,13 +151,14 @@ fn pool_dims(a: &PoolAttr, h: Dim, w: Dim) -> Result<[Dim; 2], String> {
             ));
         }
     }
-    Ok([window_dim(0, h, &a.window, 0, a.ceil_mode)?, window_dim(0, w, &a.window, 1, a.ceil_mode)?])
+    Ok([window_dim(x, h, &a.window, 0, a.ceil_mode)?, window_dim(x, w, &a.window, 1, a.ceil_mode)?])
 }
 
 pub fn pool(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let Attr::Pool(a) = attr else { return Err(wrong_attr(attr)) };
-    let [n, c, h, w] = rank(0, &typed(inputs, 0, DType::F32)?)?;
-    let [h, w] = pool_dims(a, h, w)?;
+    let x = typed(inputs, 0, DType::F32)?;
+    let [n, c, h, w] = rank(0, &x)?;
+    let [h, w] = pool_dims(&x, a, h, w)?;
     one(DType::F32, vec![n, c, h, w])
 }
 
@@ -156,7 +169,7 @@ pub fn pool_nhwc(attr: &Attr, inputs: Inputs<'_>) -> Facts {
         return Err(format!("input 0 is {}, it must be f32 or u8", x.dtype));
     }
     let [n, h, w, c] = rank(0, &x)?;
-    let [h, w] = pool_dims(a, h, w)?;
+    let [h, w] = pool_dims(&x, a, h, w)?;
     one(x.dtype, vec![n, h, w, c])
 }
 

@@ -330,7 +330,7 @@ impl Lower<'_> {
         let place = |(i, d): (usize, &Dim)| match d {
             Dim::Fixed(n) => *n as i64,
             Dim::Symbol(_) if from.get(i) == Some(d) => 0,
-            Dim::Symbol(_) => -1,
+            Dim::Symbol(_) | Dim::Unknown => -1,
         };
         let shape: Vec<i64> = target.iter().enumerate().map(place).collect();
         let shape = self.g.add_tensor("", &Tensor::from_i64(&[shape.len()], shape));
