@@ -430,8 +430,8 @@ def iou(a, b):
 
 SCORES = {
     "efficientnet_lite0": top1(18),
-    "efficientnet_lite0_qdq": top1(16),
-    "efficientnet_lite0_qoperator": top1(17),
+    "efficientnet_lite0_qdq": top1(18),
+    "efficientnet_lite0_qoperator": top1(18),
     "yolox_nano": boxes_found(9),
 }
 

@@ -343,9 +343,10 @@ fn accumulates(w: &[i8], bias: &[i32]) -> bool {
     })
 }
 
-/// From the accumulator to the output's scale; nothing where one does not fit an f32.
+/// From the accumulator to the output's scale, in f32 arithmetic as onnxruntime's, so that results are the same bytes;
+/// nothing where one does not fit an f32.
 fn multipliers(x_scale: f32, w_scales: &[f32], y_scale: f32) -> Option<Vec<f32>> {
-    let multiplier = |&w: &f32| (x_scale as f64 * w as f64 / y_scale as f64) as f32;
+    let multiplier = |&w: &f32| x_scale * w / y_scale;
     w_scales.iter().map(multiplier).map(|m| m.is_finite().then_some(m)).collect()
 }
 
