@@ -40,6 +40,17 @@ pub enum Kind {
         end: f64,
     },
     Pruning(Pruning),
+    Acdc(Acdc),
+    RigL(RigL),
+    TopKast(TopKast),
+    /// Weights are trained as theta with w = theta * |theta|^(alpha - 1) (Schwarz et al. 2021, arXiv:2110.00296).
+    Powerpropagation {
+        params: Selector,
+        alpha: f64,
+        strict: bool,
+        start: f64,
+        end: f64,
+    },
     ConstantPruning {
         params: Selector,
         start: f64,
@@ -97,6 +108,66 @@ pub struct Pruning {
 pub struct PruningGroup {
     pub params: Selector,
     pub final_sparsity: f64,
+}
+
+/// Dense and compressed phases in turn, compressed at the end (Peste et al. 2021, arXiv:2106.12379).
+#[derive(Clone, PartialEq, Debug)]
+pub struct Acdc {
+    pub params: Selector,
+    pub sparsity: f64,
+    pub start: f64,
+    pub end: f64,
+    /// Epochs of a phase.
+    pub update_frequency: f64,
+    pub leave_enabled: bool,
+    /// Whether the optimiser's momentum is zero at the begin of a dense phase.
+    pub momentum_reset: bool,
+    pub structure: MaskStructure,
+    pub scope: Scope,
+}
+
+/// Sparse from the start; at each update some small weights go and as many others come, by gradient (Evci et al. 2020,
+/// arXiv:1911.11134).
+#[derive(Clone, PartialEq, Debug)]
+pub struct RigL {
+    pub params: Selector,
+    pub sparsity: f64,
+    pub start: f64,
+    pub end: f64,
+    pub update_frequency: f64,
+    pub leave_enabled: bool,
+    pub momentum_reset: bool,
+    /// Gradients per update.
+    pub grads: u32,
+    pub strategy: SparsityStrategy,
+    /// Part of the open weights that the first update replaces; a cosine leads from it to 0.
+    pub init_fraction: f64,
+}
+
+/// How a sparsity is shared out among tensors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SparsityStrategy {
+    Uniform,
+    /// Density in proportion to (inputs + outputs) / (inputs * outputs).
+    ErdosRenyi,
+    /// Density in proportion to the sum of all sides over their product.
+    ErdosRenyiKernel,
+}
+
+/// One mask for the forward pass, a more open one for gradients; weights between them move but do not count
+/// (Jayakumar et al. 2020, arXiv:2106.03517).
+#[derive(Clone, PartialEq, Debug)]
+pub struct TopKast {
+    pub params: Selector,
+    pub forward_sparsity: f64,
+    pub backward_sparsity: f64,
+    pub start: f64,
+    pub end: f64,
+    pub update_frequency: f64,
+    pub leave_enabled: bool,
+    pub active_weight_decay: f64,
+    pub structure: MaskStructure,
+    pub scope: Scope,
 }
 
 /// What the weights that become zero are chosen by, lowest first.

@@ -33,8 +33,8 @@ pub use compose::compose_staged;
 pub use diagnostic::{Diagnostic, Pos, Severity, render};
 pub use expr::{EXPR_BYTES_MAX, EXPR_NODES_MAX, Number, evaluate};
 pub use kind::{
-    FisherRule, Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup,
-    QuantArgs, Quantization, Scope, ScoreRule,
+    Acdc, FisherRule, Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup,
+    QuantArgs, Quantization, RigL, Scope, ScoreRule, SparsityStrategy, TopKast,
 };
 pub use language_model_table::LANGUAGE_MODEL_MODIFIERS;
 pub use modifier::{Arg, Modifier};

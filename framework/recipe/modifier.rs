@@ -63,7 +63,11 @@ impl Modifier {
             | Kind::LearningRateFunction { start, end, .. }
             | Kind::ParsedOnly { start, end } => (*start, *end),
             Kind::SetLearningRate { start, .. } | Kind::SetWeightDecay { start, .. } => (*start, -1.0),
+            Kind::Powerpropagation { start, end, .. } => (*start, *end),
             Kind::Pruning(pruning) => (pruning.start, pruning.end),
+            Kind::Acdc(acdc) => (acdc.start, acdc.end),
+            Kind::RigL(rigl) => (rigl.start, rigl.end),
+            Kind::TopKast(kast) => (kast.start, kast.end),
             Kind::Quantization(quantization) => (quantization.start, -1.0),
         }
     }
@@ -321,6 +325,10 @@ impl Reader<'_> {
                 start,
                 end,
             },
+            "ACDCPruningModifier" => Kind::Acdc(self.acdc(start, end)?),
+            "RigLPruningModifier" => Kind::RigL(self.rigl(start, end)?),
+            "TopKASTPruningModifier" => Kind::TopKast(self.top_kast(start, end)?),
+            "PowerpropagationModifier" => self.powerpropagation(start, end)?,
             _ => Kind::Pruning(self.pruning(start, end)?),
         })
     }

@@ -1,6 +1,9 @@
 //! Reads the modifiers that prune into their typed form.
 
-use crate::kind::{FisherRule, Inter, MaskStructure, Pruning, PruningGroup, Scope, ScoreRule};
+use crate::kind::{
+    Acdc, FisherRule, Inter, Kind, MaskStructure, Pruning, PruningGroup, RigL, Scope, ScoreRule,
+    SparsityStrategy, TopKast,
+};
 use crate::modifier::Reader;
 use crate::modifier_table::Absent;
 use crate::params::selector;
@@ -13,13 +16,13 @@ const BATCH_MAX: i64 = 1 << 16;
 const RECOMPUTATIONS_MAX: i64 = 1000;
 /// Largest block of the Fisher matrix.
 const BLOCK_MAX: i64 = 1 << 16;
+/// Largest exponent of Powerpropagation.
+const POWER_MAX: f64 = 16.0;
 
 impl Reader<'_> {
     /// A class of the family of GMPruningModifier: it prunes more and more, from a start to an end.
     pub(crate) fn pruning(&mut self, start: f64, end: f64) -> Option<Pruning> {
-        if end < 0.0 {
-            self.error(self.at("end_epoch"), "gradual pruning needs an end epoch", "");
-        }
+        self.needs_end(end);
         if self.bool("phased") {
             self.error(self.at("phased"), "`phased: true` is not part of the language any more", "use ACDC");
         }
@@ -57,12 +60,101 @@ impl Reader<'_> {
                 "inverse_cubic" => Inter::InverseCubic,
                 _ => Inter::Cubic,
             },
-            structure: match self.arg("mask_type") {
-                Some(node) => mask(self.doc, node)?,
-                None => MaskStructure::Unstructured,
-            },
+            structure: self.structure()?,
             scope: if global { Scope::Global } else { Scope::Uniform },
         })
+    }
+
+    pub(crate) fn acdc(&mut self, start: f64, end: f64) -> Option<Acdc> {
+        self.needs_end(end);
+        if self.float("update_frequency") < 0.0 {
+            self.error(self.at("update_frequency"), "a phase lasts some epochs", "give their number");
+        }
+        Some(Acdc {
+            params: self.params("params")?,
+            sparsity: self.float("compression_sparsity"),
+            start,
+            end,
+            update_frequency: self.float("update_frequency"),
+            leave_enabled: self.bool("leave_enabled"),
+            momentum_reset: self.bool("momentum_buffer_reset"),
+            structure: self.structure()?,
+            scope: self.scope(),
+        })
+    }
+
+    pub(crate) fn rigl(&mut self, start: f64, end: f64) -> Option<RigL> {
+        self.needs_end(end);
+        if self.structure()? != MaskStructure::Unstructured {
+            self.error(self.at("mask_type"), "RigL moves single weights", "use mask_type: unstructured");
+        }
+        Some(RigL {
+            params: self.params("params")?,
+            sparsity: self.float("final_sparsity"),
+            start,
+            end,
+            update_frequency: self.float("update_frequency"),
+            leave_enabled: self.bool("leave_enabled"),
+            momentum_reset: self.bool("momentum_buffer_reset"),
+            grads: self.whole("num_grads", GRADS_MAX)?,
+            strategy: match self.text("sparsity_strategy") {
+                "uniform" => SparsityStrategy::Uniform,
+                "erdos_renyi" => SparsityStrategy::ErdosRenyi,
+                _ => SparsityStrategy::ErdosRenyiKernel,
+            },
+            init_fraction: self.float("init_update_fraction"),
+        })
+    }
+
+    pub(crate) fn top_kast(&mut self, start: f64, end: f64) -> Option<TopKast> {
+        self.needs_end(end);
+        let (forward, backward) = (self.float("forward_sparsity"), self.float("backward_sparsity"));
+        if backward > forward {
+            let message = "`backward_sparsity` is higher than `forward_sparsity`";
+            self.error(self.at("backward_sparsity"), message, "every weight in use must be trained");
+        }
+        Some(TopKast {
+            params: self.params("params")?,
+            forward_sparsity: forward,
+            backward_sparsity: backward,
+            start,
+            end,
+            update_frequency: self.float("update_frequency"),
+            leave_enabled: self.bool("leave_enabled"),
+            active_weight_decay: self.float("active_weight_decay"),
+            structure: self.structure()?,
+            scope: self.scope(),
+        })
+    }
+
+    pub(crate) fn powerpropagation(&mut self, start: f64, end: f64) -> Option<Kind> {
+        let alpha = self.float("alpha");
+        if !(1.0..=POWER_MAX).contains(&alpha) {
+            let message = format!("`alpha` must be 1 to {POWER_MAX}");
+            self.error(self.at("alpha"), message, "1 changes nothing, 2 to 4 are usual");
+        }
+        let (params, strict) = (self.params("params")?, self.bool("strict"));
+        Some(Kind::Powerpropagation { params, alpha, strict, start, end })
+    }
+
+    fn needs_end(&mut self, end: f64) {
+        if end < 0.0 {
+            self.error(self.at("end_epoch"), "pruning needs an end epoch", "");
+        }
+    }
+
+    fn structure(&self) -> Option<MaskStructure> {
+        match self.arg("mask_type") {
+            Some(node) => mask(self.doc, node),
+            None => match self.default("mask_type") {
+                Absent::Text("filter") => Some(MaskStructure::Filter),
+                _ => Some(MaskStructure::Unstructured),
+            },
+        }
+    }
+
+    fn scope(&self) -> Scope {
+        if self.bool("global_sparsity") { Scope::Global } else { Scope::Uniform }
     }
 
     fn score(&mut self) -> Option<ScoreRule> {
@@ -99,6 +191,11 @@ impl Reader<'_> {
                 }
             }
         };
+        let structure = self.structure()?;
+        if !matrix_free && !matches!(structure, MaskStructure::Unstructured | MaskStructure::Block4) {
+            let message = "OBSPruning knows masks of single weights and of four";
+            self.error(self.at("mask_type"), message, "use mask_type: unstructured or block4");
+        }
         let grads = match self.arg("num_grads").filter(|&node| self.doc.is_map(node)) {
             None => vec![(0.0, self.whole("num_grads", GRADS_MAX)?)],
             Some(map) => {
@@ -119,11 +216,16 @@ impl Reader<'_> {
                 grads
             }
         };
+        let block = self.whole("fisher_block_size", BLOCK_MAX)?;
+        if !matrix_free && structure == MaskStructure::Block4 && block % 4 != 0 {
+            let message = "`fisher_block_size` must be a multiple of 4 with mask_type: block4";
+            self.error(self.at("fisher_block_size"), message, "48 is usual");
+        }
         let rule = FisherRule {
             grads,
             batch,
             damp,
-            block: self.whole("fisher_block_size", BLOCK_MAX)?,
+            block,
             recomputations: if matrix_free {
                 1
             } else {

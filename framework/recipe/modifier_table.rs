@@ -274,7 +274,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "ACDCPruningModifier",
-        ParsedOnly,
+        Implemented,
         "alternates dense and compressed phases",
         &[
             key("compression_sparsity", Sparsity, Required),
@@ -340,7 +340,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "RigLPruningModifier",
-        ParsedOnly,
+        Implemented,
         "sparse training that drops small weights and grows by gradient",
         &[
             key("final_sparsity", Sparsity, Required),
@@ -364,7 +364,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "TopKASTPruningModifier",
-        ParsedOnly,
+        Implemented,
         "sparse forward pass, less sparse backward pass",
         &[
             key("forward_sparsity", Sparsity, Required),
@@ -418,7 +418,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "PowerpropagationModifier",
-        ParsedOnly,
+        Implemented,
         "reparametrises weights so that small ones stay small",
         &[START, END, PARAMS, key("alpha", Type::Float, Absent::Float(1.0)), key("strict", Type::Bool, TRUE)],
     ),

@@ -60,6 +60,24 @@ pub enum Action {
     ReleaseMasks {
         params: PoolRange,
     },
+    /// As `SetSparsity` by magnitude with `forward`; weights under that mask go on moving, but for a part `backward` of all.
+    SetTwoMasks {
+        params: PoolRange,
+        forward: f64,
+        backward: f64,
+        structure: MaskStructure,
+        scope: Scope,
+    },
+    /// In each tensor, mask this part of the open weights, the smallest, and open as many of those that are masked then,
+    /// by the magnitude of their summed gradients.
+    Rewire {
+        params: PoolRange,
+        fraction: f64,
+        grads: u32,
+        momentum_reset: bool,
+    },
+    /// The optimiser's momentum of all parameters becomes zero.
+    ResetMomentum,
     /// Weights that moved on behind their masks are zero from here on.
     DropHidden {
         params: PoolRange,
@@ -119,6 +137,11 @@ pub struct Watch {
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum WatchKind {
+    /// Weights in use shrink by `decay` times the learning rate, those that move behind the mask by 1 / `forward_sparsity`
+    /// of that, apart from the optimiser.
+    TopKast { decay: f64, forward_sparsity: f64 },
+    /// Trained as theta with w = theta * |theta|^(alpha - 1).
+    Powerpropagation { alpha: f64 },
     /// Sum up [`Score::Movement`]; masked weights go on moving behind their masks.
     Movement,
 }
@@ -265,6 +288,15 @@ impl Compiler<'_> {
                 }
             }
             Kind::Pruning(pruning) => self.pruning(number, modifier, pruning),
+            Kind::Acdc(acdc) => self.acdc(number, modifier, acdc),
+            Kind::RigL(rigl) => self.rigl(number, modifier, rigl),
+            Kind::TopKast(kast) => self.top_kast(number, modifier, kast),
+            Kind::Powerpropagation { params, alpha, strict, start, end } => {
+                let Some(params) = self.select(params, true, *strict) else { return };
+                let end = if *end < 0.0 { u64::MAX } else { self.step(*end) };
+                let kind = WatchKind::Powerpropagation { alpha: *alpha };
+                self.watch(number, self.step(*start)..end, params, kind);
+            }
             Kind::ConstantPruning { params, start, end } => {
                 let Some(params) = self.select(params, true, true) else { return };
                 self.event(number, self.step(*start), Action::FixMasks { params });

@@ -206,6 +206,8 @@ fn matched(action: &Action) -> Option<usize> {
         Action::SetSparsity { params, .. }
         | Action::ReleaseMasks { params }
         | Action::DropHidden { params }
+        | Action::SetTwoMasks { params, .. }
+        | Action::Rewire { params, .. }
         | Action::FixMasks { params }
         | Action::SetTrainable { params, .. }
         | Action::RestoreTrainable { params } => Some(params.len as usize),
@@ -239,6 +241,11 @@ fn show_action(schedule: &Schedule, action: &Action) -> String {
             format!("sparsity {sparsity:.4}{own}{structure}{scope}{score}")
         }
         Action::ReleaseMasks { .. } => "masks released".to_owned(),
+        Action::SetTwoMasks { forward, backward, .. } => {
+            format!("sparsity {forward:.4} forward, {backward:.4} backward")
+        }
+        Action::Rewire { fraction, .. } => format!("{fraction:.4} of the open weights replaced"),
+        Action::ResetMomentum => "momentum reset".to_owned(),
         Action::DropHidden { .. } => "weights behind masks dropped".to_owned(),
         Action::FixMasks { .. } => "zeros kept".to_owned(),
         Action::SetLearningRate(rate) => format!("learning rate {rate}"),

@@ -8,7 +8,10 @@
 //! What a modifier remembers is in [`Columns`](crate::columns::Columns); what it needs of the loss at a moment of its own
 //! choice, it asks of [`Sample`].
 
+pub mod fisher;
 pub mod prune;
+pub mod rigl;
+pub mod top_kast;
 pub mod watch;
 
 use crate::error::{Error, Result};
@@ -44,6 +47,24 @@ pub fn apply<M: Module>(
             let target = prune::Target { sparsity, own_share, structure, scope };
             let module = prune::set_sparsity(state, module, event.modifier, &rows, &target, &score, sample)?;
             Ok((module, true))
+        }
+        Action::SetTwoMasks { params, forward, backward, structure, scope } => {
+            let rows = rows(params);
+            let target = prune::Target { sparsity: forward, own_share: 0.0, structure, scope };
+            let module = top_kast::set_two_masks(state, module, event.modifier, &rows, &target, backward)?;
+            Ok((module, true))
+        }
+        Action::Rewire { params, fraction, grads, momentum_reset } => {
+            let rows = rows(params);
+            let module = rigl::rewire(state, module, &rows, fraction, grads, sample)?;
+            if momentum_reset {
+                state.reset_momentum();
+            }
+            Ok((module, true))
+        }
+        Action::ResetMomentum => {
+            state.reset_momentum();
+            Ok((module, false))
         }
         Action::FixMasks { params } => {
             let rows = rows(params);

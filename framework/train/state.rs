@@ -15,7 +15,7 @@ use burn::module::Module;
 use burn::tensor::Gradients;
 use lacuna_nn::params::{self, ParamTable, Role};
 use lacuna_nn::quant::{Pass, Quant};
-use lacuna_recipe::{Action, LayerQuant, ParamRow, QuantArgs, Schedule, Score, Watch};
+use lacuna_recipe::{Action, LayerQuant, ParamRow, QuantArgs, Schedule, Watch};
 
 /// Share of a step below which a weight counts as rounding to zero: a half, and some for a grid that the last update
 /// has moved a little.
@@ -120,6 +120,11 @@ impl State {
         }
     }
 
+    /// Sets the optimiser's momentum of all rows to zero.
+    pub(crate) fn reset_momentum(&mut self) {
+        self.moments.first.iter_mut().for_each(|row| row.fill(0.0));
+    }
+
     fn is_prunable(&self, row: usize) -> bool {
         self.params.role[row] == Role::Weight
     }
@@ -157,7 +162,7 @@ impl State {
             (std::mem::take(&mut self.moments), std::mem::take(&mut self.columns));
         let module = params::update_with_gradients(module, gradients, |updates| {
             for watch in &self.watches {
-                watch::before_step(watch, updates, &mut columns, &self.mask);
+                watch::before_step(watch, updates, &mut columns, &self.mask, lr);
             }
             let hidden: Vec<(usize, Mask)> = self
                 .watches
@@ -284,9 +289,6 @@ impl State {
 pub fn check_supported(schedule: &Schedule, layers: usize) -> Result<()> {
     for event in &schedule.events {
         let refused = match event.action {
-            Action::SetSparsity { score: Score::Fisher(_), .. } => {
-                "second-order scores are not made yet; use GMPruningModifier"
-            }
             Action::StartQuantization(s) if !s.linear_activations || !s.conv_activations => {
                 "weights are not quantised without activations yet; leave quantize_linear_activations and \
                  quantize_conv_activations on"

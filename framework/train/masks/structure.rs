@@ -115,6 +115,11 @@ pub fn keep_n_of_m(scores: &[f32], shape: &[usize], keep: usize, of: usize) -> M
     mask
 }
 
+/// Calls `f` with the places of the weights in each run of `length` inputs of a tensor; see [`group_scores`].
+pub fn each_run_of(shape: &[usize], length: usize, f: impl FnMut(&[usize])) {
+    each_run(&Sides::of(shape), length, f);
+}
+
 /// Calls `f` with the places of each run of `length` consecutive inputs, for each output and then each kernel position:
 /// the order of a tensor whose input axis is moved to the end. Runs do not reach over the end of that axis.
 fn each_run(sides: &Sides, length: usize, mut f: impl FnMut(&[usize])) {

@@ -1,6 +1,6 @@
 //! Masks of a given sparsity: by magnitude or by movement, for each tensor or all together.
 
-use super::Sample;
+use super::{Sample, fisher};
 use crate::columns::HIDDEN;
 use crate::error::{Error, Result};
 use crate::masks::{self, Mask, Scored};
@@ -27,7 +27,7 @@ pub fn set_sparsity<M: Module>(
     rows: &[usize],
     target: &Target,
     score: &Score,
-    _sample: &mut Sample<'_, M>,
+    sample: &mut Sample<'_, M>,
 ) -> Result<M> {
     let mut weights = state.weights(&module, rows);
     let own = own_sparsities(state, modifier, rows, &weights, target);
@@ -47,11 +47,11 @@ pub fn set_sparsity<M: Module>(
             let masks = masks_of(state, rows, scores, &sparsity, target)?;
             Ok(hide(state, module, modifier, rows, &weights, masks))
         }
-        Score::Fisher(_) => Err(Error::Recipe("second-order scores are not made yet".into())),
+        Score::Fisher(rule) => fisher::prune(state, module, rows, &sparsity, target, rule, sample),
     }
 }
 
-fn masks_of(
+pub(super) fn masks_of(
     state: &State,
     rows: &[usize],
     scores: Vec<Vec<f32>>,

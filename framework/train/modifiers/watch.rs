@@ -16,9 +16,7 @@ pub struct Watching {
 impl Watching {
     /// Whether it needs the gradients of masked weights too, which kernels for sparse weights leave out.
     pub fn needs_masked_gradients(&self) -> bool {
-        match self.kind {
-            WatchKind::Movement => true,
-        }
+        matches!(self.kind, WatchKind::Movement | WatchKind::TopKast { .. })
     }
 }
 
@@ -31,6 +29,7 @@ pub fn before_step(
     updates: &mut [Updated<'_>],
     columns: &mut Columns,
     masks: &[Option<Mask>],
+    lr: f64,
 ) {
     for update in updates.iter_mut().filter(|u| watch.rows.contains(&u.row)) {
         let row = update.row;
@@ -48,6 +47,27 @@ pub fn before_step(
                     *score -= MOVEMENT_RATE * g * w;
                 }
             }
+            WatchKind::TopKast { decay, forward_sparsity } => {
+                let movable = columns.get(watch.modifier, MOVABLE, row);
+                let (Some(mask), Some(movable)) = (&masks[row], movable) else { continue };
+                let used = 1.0 - decay * lr;
+                let unused = if forward_sparsity > 0.0 { 1.0 - decay * lr / forward_sparsity } else { 1.0 };
+                for ((w, &open), &movable) in update.values.iter_mut().zip(mask).zip(movable) {
+                    if open == 1 {
+                        *w *= used as f32;
+                    } else if movable != 0.0 {
+                        *w *= unused as f32;
+                    }
+                }
+            }
+            WatchKind::Powerpropagation { alpha } => {
+                // dL/dtheta = dL/dw * alpha * |theta|^(alpha - 1)
+                for (w, g) in update.values.iter_mut().zip(update.gradient.iter_mut()) {
+                    let theta = w.abs().powf(1.0 / alpha as f32);
+                    *w = theta.copysign(*w);
+                    *g *= alpha as f32 * theta.powf(alpha as f32 - 1.0);
+                }
+            }
         }
     }
 }
@@ -61,6 +81,16 @@ pub fn after_step(
 ) {
     for update in updates.iter_mut().filter(|u| watch.rows.contains(&u.row)) {
         let (row, len) = (update.row, update.values.len());
+        if let WatchKind::Powerpropagation { alpha } = watch.kind {
+            for (i, w) in update.values.iter_mut().enumerate() {
+                let masked = masks[row].as_ref().is_some_and(|mask| mask[i] == 0);
+                *w *= w.abs().powf(alpha as f32 - 1.0);
+                // A small theta may have become a zero that is not a mask's.
+                if *w == 0.0 && !masked {
+                    *w = -0.0;
+                }
+            }
+        }
         if columns.get(watch.modifier, HIDDEN, row).is_none() {
             continue;
         }

@@ -31,11 +31,6 @@ fn what_is_not_carried_out_is_refused() {
             "8-bit asymmetric",
         ),
         (&format!("!QuantizationModifier {{start_epoch: 0.0, ignore: [fc], {SCHEME}}}"), "whole models"),
-        (
-            "!OBSPruningModifier {init_sparsity: 0.05, final_sparsity: 0.8, start_epoch: 0.0, end_epoch: 1.0, \
-             update_frequency: 0.5, params: __ALL_PRUNABLE__}",
-            "second-order",
-        ),
     ];
     for (modifier, says) in cases {
         let why = compiled(modifier).expect_err(modifier);
