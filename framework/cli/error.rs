@@ -137,6 +137,19 @@ impl From<lacuna_engine::Error> for Failure {
     }
 }
 
+impl From<lacuna_sparsify::Error> for Failure {
+    fn from(e: lacuna_sparsify::Error) -> Failure {
+        use lacuna_sparsify::Error::*;
+        match e {
+            Options(why) => Failure::usage(why),
+            Sample { .. } => Failure::new(Exit::Data, e.to_string()),
+            Layer { .. } => Failure::input(e.to_string()),
+            Graph(e) => e.into(),
+            Engine(e) => e.into(),
+        }
+    }
+}
+
 impl From<lacuna_ir::Error> for Failure {
     fn from(e: lacuna_ir::Error) -> Failure {
         Failure::input(e.to_string())

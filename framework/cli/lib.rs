@@ -14,10 +14,12 @@ pub mod error;
 pub mod eval;
 pub mod export;
 pub mod model_file;
+pub mod oneshot;
 pub mod pack;
 pub mod picture;
 pub mod predict;
 pub mod recipe;
+pub mod samples;
 pub mod term;
 pub mod train;
 pub mod training;
@@ -92,6 +94,17 @@ pub const VERBS: &[Verb] = &[
         examples: &["lacuna pack model.onnx", "lacuna pack runs/train -o small.lacuna"],
         arguments: pack::Pack::augment_args,
         run: |m| pack::run(parsed(m)?),
+    },
+    Verb {
+        name: "oneshot",
+        about: "Prune and quantise a trained model without training it further",
+        examples: &[
+            "lacuna oneshot model.onnx --sparsity 0.5 -o sparse.onnx",
+            "lacuna oneshot model.onnx --quantize static --calib photos/ --mean 0.485,0.456,0.406 \\\n      --std 0.229,0.224,0.225",
+            "lacuna oneshot model.onnx --sparsity 0.7 --quantize static --calib photos/ --mean 0.5 --std 0.5 \\\n      --eval labelled/ --max-drop 1",
+        ],
+        arguments: oneshot::OneshotCommand::augment_args,
+        run: |m| oneshot::run(parsed(m)?),
     },
     Verb {
         name: "benchmark",
