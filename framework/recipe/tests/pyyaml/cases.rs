@@ -1,5 +1,7 @@
 //! Whole documents mean what PyYAML reads in them: `cases.json`, written by `make.py`.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test")]
+
 use crate::expand::node_json;
 use serde_json::Value;
 
