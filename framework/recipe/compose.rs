@@ -5,7 +5,8 @@ use crate::modifier::Modifier;
 use crate::modifier_table::{Absent, KeyRow, Type};
 use crate::recipe::{METADATA, Recipe};
 use crate::value::{float, is_null};
-use crate::yaml::{Document, NodeId, show_float, show_text};
+use crate::yaml::{Document, NodeId};
+use crate::yaml_scalar::{show_float, show_text};
 use std::fmt::Write as _;
 
 /// The text of a staged recipe: the stages of `base`, then those of `additional`. Unless `keep_original_epochs`, the

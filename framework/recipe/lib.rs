@@ -13,6 +13,7 @@
 
 mod compose;
 mod diagnostic;
+mod diff;
 mod expand;
 mod expr;
 mod kind;
@@ -26,11 +27,15 @@ mod plan_pruning;
 mod quant_reader;
 mod recipe;
 mod schedule;
+mod schema;
+mod template;
 mod value;
 mod yaml;
+mod yaml_scalar;
 
 pub use compose::compose_staged;
 pub use diagnostic::{Diagnostic, Pos, Severity, render};
+pub use diff::{Difference, KeyDifference, diff, diff_text};
 pub use expr::{EXPR_BYTES_MAX, EXPR_NODES_MAX, Number, evaluate};
 pub use kind::{
     Acdc, FisherRule, Inter, Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Pruning, PruningGroup,
@@ -48,4 +53,6 @@ pub use plan::{
 };
 pub use recipe::{Recipe, Stage, parse, parse_overrides};
 pub use schedule::{Schedule, ScheduleRow};
+pub use schema::json_schema;
+pub use template::{PRUNERS, Pruner, RATES, Rate, TARGETS, TEMPLATES, Target, Template};
 pub use yaml::{Data, Document, NODES_MAX, NodeId, RECIPE_BYTES_MAX, YAML_DEPTH_MAX};

@@ -6,6 +6,7 @@ use crate::modifier::{self, Modifier};
 use crate::modifier_table::{Absent, COMMON_KEYS, Type};
 use crate::value::numeric_text;
 use crate::yaml::{self, Data, Document, NODES_MAX, NodeId, RECIPE_BYTES_MAX, YAML_DEPTH_MAX};
+use crate::yaml_scalar;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -128,7 +129,7 @@ impl Recipe {
                     (None, Absent::Bool(value)) => value.to_string(),
                     (None, Absent::Int(value)) => value.to_string(),
                     (None, Absent::Float(value)) => format!("{value:?}"),
-                    (None, Absent::Text(value)) => yaml::show_text(value),
+                    (None, Absent::Text(value)) => yaml_scalar::show_text(value),
                     (None, Absent::Empty) => "[]".to_owned(),
                     // Only the session style may leave such a key out.
                     (None, Absent::Required) => "-1.0".to_owned(),
@@ -392,7 +393,7 @@ impl Reader<'_> {
                 let mut chain = Vec::new();
                 let scope = self.scope_of(node);
                 if let Err(reason) = self.resolve(node, scope, &mut chain) {
-                    let text = yaml::cut(self.doc.text(node).unwrap_or_default());
+                    let text = yaml_scalar::cut(self.doc.text(node).unwrap_or_default());
                     let message = format!("cannot compute `{text}`: {reason}");
                     let help = self.missing.take().map(|name| self.variable_help(&name));
                     self.error(self.doc.pos(node), message, help.unwrap_or_default());
