@@ -5,6 +5,7 @@
 //! `_conv_stem`, `_bn0`, `_blocks.1._expand_conv`, `_blocks.1._bn0`, `_depthwise_conv`, `_bn1`, `_project_conv`, `_bn2`,
 //! `_conv_head`, `_bn1`, `_fc`. Padding and batch norm are TensorFlow's too.
 
+use crate::inverted::channels;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use lacuna_nn::layers::{Act, BatchNorm, Conv2d, Init, Linear, Padding, conv_norm, global_average_pool};
@@ -65,13 +66,6 @@ const STEM: usize = 32;
 const HEAD: usize = 1280;
 
 impl EfficientNetSize {
-    /// To the nearest multiple of 8 that is not below nine tenths of the scaled number.
-    fn channels(&self, channels: usize) -> usize {
-        let scaled = channels as f64 * self.width;
-        let nearest = ((scaled + 4.0) as usize / 8 * 8).max(8);
-        if (nearest as f64) < 0.9 * scaled { nearest + 8 } else { nearest }
-    }
-
     /// The Lite variants do not repeat the blocks of the first and the last stage more often.
     fn blocks(&self, i: usize) -> usize {
         let blocks = STAGES[i].blocks;
@@ -158,14 +152,14 @@ impl EfficientNet {
         let quantizer = || ActivationQuantizer::new(&device);
         let stem = same(Conv2d::new(3, STEM, 3, 2, init));
         let stem_norm = norm(STEM, init);
-        let mut channels = STEM;
+        let mut c_in = STEM;
         let mut blocks = Vec::new();
         for (i, stage) in STAGES.iter().enumerate() {
-            let c_out = size.channels(stage.channels);
+            let c_out = channels(stage.channels as f64 * size.width);
             for b in 0..size.blocks(i) {
                 let stride = if b == 0 { stage.stride } else { 1 };
-                blocks.push(Block::new(channels, c_out, stage.kernel, stride, stage.expand, init));
-                channels = c_out;
+                blocks.push(Block::new(c_in, c_out, stage.kernel, stride, stage.expand, init));
+                c_in = c_out;
             }
         }
         EfficientNet {
@@ -174,7 +168,7 @@ impl EfficientNet {
             _bn0: stem_norm,
             act0: quantizer(),
             _blocks: blocks,
-            _conv_head: same(Conv2d::new(channels, HEAD, 1, 1, init)),
+            _conv_head: same(Conv2d::new(c_in, HEAD, 1, 1, init)),
             _bn1: norm(HEAD, init),
             act1: quantizer(),
             pool: quantizer(),

@@ -4,17 +4,24 @@
 
 pub mod bert;
 pub mod efficientnet;
+pub mod efficientnet_b;
+pub mod inverted;
 pub mod mobilenet;
+pub mod mobilenet_v2;
+pub mod mobilenet_v3;
 pub mod published;
 pub mod resnet;
 
 use bert::{BERT_SIZES, Bert};
 use burn::tensor::Tensor;
 use efficientnet::{EFFICIENTNET_SIZES, EfficientNet};
+use efficientnet_b::{EFFICIENTNET_B_SIZES, EfficientNetB};
 use lacuna_nn::layers::Init;
 use lacuna_nn::quant::Pass;
 use lacuna_nn::{Classifier, Input, one_of_modules};
 use mobilenet::{MOBILENET_SIZES, MobileNet};
+use mobilenet_v2::{MOBILENET_V2_SIZES, MobileNetV2};
+use mobilenet_v3::{MOBILENET_V3_SIZES, MobileNetV3};
 use resnet::{RESNET_SIZES, ResNet};
 use std::fmt;
 
@@ -25,18 +32,24 @@ use std::fmt;
 pub enum Network {
     ResNet(ResNet),
     MobileNet(MobileNet),
+    MobileNetV2(MobileNetV2),
+    MobileNetV3(MobileNetV3),
     EfficientNet(EfficientNet),
+    EfficientNetB(EfficientNetB),
     Bert(Bert),
 }
 
-one_of_modules!(Network { ResNet, MobileNet, EfficientNet, Bert });
+one_of_modules!(Network { ResNet, MobileNet, MobileNetV2, MobileNetV3, EfficientNet, EfficientNetB, Bert });
 
 impl Classifier for Network {
     fn forward(&self, x: impl Into<Input>, pass: &Pass) -> Tensor<2> {
         match self {
             Network::ResNet(net) => net.forward(x, pass),
             Network::MobileNet(net) => net.forward(x, pass),
+            Network::MobileNetV2(net) => net.forward(x, pass),
+            Network::MobileNetV3(net) => net.forward(x, pass),
             Network::EfficientNet(net) => net.forward(x, pass),
+            Network::EfficientNetB(net) => net.forward(x, pass),
             Network::Bert(net) => net.forward(x, pass),
         }
     }
@@ -108,58 +121,36 @@ pub struct ModelRow {
     pub build: fn(&mut Init) -> Network,
 }
 
-const RESNET: &str = "He et al. 2016, arXiv:1512.03385, section 4.1";
+const RESNET: &str = "He et al. 2016, arXiv:1512.03385, section 4.1; size as torchvision's";
 const RESNET_SMALL: &str = "He et al. 2016, arXiv:1512.03385, section 4.2";
+const RESNET_STRIDE: &str = "He et al. 2016, arXiv:1512.03385, section 4.2; stem of stride 2";
+const RESNET_CIFAR: &str = "He et al. 2016, arXiv:1512.03385, section 4.1; stem for 32x32 images";
+const WIDE_RESNET: &str = "Zagoruyko and Komodakis 2016, arXiv:1605.07146; size as torchvision's";
+const RESNEXT: &str = "Xie et al. 2017, arXiv:1611.05431; size as torchvision's";
 const MOBILENET: &str = "Howard et al. 2017, arXiv:1704.04861";
-const EFFICIENTNET: &str = "Tan and Le 2019, arXiv:1905.11946; Lite variants of google/automl, 2020";
+const MOBILENET_V2: &str = "Sandler et al. 2018, arXiv:1801.04381; size as torchvision's";
+const MOBILENET_V3: &str = "Howard et al. 2019, arXiv:1905.02244; size as torchvision's";
+const EFFICIENTNET: &str = "Tan and Le 2019, arXiv:1905.11946; size as torchvision's";
+const EFFICIENTNET_LITE: &str = "Tan and Le 2019, arXiv:1905.11946; Lite variants of google/automl, 2020";
 const BERT: &str = "Devlin et al. 2019, arXiv:1810.04805";
 const BERT_MINIATURE: &str = "Turc et al. 2019, arXiv:1908.08962";
 const MINILM: &str = "Wang et al. 2020, arXiv:2002.10957";
 
-macro_rules! resnet {
-    ($i:literal, $side:literal, $parameters:literal, $source:expr) => {
+const IMAGE_224: [usize; 3] = [3, 224, 224];
+
+/// A classifier of images: family, size, input, parameters, source, head, pixels.
+macro_rules! image {
+    ($family:ident, $size:expr, $input:expr, $parameters:literal, $source:expr, $head:literal, $pixels:expr) => {
         ModelRow {
-            name: RESNET_SIZES[$i].name,
+            name: $size.name,
             task: Task::ImageClassification,
-            input: InputShape::Image([RESNET_SIZES[$i].in_channels, $side, $side]),
-            classes: RESNET_SIZES[$i].classes,
+            input: InputShape::Image($input),
+            classes: $size.classes,
             parameters: $parameters,
             source: $source,
-            head: "fc.",
-            pixels: if RESNET_SIZES[$i].classes == 1000 { Some(IMAGENET) } else { None },
-            build: |init| Network::ResNet(ResNet::new(&RESNET_SIZES[$i], init)),
-        }
-    };
-}
-
-macro_rules! mobilenet {
-    ($i:literal, $parameters:literal) => {
-        ModelRow {
-            name: MOBILENET_SIZES[$i].name,
-            task: Task::ImageClassification,
-            input: InputShape::Image([3, 224, 224]),
-            classes: MOBILENET_SIZES[$i].classes,
-            parameters: $parameters,
-            source: MOBILENET,
-            head: "classifier.fc.",
-            pixels: Some(IMAGENET),
-            build: |init| Network::MobileNet(MobileNet::new(&MOBILENET_SIZES[$i], init)),
-        }
-    };
-}
-
-macro_rules! efficientnet {
-    ($i:literal, $parameters:literal) => {
-        ModelRow {
-            name: EFFICIENTNET_SIZES[$i].name,
-            task: Task::ImageClassification,
-            input: InputShape::Image([3, EFFICIENTNET_SIZES[$i].image, EFFICIENTNET_SIZES[$i].image]),
-            classes: EFFICIENTNET_SIZES[$i].classes,
-            parameters: $parameters,
-            source: EFFICIENTNET,
-            head: "_fc.",
-            pixels: Some(AROUND_127),
-            build: |init| Network::EfficientNet(EfficientNet::new(&EFFICIENTNET_SIZES[$i], init)),
+            head: $head,
+            pixels: $pixels,
+            build: |init| Network::$family($family::new(&$size, init)),
         }
     };
 }
@@ -181,21 +172,165 @@ macro_rules! bert {
 }
 
 pub const MODELS: &[ModelRow] = &[
-    resnet!(0, 28, 272_186, "He et al. 2016, arXiv:1512.03385, section 4.2; stem of stride 2"),
-    resnet!(1, 32, 272_474, RESNET_SMALL),
-    resnet!(2, 32, 11_173_962, "He et al. 2016, arXiv:1512.03385, section 4.1; stem for 32x32 images"),
-    resnet!(3, 224, 11_689_512, RESNET),
-    resnet!(4, 224, 21_797_672, RESNET),
-    resnet!(5, 224, 25_557_032, RESNET),
-    mobilenet!(0, 4_231_976),
-    mobilenet!(1, 2_585_560),
-    mobilenet!(2, 1_331_592),
-    mobilenet!(3, 470_072),
-    efficientnet!(0, 4_652_008),
-    efficientnet!(1, 5_416_680),
-    efficientnet!(2, 6_092_072),
-    efficientnet!(3, 8_197_096),
-    efficientnet!(4, 13_006_568),
+    image!(ResNet, RESNET_SIZES[0], [1, 28, 28], 272_186, RESNET_STRIDE, "fc.", None),
+    image!(ResNet, RESNET_SIZES[1], [3, 32, 32], 272_474, RESNET_SMALL, "fc.", None),
+    image!(ResNet, RESNET_SIZES[2], [3, 32, 32], 11_173_962, RESNET_CIFAR, "fc.", None),
+    image!(ResNet, RESNET_SIZES[3], IMAGE_224, 11_689_512, RESNET, "fc.", Some(IMAGENET)),
+    image!(ResNet, RESNET_SIZES[4], IMAGE_224, 21_797_672, RESNET, "fc.", Some(IMAGENET)),
+    image!(ResNet, RESNET_SIZES[5], IMAGE_224, 25_557_032, RESNET, "fc.", Some(IMAGENET)),
+    image!(ResNet, RESNET_SIZES[6], IMAGE_224, 44_549_160, RESNET, "fc.", Some(IMAGENET)),
+    image!(ResNet, RESNET_SIZES[7], IMAGE_224, 60_192_808, RESNET, "fc.", Some(IMAGENET)),
+    image!(ResNet, RESNET_SIZES[8], IMAGE_224, 68_883_240, WIDE_RESNET, "fc.", Some(IMAGENET)),
+    image!(ResNet, RESNET_SIZES[9], IMAGE_224, 126_886_696, WIDE_RESNET, "fc.", Some(IMAGENET)),
+    image!(ResNet, RESNET_SIZES[10], IMAGE_224, 25_028_904, RESNEXT, "fc.", Some(IMAGENET)),
+    image!(MobileNet, MOBILENET_SIZES[0], IMAGE_224, 4_231_976, MOBILENET, "classifier.fc.", Some(IMAGENET)),
+    image!(MobileNet, MOBILENET_SIZES[1], IMAGE_224, 2_585_560, MOBILENET, "classifier.fc.", Some(IMAGENET)),
+    image!(MobileNet, MOBILENET_SIZES[2], IMAGE_224, 1_331_592, MOBILENET, "classifier.fc.", Some(IMAGENET)),
+    image!(MobileNet, MOBILENET_SIZES[3], IMAGE_224, 470_072, MOBILENET, "classifier.fc.", Some(IMAGENET)),
+    image!(
+        MobileNetV2,
+        MOBILENET_V2_SIZES[0],
+        IMAGE_224,
+        3_504_872,
+        MOBILENET_V2,
+        "classifier.",
+        Some(IMAGENET)
+    ),
+    image!(
+        MobileNetV3,
+        MOBILENET_V3_SIZES[0],
+        IMAGE_224,
+        2_542_856,
+        MOBILENET_V3,
+        "classifier.",
+        Some(IMAGENET)
+    ),
+    image!(
+        MobileNetV3,
+        MOBILENET_V3_SIZES[1],
+        IMAGE_224,
+        5_483_032,
+        MOBILENET_V3,
+        "classifier.",
+        Some(IMAGENET)
+    ),
+    image!(
+        EfficientNet,
+        EFFICIENTNET_SIZES[0],
+        [3, 224, 224],
+        4_652_008,
+        EFFICIENTNET_LITE,
+        "_fc.",
+        Some(AROUND_127)
+    ),
+    image!(
+        EfficientNet,
+        EFFICIENTNET_SIZES[1],
+        [3, 240, 240],
+        5_416_680,
+        EFFICIENTNET_LITE,
+        "_fc.",
+        Some(AROUND_127)
+    ),
+    image!(
+        EfficientNet,
+        EFFICIENTNET_SIZES[2],
+        [3, 260, 260],
+        6_092_072,
+        EFFICIENTNET_LITE,
+        "_fc.",
+        Some(AROUND_127)
+    ),
+    image!(
+        EfficientNet,
+        EFFICIENTNET_SIZES[3],
+        [3, 280, 280],
+        8_197_096,
+        EFFICIENTNET_LITE,
+        "_fc.",
+        Some(AROUND_127)
+    ),
+    image!(
+        EfficientNet,
+        EFFICIENTNET_SIZES[4],
+        [3, 300, 300],
+        13_006_568,
+        EFFICIENTNET_LITE,
+        "_fc.",
+        Some(AROUND_127)
+    ),
+    image!(
+        EfficientNetB,
+        EFFICIENTNET_B_SIZES[0],
+        [3, 224, 224],
+        5_288_548,
+        EFFICIENTNET,
+        "classifier.",
+        Some(IMAGENET)
+    ),
+    image!(
+        EfficientNetB,
+        EFFICIENTNET_B_SIZES[1],
+        [3, 240, 240],
+        7_794_184,
+        EFFICIENTNET,
+        "classifier.",
+        Some(IMAGENET)
+    ),
+    image!(
+        EfficientNetB,
+        EFFICIENTNET_B_SIZES[2],
+        [3, 288, 288],
+        9_109_994,
+        EFFICIENTNET,
+        "classifier.",
+        Some(IMAGENET)
+    ),
+    image!(
+        EfficientNetB,
+        EFFICIENTNET_B_SIZES[3],
+        [3, 300, 300],
+        12_233_232,
+        EFFICIENTNET,
+        "classifier.",
+        Some(IMAGENET)
+    ),
+    image!(
+        EfficientNetB,
+        EFFICIENTNET_B_SIZES[4],
+        [3, 380, 380],
+        19_341_616,
+        EFFICIENTNET,
+        "classifier.",
+        Some(IMAGENET)
+    ),
+    image!(
+        EfficientNetB,
+        EFFICIENTNET_B_SIZES[5],
+        [3, 456, 456],
+        30_389_784,
+        EFFICIENTNET,
+        "classifier.",
+        Some(IMAGENET)
+    ),
+    image!(
+        EfficientNetB,
+        EFFICIENTNET_B_SIZES[6],
+        [3, 528, 528],
+        43_040_704,
+        EFFICIENTNET,
+        "classifier.",
+        Some(IMAGENET)
+    ),
+    image!(
+        EfficientNetB,
+        EFFICIENTNET_B_SIZES[7],
+        [3, 600, 600],
+        66_347_960,
+        EFFICIENTNET,
+        "classifier.",
+        Some(IMAGENET)
+    ),
     bert!(0, 4_386_178, BERT_MINIATURE),
     bert!(1, 11_171_074, BERT_MINIATURE),
     bert!(2, 28_764_674, BERT_MINIATURE),

@@ -61,6 +61,38 @@ pub const NAMINGS: &[Naming] = &[
             (r"^block\.", "_blocks."),
         ],
     ),
+    // From timm to torchvision. The first stage has no expansion.
+    naming(
+        "timm's EfficientNet",
+        &[
+            WRAPPERS,
+            (r"^conv_stem\.", "features.0.0."),
+            (r"^bn1\.", "features.0.1."),
+            (r"^conv_head\.", "features.8.0."),
+            (r"^bn2\.", "features.8.1."),
+            (r"^classifier\.", "classifier.1."),
+            (r"^blocks\.0\.(\d+)\.conv_dw\.", "features.1.$1.block.0.0."),
+            (r"^blocks\.0\.(\d+)\.bn1\.", "features.1.$1.block.0.1."),
+            (r"^blocks\.0\.(\d+)\.se\.conv_reduce\.", "features.1.$1.block.1.fc1."),
+            (r"^blocks\.0\.(\d+)\.se\.conv_expand\.", "features.1.$1.block.1.fc2."),
+            (r"^blocks\.0\.(\d+)\.conv_pw\.", "features.1.$1.block.2.0."),
+            (r"^blocks\.0\.(\d+)\.bn2\.", "features.1.$1.block.2.1."),
+            (r"^blocks\.1\.(\d+)\.", "features.2.$1.block."),
+            (r"^blocks\.2\.(\d+)\.", "features.3.$1.block."),
+            (r"^blocks\.3\.(\d+)\.", "features.4.$1.block."),
+            (r"^blocks\.4\.(\d+)\.", "features.5.$1.block."),
+            (r"^blocks\.5\.(\d+)\.", "features.6.$1.block."),
+            (r"^blocks\.6\.(\d+)\.", "features.7.$1.block."),
+            (r"\.conv_pw\.", ".0.0."),
+            (r"\.bn1\.", ".0.1."),
+            (r"\.conv_dw\.", ".1.0."),
+            (r"\.bn2\.", ".1.1."),
+            (r"\.se\.conv_reduce\.", ".2.fc1."),
+            (r"\.se\.conv_expand\.", ".2.fc2."),
+            (r"\.conv_pwl\.", ".3.0."),
+            (r"\.bn3\.", ".3.1."),
+        ],
+    ),
 ];
 
 /// Tensors of published files that no network reads: counters, and numbers from 0.

@@ -1,4 +1,5 @@
-//! Residual networks (He et al., 2016).
+//! Residual networks (He et al., 2016), wide ones (Zagoruyko and Komodakis, 2016) and ones with grouped convolutions (Xie
+//! et al., 2017).
 //!
 //! Parameter names are torchvision's: `conv1`, `bn1`, `layer1.0.conv1`, ..., `layer2.0.downsample.0`, `fc`.
 
@@ -22,9 +23,13 @@ pub enum Stem {
 pub enum BlockKind {
     /// Two 3x3 convolutions.
     Basic,
-    /// 1x1, 3x3 and 1x1 convolutions, the last to four times the channels.
-    Bottleneck,
+    /// 1x1, 3x3 and 1x1 convolutions, the last to four times the channels. The middle one has `groups` groups, each of
+    /// `group_width` channels for every 64 of the stage.
+    Bottleneck { groups: usize, group_width: usize },
 }
+
+/// The bottleneck of the original paper.
+pub const BOTTLENECK: BlockKind = BlockKind::Bottleneck { groups: 1, group_width: 64 };
 
 /// One size of the family.
 #[derive(Clone, Copy, Debug)]
@@ -38,58 +43,42 @@ pub struct ResNetSize {
     pub stages: &'static [(usize, usize)],
 }
 
+const fn imagenet(name: &'static str, block: BlockKind, stages: &'static [(usize, usize)]) -> ResNetSize {
+    ResNetSize { name, in_channels: 3, classes: 1000, stem: Stem::ImageNet, block, stages }
+}
+
+const fn small(
+    name: &'static str,
+    in_channels: usize,
+    stride: usize,
+    stages: &'static [(usize, usize)],
+) -> ResNetSize {
+    let stem = Stem::Small { stride };
+    ResNetSize { name, in_channels, classes: 10, stem, block: BlockKind::Basic, stages }
+}
+
+const SHALLOW: &[(usize, usize)] = &[(16, 3), (32, 3), (64, 3)];
+const STAGES_18: &[(usize, usize)] = &[(64, 2), (128, 2), (256, 2), (512, 2)];
+const STAGES_50: &[(usize, usize)] = &[(64, 3), (128, 4), (256, 6), (512, 3)];
+const STAGES_101: &[(usize, usize)] = &[(64, 3), (128, 4), (256, 23), (512, 3)];
+const STAGES_152: &[(usize, usize)] = &[(64, 3), (128, 8), (256, 36), (512, 3)];
+const WIDE: BlockKind = BlockKind::Bottleneck { groups: 1, group_width: 128 };
+
 /// The small networks of section 4.2 of the paper (20 layers), for 28x28 grey and 32x32 colour images, and those of
 /// section 4.1. The 28x28 one halves the image in its stem: a quarter of the arithmetic for a few tenths of a point on
 /// Fashion-MNIST. ResNet-18 for 32x32 images has no other stem than one 3x3 convolution, as is usual on CIFAR-10.
 pub const RESNET_SIZES: &[ResNetSize] = &[
-    ResNetSize {
-        name: "resnet20",
-        in_channels: 1,
-        classes: 10,
-        stem: Stem::Small { stride: 2 },
-        block: BlockKind::Basic,
-        stages: &[(16, 3), (32, 3), (64, 3)],
-    },
-    ResNetSize {
-        name: "resnet20_cifar",
-        in_channels: 3,
-        classes: 10,
-        stem: Stem::Small { stride: 1 },
-        block: BlockKind::Basic,
-        stages: &[(16, 3), (32, 3), (64, 3)],
-    },
-    ResNetSize {
-        name: "resnet18_cifar",
-        in_channels: 3,
-        classes: 10,
-        stem: Stem::Small { stride: 1 },
-        block: BlockKind::Basic,
-        stages: &[(64, 2), (128, 2), (256, 2), (512, 2)],
-    },
-    ResNetSize {
-        name: "resnet18",
-        in_channels: 3,
-        classes: 1000,
-        stem: Stem::ImageNet,
-        block: BlockKind::Basic,
-        stages: &[(64, 2), (128, 2), (256, 2), (512, 2)],
-    },
-    ResNetSize {
-        name: "resnet34",
-        in_channels: 3,
-        classes: 1000,
-        stem: Stem::ImageNet,
-        block: BlockKind::Basic,
-        stages: &[(64, 3), (128, 4), (256, 6), (512, 3)],
-    },
-    ResNetSize {
-        name: "resnet50",
-        in_channels: 3,
-        classes: 1000,
-        stem: Stem::ImageNet,
-        block: BlockKind::Bottleneck,
-        stages: &[(64, 3), (128, 4), (256, 6), (512, 3)],
-    },
+    small("resnet20", 1, 2, SHALLOW),
+    small("resnet20_cifar", 3, 1, SHALLOW),
+    small("resnet18_cifar", 3, 1, STAGES_18),
+    imagenet("resnet18", BlockKind::Basic, STAGES_18),
+    imagenet("resnet34", BlockKind::Basic, STAGES_50),
+    imagenet("resnet50", BOTTLENECK, STAGES_50),
+    imagenet("resnet101", BOTTLENECK, STAGES_101),
+    imagenet("resnet152", BOTTLENECK, STAGES_152),
+    imagenet("wide_resnet50_2", WIDE, STAGES_50),
+    imagenet("wide_resnet101_2", WIDE, STAGES_101),
+    imagenet("resnext50_32x4d", BlockKind::Bottleneck { groups: 32, group_width: 4 }, STAGES_50),
 ];
 
 /// Two or three convolutions around a shortcut. A basic block has no third.
@@ -109,18 +98,23 @@ pub struct Block {
 }
 
 impl Block {
-    /// Of `c_in` channels; `width` inside. The 3x3 convolution that is not the first has the stride in a bottleneck, as
+    /// Of `c_in` channels, in a stage of `width`. The 3x3 convolution that is not the first has the stride in a bottleneck, as
     /// torchvision's.
     fn new(kind: BlockKind, c_in: usize, width: usize, stride: usize, init: &mut Init) -> Block {
-        let deep = kind == BlockKind::Bottleneck;
         let c_out = kind.channels(width);
+        let (deep, groups, width) = match kind {
+            BlockKind::Basic => (false, 1, width),
+            BlockKind::Bottleneck { groups, group_width } => {
+                (true, groups, width * group_width / 64 * groups)
+            }
+        };
         let (kernel1, stride1, stride2) = if deep { (1, 1, stride) } else { (3, stride, 1) };
         let shortcut = stride != 1 || c_in != c_out;
         Block {
             conv1: Conv2d::new(c_in, width, kernel1, stride1, init),
             bn1: BatchNorm::new(width, init),
             act1: ActivationQuantizer::new(&init.device),
-            conv2: Conv2d::new(width, width, 3, stride2, init),
+            conv2: Conv2d::grouped(width, width, 3, stride2, groups, init),
             bn2: BatchNorm::new(width, init),
             conv3: deep.then(|| Conv2d::new(width, c_out, 1, 1, init)),
             bn3: deep.then(|| BatchNorm::new(c_out, init)),
@@ -159,7 +153,7 @@ impl BlockKind {
     fn channels(self, width: usize) -> usize {
         match self {
             BlockKind::Basic => width,
-            BlockKind::Bottleneck => 4 * width,
+            BlockKind::Bottleneck { .. } => 4 * width,
         }
     }
 }

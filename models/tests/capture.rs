@@ -2,10 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, ValueId, interp, passes, text, verify};
-use lacuna_models::Network;
-use lacuna_models::efficientnet::{EfficientNet, EfficientNetSize};
-use lacuna_models::mobilenet::{MobileNet, MobileNetSize};
+use lacuna_ir::{DType, Graph, OpKind, ValueId, interp, passes, text, verify};
 use lacuna_models::resnet::{BlockKind, ResNet, ResNetSize, Stem};
 use lacuna_nn::Classifier;
 use lacuna_nn::buffer::Buffer;
@@ -181,49 +178,6 @@ fn quantised() {
         }
         let evaluated = captured(&net, size, *image, OBSERVE);
         assert_eq!(text::print_full(&g), text::print_full(&evaluated), "evaluation does not observe");
-    }
-}
-
-/// Bottlenecks and max pools, depthwise convolutions, uneven padding, ReLU6.
-#[test]
-fn every_family_of_images() {
-    let device = Device::flex().autodiff();
-    let init = &mut Init::new(&device, 5);
-    let deep = ResNetSize {
-        name: "deep",
-        in_channels: 3,
-        classes: 5,
-        stem: Stem::ImageNet,
-        block: BlockKind::Bottleneck,
-        stages: &[(4, 1), (4, 1), (8, 1), (8, 1)],
-    };
-    let mobile = MobileNetSize { name: "mobile", classes: 5, width_percent: 25 };
-    let efficient = EfficientNetSize { name: "efficient", classes: 5, image: 32, width: 0.3, depth: 0.5 };
-    let nets = [
-        ("ResNet", Network::ResNet(ResNet::new(&deep, init)), 0),
-        ("MobileNet", Network::MobileNet(MobileNet::new(&mobile, init)), 13),
-        ("EfficientNet", Network::EfficientNet(EfficientNet::new(&efficient, init)), 10),
-    ];
-    let image = |n: usize, seed: u32| -> Tensor<4> {
-        let shape = [n, 3, 33, 40];
-        Tensor::from_data(TensorData::new(numbers(shape.iter().product(), seed), shape), &Device::flex())
-    };
-    for (name, net, depthwise) in nets {
-        for pass in [PLAIN, PLAIN, OBSERVE, OBSERVE] {
-            net.forward(Tensor::from_inner(image(8, 3)), &pass);
-        }
-        let net = net.valid();
-        for (pass, bound) in [(PLAIN, 1e-4), (FROZEN, 0.05)] {
-            let g =
-                capture(&net, "image", [1, 3, 33, 40], &["logits"], |net, x| net.forward(x, &pass)).unwrap();
-            verify::verify(&g).unwrap();
-            assert_names(&g);
-            let grouped = |&&op: &&OpId| matches!(g.op_attr[op], Attr::Conv(conv) if conv.group > 1);
-            assert_eq!(g.order.iter().filter(grouped).count(), depthwise, "{name}");
-            let x = image(2, 9);
-            let d = difference(&run(&g, &x), &host(net.forward(x, &pass)));
-            assert!(d <= bound, "{name}, {pass:?}: {d}");
-        }
     }
 }
 

@@ -107,7 +107,24 @@ type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)]
 /// Names of timm's and Hugging Face's files, spot-checked against those of the networks.
 #[test]
 fn names_of_other_projects() {
-    let cases: [Case; 2] = [
+    let cases: [Case; 3] = [
+        (
+            "timm's EfficientNet",
+            "efficientnet_b0",
+            &[
+                ("conv_stem.weight", "features.0.0.weight"),
+                ("blocks.0.0.conv_dw.weight", "features.1.0.block.0.0.weight"),
+                ("blocks.0.0.se.conv_reduce.bias", "features.1.0.block.1.fc1.bias"),
+                ("blocks.0.0.conv_pw.weight", "features.1.0.block.2.0.weight"),
+                ("blocks.3.2.conv_pw.weight", "features.4.2.block.0.0.weight"),
+                ("blocks.3.2.bn2.running_var", "features.4.2.block.1.1.running_var"),
+                ("blocks.3.2.se.conv_expand.weight", "features.4.2.block.2.fc2.weight"),
+                ("blocks.6.0.conv_pwl.weight", "features.7.0.block.3.0.weight"),
+                ("blocks.6.0.bn3.bias", "features.7.0.block.3.1.bias"),
+                ("bn2.weight", "features.8.1.weight"),
+                ("classifier.bias", "classifier.1.bias"),
+            ],
+        ),
         (
             "timm's EfficientNet-Lite",
             "efficientnet_lite0",

@@ -3,7 +3,10 @@
 use burn::tensor::{Device, Int, Tensor};
 use lacuna_models::bert::BERT_SIZES;
 use lacuna_models::efficientnet::EFFICIENTNET_SIZES;
+use lacuna_models::efficientnet_b::EFFICIENTNET_B_SIZES;
 use lacuna_models::mobilenet::MOBILENET_SIZES;
+use lacuna_models::mobilenet_v2::MOBILENET_V2_SIZES;
+use lacuna_models::mobilenet_v3::MOBILENET_V3_SIZES;
 use lacuna_models::resnet::RESNET_SIZES;
 use lacuna_models::{InputShape, MODELS, Network, find};
 use lacuna_nn::layers::Init;
@@ -42,7 +45,10 @@ fn every_size_of_a_family_is_a_row_and_names_are_unique() {
     let sizes: Vec<&str> = [
         RESNET_SIZES.iter().map(|s| s.name).collect::<Vec<_>>(),
         MOBILENET_SIZES.iter().map(|s| s.name).collect(),
+        MOBILENET_V2_SIZES.iter().map(|s| s.name).collect(),
+        MOBILENET_V3_SIZES.iter().map(|s| s.name).collect(),
         EFFICIENTNET_SIZES.iter().map(|s| s.name).collect(),
+        EFFICIENTNET_B_SIZES.iter().map(|s| s.name).collect(),
         BERT_SIZES.iter().map(|s| s.name).collect(),
     ]
     .concat();
@@ -55,7 +61,7 @@ fn every_size_of_a_family_is_a_row_and_names_are_unique() {
 }
 
 /// Tensors of published state dicts, without the counters of batch norms (`num_batches_tracked`).
-const PUBLISHED: [(&str, usize, &[&str]); 5] = [
+const PUBLISHED: [(&str, usize, &[&str]); 9] = [
     (
         "resnet18",
         102,
@@ -71,6 +77,50 @@ const PUBLISHED: [(&str, usize, &[&str]); 5] = [
         "resnet50",
         267,
         &["layer1.0.downsample.0.weight", "layer3.5.conv3.weight", "layer4.2.bn3.running_var", "fc.weight"],
+    ),
+    ("resnext50_32x4d", 267, &["layer1.0.conv2.weight", "layer4.0.downsample.0.weight"]),
+    (
+        "mobilenet_v2",
+        262,
+        &[
+            "features.0.0.weight",
+            "features.1.conv.0.0.weight",
+            "features.1.conv.1.weight",
+            "features.1.conv.2.running_mean",
+            "features.17.conv.0.1.weight",
+            "features.17.conv.2.weight",
+            "features.17.conv.3.running_var",
+            "features.18.1.bias",
+            "classifier.1.weight",
+        ],
+    ),
+    (
+        "mobilenet_v3_small",
+        210,
+        &[
+            "features.0.1.running_mean",
+            "features.1.block.0.0.weight",
+            "features.1.block.1.fc1.weight",
+            "features.1.block.2.0.weight",
+            "features.4.block.2.fc2.bias",
+            "features.11.block.3.1.weight",
+            "features.12.0.weight",
+            "classifier.0.bias",
+            "classifier.3.weight",
+        ],
+    ),
+    (
+        "efficientnet_b0",
+        311,
+        &[
+            "features.0.0.weight",
+            "features.1.0.block.0.0.weight",
+            "features.1.0.block.1.fc1.weight",
+            "features.1.0.block.2.1.running_var",
+            "features.7.0.block.3.0.weight",
+            "features.8.0.weight",
+            "classifier.1.bias",
+        ],
     ),
     (
         "mobilenet_v1",

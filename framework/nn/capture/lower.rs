@@ -266,9 +266,20 @@ impl Lower<'_> {
         match op {
             A::Relu(op) => self.unary(OpKind::Relu, Attr::None, &op.input, &op.out),
             A::Sigmoid(op) => self.unary(OpKind::Sigmoid, Attr::None, &op.input, &op.out),
+            A::HardSigmoid(op) => self.hard_sigmoid(op),
             A::Softmax(op) => self.unary(OpKind::Softmax, Attr::Axis(op.axis as i32), &op.input, &op.out),
             _ => unsupported(),
         }
+    }
+
+    /// clamp(alpha x + beta, 0, 1)
+    fn hard_sigmoid(&mut self, op: &HardSigmoidOpIr) -> Step<()> {
+        let x = self.read(&op.tensor)?;
+        let (alpha, beta) = (self.scalar(op.alpha.elem()), self.scalar(op.beta.elem()));
+        let y = self.emit(OpKind::Mul, Attr::None, &[x, alpha])?;
+        let y = self.emit(OpKind::Add, Attr::None, &[y, beta])?;
+        let y = self.emit(OpKind::Clip, Attr::Clip(ClipAttr { min: 0.0, max: 1.0 }), &[y])?;
+        self.bind(&op.out, y)
     }
 
     fn clip(&mut self, x: &TensorIr, min: f32, max: f32, out: &TensorIr) -> Step<()> {

@@ -67,22 +67,28 @@ impl Conv2d {
 
     /// How the window moves over an image of `size` (height, width).
     pub fn window(&self, size: [usize; 2]) -> Window {
-        let kernel = self.weight.dims()[2];
-        let pads = |size: usize| match self.padding {
-            Padding::Sides(pad) => [pad, pad],
-            Padding::Same => {
-                let reach = (size.div_ceil(self.stride) - 1) * self.stride + kernel;
-                let total = reach.saturating_sub(size);
-                [total / 2, total - total / 2]
-            }
-        };
-        let ([top, bottom], [left, right]) = (pads(size[0]), pads(size[1]));
-        Window {
-            pad_begin: [top, left],
-            pad_end: [bottom, right],
-            ..Window::new(self.stride, 0).grouped(self.groups)
-        }
+        window(self.padding, self.weight.dims()[2], self.stride, self.groups, size)
     }
+}
+
+/// How a window of `kernel` moves over an image of `size` (height, width).
+pub(super) fn window(
+    padding: Padding,
+    kernel: usize,
+    stride: usize,
+    groups: usize,
+    size: [usize; 2],
+) -> Window {
+    let pads = |size: usize| match padding {
+        Padding::Sides(pad) => [pad, pad],
+        Padding::Same => {
+            let reach = (size.div_ceil(stride) - 1) * stride + kernel;
+            let total = reach.saturating_sub(size);
+            [total / 2, total - total / 2]
+        }
+    };
+    let ([top, bottom], [left, right]) = (pads(size[0]), pads(size[1]));
+    Window { pad_begin: [top, left], pad_end: [bottom, right], ..Window::new(stride, 0).grouped(groups) }
 }
 
 /// Batch normalisation; unbiased variance in the running statistics.

@@ -3,11 +3,17 @@
 //! without renaming. A convolution and the batch norm behind it are computed together ([`conv_norm`]), because
 //! quantisation has to see the folded weight.
 
+mod act;
+mod biased;
 mod conv;
 mod dense;
+mod excite;
 mod init;
 
 pub use crate::ops::{Act, activation, attention, global_average_pool, max_pool2d};
+pub use act::ActQuantizer;
+pub use biased::BiasedConv;
 pub use conv::{BatchNorm, Conv2d, Padding, conv_norm};
 pub use dense::{Embedding, LayerNorm, Linear};
+pub use excite::{Gate, SqueezeExcite};
 pub use init::Init;

@@ -1,0 +1,64 @@
+//! A small member of every family of classifiers, all of four classes, and values to feed them.
+#![allow(dead_code)]
+
+use lacuna_models::Network;
+use lacuna_models::bert::{Bert, BertSize};
+use lacuna_models::efficientnet::{EfficientNet, EfficientNetSize};
+use lacuna_models::efficientnet_b::{EfficientNetB, EfficientNetBSize};
+use lacuna_models::mobilenet::{MobileNet, MobileNetSize};
+use lacuna_models::mobilenet_v2::{MobileNetV2, MobileNetV2Size};
+use lacuna_models::mobilenet_v3::{LARGE, MobileNetV3, MobileNetV3Size, SMALL};
+use lacuna_models::resnet::{BOTTLENECK, BlockKind, ResNet, ResNetSize, Stem};
+use lacuna_nn::layers::Init;
+
+pub const CLASSES: usize = 4;
+
+const fn resnet(name: &'static str, block: BlockKind, stages: &'static [(usize, usize)]) -> ResNetSize {
+    ResNetSize { name, in_channels: 3, classes: CLASSES, stem: Stem::ImageNet, block, stages }
+}
+
+const BOTTLENECKS: ResNetSize = resnet("bottlenecks", BOTTLENECK, &[(8, 1), (8, 2), (16, 1), (16, 1)]);
+const GROUPS: BlockKind = BlockKind::Bottleneck { groups: 4, group_width: 16 };
+const GROUPED: ResNetSize = resnet("groups", GROUPS, &[(8, 1), (16, 1)]);
+const MOBILENET: MobileNetSize = MobileNetSize { name: "quarter", classes: CLASSES, width_percent: 25 };
+const MOBILENET_V2: MobileNetV2Size = MobileNetV2Size { name: "half", classes: CLASSES, width: 0.5 };
+const MOBILENET_V3: [MobileNetV3Size; 2] = [
+    MobileNetV3Size { name: "small", classes: CLASSES, width: 0.25, blocks: SMALL, hidden: 32 },
+    MobileNetV3Size { name: "large", classes: CLASSES, width: 0.25, blocks: LARGE, hidden: 32 },
+];
+const EFFICIENTNET: EfficientNetSize =
+    EfficientNetSize { name: "narrow", classes: CLASSES, image: 32, width: 0.3, depth: 0.5 };
+const EFFICIENTNET_B: EfficientNetBSize =
+    EfficientNetBSize { name: "narrow", classes: CLASSES, image: 32, width: 0.25, depth: 0.5, large: false };
+pub const BERT: BertSize =
+    BertSize { name: "two layers", classes: CLASSES, layers: 2, width: 32, heads: 4, inner: 64 };
+
+/// Networks that take images of three channels.
+pub fn of_images(init: &mut Init) -> Vec<(&'static str, Network)> {
+    vec![
+        ("ResNet", Network::ResNet(ResNet::new(&BOTTLENECKS, init))),
+        ("ResNeXt", Network::ResNet(ResNet::new(&GROUPED, init))),
+        ("MobileNet", Network::MobileNet(MobileNet::new(&MOBILENET, init))),
+        ("MobileNetV2", Network::MobileNetV2(MobileNetV2::new(&MOBILENET_V2, init))),
+        ("MobileNetV3 small", Network::MobileNetV3(MobileNetV3::new(&MOBILENET_V3[0], init))),
+        ("MobileNetV3 large", Network::MobileNetV3(MobileNetV3::new(&MOBILENET_V3[1], init))),
+        ("EfficientNet-Lite", Network::EfficientNet(EfficientNet::new(&EFFICIENTNET, init))),
+        ("EfficientNet-B", Network::EfficientNetB(EfficientNetB::new(&EFFICIENTNET_B, init))),
+    ]
+}
+
+pub fn all(init: &mut Init) -> Vec<(&'static str, Network)> {
+    let mut all = of_images(init);
+    all.push(("BERT", Network::Bert(Bert::new(&BERT, init))));
+    all
+}
+
+/// Reproducible values in -1..1.
+pub fn values(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = 12_345u32.wrapping_add(seed.wrapping_mul(2_654_435_761));
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
