@@ -400,7 +400,17 @@ ops! {
     /// condition bool, x, y: x where it holds.
     Where                Model  3..=3    None     choose          binary::choose;
 
+    // Integers, and ranges that are found at run time.
+    /// x and w (u8 or i8) as in `Conv`, their zero points (absent: 0; w's for each filter, or one for all), to i32.
+    ConvInteger          Model  2..=4    Conv     conv_integer    integer::conv_integer;
+    /// a and b (u8 or i8) as in `MatMul`, their zero points (absent: 0; for each row of a and column of b, or one), to i32.
+    MatMulInteger        Model  2..=4    None     matmul_integer  integer::matmul_integer;
+    /// x to u8 over the range that holds 0 and all of x; then the scale and the zero point: [`reference::integer::dynamic_range`].
+    DynamicQuantizeLinear Model 1..=1    None     dynamic_quantize integer::dynamic_quantize;
+
     // ---- engine ops
+    /// What the bytes of `DynamicQuantizeLinear` stand for, and their scale.
+    DynamicRound         Engine 1..=1    None     dynamic_round   integer::dynamic_round;
     /// x `f32[N,H,W,C]`, w `f32[O,kh,kw,C/g]`, bias `f32[O]`, optional residual `f32[N,OH,OW,O]`.
     FusedConv            Engine 3..=4    FusedConv conv_nhwc      conv::fused_conv;
     /// x `u8[N,H,W,C]`, w `i8[O,kh,kw,C/g]`, bias `i32[O]`, mult `f32[O]`, optional residual `u8[N,OH,OW,O]`, optional

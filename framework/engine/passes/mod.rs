@@ -8,6 +8,7 @@ mod activations;
 mod add_norm;
 mod attention;
 mod chosen_rows;
+mod dynamic;
 mod fuse_bytes;
 mod lower_qdq;
 mod rewrite;
@@ -43,6 +44,7 @@ pub const PASSES: &[Pass] = &[
     Pass { name: "fold_batch_norm", run: |g, _| Ok(lacuna_ir::passes::fold_batch_norm(g)?) },
     Pass { name: "drop_identity", run: |g, _| Ok(lacuna_ir::passes::drop_identity(g)?) },
     Pass { name: "drop_dead", run: |g, _| Ok(lacuna_ir::passes::drop_dead(g)?) },
+    Pass { name: "lower_dynamic", run: dynamic::lower_dynamic },
     Pass { name: "lower_qdq", run: lower_qdq::lower_qdq },
     Pass { name: "fuse_silu", run: activations::fuse_silu },
     Pass { name: "to_nhwc", run: to_nhwc::to_nhwc },

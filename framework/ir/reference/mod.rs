@@ -13,6 +13,7 @@ pub mod element;
 pub mod elementwise;
 pub mod fixed;
 pub mod gemm;
+pub mod integer;
 pub mod layout;
 pub mod norm;
 pub mod pool;

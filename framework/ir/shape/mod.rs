@@ -8,6 +8,7 @@
 //! One file per family, as in `reference/`; here is what they share.
 
 mod elementwise;
+mod integer;
 mod layout;
 mod norm;
 mod products;
@@ -16,6 +17,7 @@ mod reduce;
 mod windows;
 
 pub use elementwise::*;
+pub use integer::*;
 pub use layout::*;
 pub use norm::*;
 pub use products::*;

@@ -120,6 +120,28 @@ fn model_cases() -> Vec<Case> {
             n(&[3], &[-3, 3, i32::MIN]),
         ),
         case(Erf, Attr::None, &[f(&[3], &[0., 9., -9.])], f(&[3], &[0., 1., -1.])),
+        // Padding counts as the zero point: one pixel of 9 around it, twice and minus three times.
+        case(
+            ConvInteger,
+            Attr::Conv(ConvAttr { window: Window { pads: [1; 4], ..conv(1).window }, group: 1 }),
+            &[u(&[1, 1, 1, 1], &[14]), u(&[2, 1, 1, 1], &[9, 4]), u(&[], &[5]), u(&[2], &[7, 7])],
+            n(&[1, 2, 3, 3], &[0, 0, 0, 0, 18, 0, 0, 0, 0, 0, 0, 0, 0, -27, 0, 0, 0, 0]),
+        ),
+        case(
+            MatMulInteger,
+            Attr::None,
+            &[u(&[2, 2], &[1, 2, 3, 4]), i(&[2, 2], &[1, 2, 3, -4]), u(&[2], &[1, 0]), i(&[2], &[1, 0])],
+            n(&[2, 2], &[2, -4, 8, -10]),
+        ),
+        // A range of -1 to 1.55 is 0.01 a step, and its zero point 100; one that is all positive begins at 0.
+        case(
+            DynamicQuantizeLinear,
+            Attr::None,
+            &[f(&[4], &[-1., 0., 0.126, 1.55])],
+            u(&[4], &[0, 100, 113, 255]),
+        ),
+        case(DynamicQuantizeLinear, Attr::None, &[f(&[2], &[1., 2.55])], u(&[2], &[100, 255])),
+        case(DynamicQuantizeLinear, Attr::None, &[f(&[2], &[0., 0.])], u(&[2], &[0, 0])),
         case(Tanh, Attr::None, &[f(&[3], &[0., 90., -90.])], f(&[3], &[0., 1., -1.])),
         case(
             LayerNormalization,
@@ -327,6 +349,13 @@ fn engine_cases() -> Vec<Case> {
         // The table comes first: (53, 37) / 2 = 26.5 and 18.5, plus (1, 62): 27.5 ties to 28, 80.5 to 80.
         case(QConv, Attr::QConv(late), &both, u(&[1, 1, 2, 1], &[29, 81])),
         case(Silu, Attr::None, &[f(&[2], &[0., 100.])], f(&[2], &[0., 100.])),
+        // Steps of a half: 0.3 and 63.6 go to the nearest.
+        case(
+            DynamicRound,
+            Attr::None,
+            &[f(&[4], &[-1.5, 0.3, 63.6, 126.])],
+            f(&[4], &[-1.5, 0.5, 63.5, 126.]),
+        ),
         case(
             QuantizeSilu,
             Attr::Axis(0),

@@ -12,6 +12,7 @@
 )]
 
 mod elementwise;
+mod integer;
 mod layout;
 mod norm;
 pub(crate) mod params;
@@ -27,8 +28,16 @@ use crate::write::NodeOut;
 use lacuna_ir::{Attr, OpKind, ValueId};
 
 /// Every row, family by family.
-pub const FAMILIES: &[&[OnnxOp]] =
-    &[elementwise::OPS, windows::OPS, products::OPS, norm::OPS, reduce::OPS, layout::OPS, quant::OPS];
+pub const FAMILIES: &[&[OnnxOp]] = &[
+    elementwise::OPS,
+    windows::OPS,
+    products::OPS,
+    norm::OPS,
+    reduce::OPS,
+    layout::OPS,
+    quant::OPS,
+    integer::OPS,
+];
 
 /// All rows of the table.
 pub fn onnx_ops() -> impl Iterator<Item = &'static OnnxOp> {

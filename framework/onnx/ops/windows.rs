@@ -41,7 +41,7 @@ pub const OPS: &[OnnxOp] = &[
     op("GlobalAveragePool", OpKind::GlobalAveragePool, &[], read_plain, write_plain),
 ];
 
-fn read_conv(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {
+pub fn read_conv(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {
     let (x, w) = (r.required(node, 0)?, r.required(node, 1)?);
     let (x_rank, w_dims) = (r.graph.shape(x).len(), r.graph.fixed_shape(w));
     let kernel = match w_dims.as_deref() {
@@ -137,7 +137,7 @@ fn write_window(w: &Window, dilations: bool, out: &mut NodeOut<'_>) {
     }
 }
 
-fn write_conv(attr: &Attr, out: &mut NodeOut<'_>) -> Result<(), String> {
+pub fn write_conv(attr: &Attr, out: &mut NodeOut<'_>) -> Result<(), String> {
     let Attr::Conv(conv) = attr else { return Err(wrong(attr)) };
     write_window(&conv.window, true, out);
     out.int("group", i64::from(conv.group));

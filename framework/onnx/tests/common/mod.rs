@@ -89,7 +89,8 @@ impl Cases {
         for (i, c) in consts.iter().enumerate() {
             operands.push(g.add_tensor(&format!("c{i}"), c));
         }
-        let y = g.add_op(kind, attr, "the op", &operands, &["y"]);
+        let results = lacuna_ir::shape::infer(&g, kind, &attr, &operands).map_or(1, |facts| facts.len());
+        let y = g.add_op(kind, attr, "the op", &operands, &["y", "y1", "y2"][..results]);
         g.outputs = y.unwrap_or_else(|e| panic!("{name}: {e}"));
         g.metadata.push(("case".to_string(), name.clone()));
         self.cases.push(Case { name, graph: g, inputs: vec![x] });
@@ -270,6 +271,16 @@ fn quantisation(c: &mut Cases) {
     c.one("i8_axis", dequantize, Attr::Axis(1), (DType::I8, x), vec![per_axis(), zeros]);
     let zeros = Tensor::from_i32(&[4], vec![0; 4]);
     c.one("i32_axis", dequantize, Attr::Axis(-2), (DType::I32, x), vec![per_axis(), zeros]);
+    c.one("f32", OpKind::DynamicQuantizeLinear, Attr::None, (DType::F32, x), vec![]);
+    let b = c.random.tensor(DType::I8, &[5, 3]);
+    let zeros = vec![b, Tensor::from_u8(&[], vec![100]), Tensor::from_i8(&[], vec![3])];
+    c.one("zeros", OpKind::MatMulInteger, Attr::None, (DType::U8, x), zeros);
+    let b = c.random.tensor(DType::U8, &[5, 3]);
+    c.one("plain", OpKind::MatMulInteger, Attr::None, (DType::U8, x), vec![b]);
+    let conv = ConvAttr { window: window([3, 2], [2, 1], [1, 1], [1, 0, 1, 1]), group: 2 };
+    let w = c.random.tensor(DType::U8, &[6, 2, 3, 2]);
+    let zeros = vec![w, Tensor::from_u8(&[], vec![100]), Tensor::from_u8(&[], vec![120])];
+    c.one("grouped", OpKind::ConvInteger, Attr::Conv(conv), (DType::U8, &[BATCH, 4, 6, 5]), zeros);
 }
 
 /// A quantised residual block: two inputs, two outputs, values read twice, a constant read twice.

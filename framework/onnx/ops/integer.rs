@@ -1,0 +1,18 @@
+//! Products of integers, and quantisation to a range that is found at run time.
+
+use super::windows::{read_conv, write_conv};
+use super::{OnnxOp, op, plain};
+use lacuna_ir::OpKind;
+
+/// The rows of this family.
+pub const OPS: &[OnnxOp] = &[
+    op(
+        "ConvInteger",
+        OpKind::ConvInteger,
+        &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
+        read_conv,
+        write_conv,
+    ),
+    plain("MatMulInteger", OpKind::MatMulInteger),
+    plain("DynamicQuantizeLinear", OpKind::DynamicQuantizeLinear),
+];
