@@ -22,6 +22,7 @@ mod modifier;
 mod modifier_pruning;
 mod modifier_table;
 mod params;
+mod picture;
 mod plan;
 mod plan_pruning;
 mod quant_reader;
@@ -47,6 +48,7 @@ pub use modifier_table::{
     Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type, rows,
 };
 pub use params::{Expression, Pattern, Rule, Selector};
+pub use picture::picture;
 pub use plan::{
     Action, EVENTS_MAX, Event, Fisher, LayerScheme, ParamRow, PoolRange, QuantScheme, Score, Watch,
     WatchKind, compile,

@@ -96,6 +96,16 @@ const fn plain(pruning: Pruner, quantization: bool) -> Template {
 }
 
 impl Template {
+    /// Why these choices do not go together, where they do not.
+    pub fn conflict(&self) -> Option<&'static str> {
+        match (self.pruning, self.target) {
+            (Pruner::Obs, Target::TensorRt) => {
+                Some("second-order pruning knows masks of single weights and of four, not 2:4")
+            }
+            _ => None,
+        }
+    }
+
     /// The recipe's text. `command` is its first line, a comment that says how to run it.
     pub fn text(&self, command: &str) -> String {
         let mut out = format!("# {command}\n#\n# {}\n", self.summary());
@@ -185,7 +195,7 @@ distillation_modifiers:
             let _ = writeln!(out, "mask_type: {mask}");
             match self.pruning {
                 Pruner::Obs => {
-                    *out += "# Gradients in an estimate, and the side of its blocks\nnum_grads: 1024\nfisher_block_size: 50\n"
+                    *out += "# Gradients in an estimate, and the side of its blocks\nnum_grads: 1024\nfisher_block_size: 48\n"
                 }
                 Pruner::Mfac => {
                     *out += "# Gradients in an estimate, and the side of its blocks\nnum_grads: 64\nfisher_block_size: 2000\n"

@@ -3,7 +3,7 @@
 
 use lacuna_recipe::{
     COMMON_KEYS, PRUNERS, ParamRow, RATES, TARGETS, TEMPLATES, Template, compile, diff, diff_text,
-    json_schema, parse, render, rows,
+    json_schema, parse, picture, render, rows,
 };
 use serde_json::Value;
 use std::path::Path;
@@ -33,6 +33,11 @@ fn every_template_is_a_recipe() {
                         distillation: bits & 2 == 2,
                     };
                     let text = template.text("lacuna train");
+                    made += 1;
+                    if template.conflict().is_some() {
+                        assert!(parse(&text, "new.yaml", &[]).is_err(), "{template:?}");
+                        continue;
+                    }
                     let recipe = parse(&text, "new.yaml", &[])
                         .unwrap_or_else(|found| panic!("{template:?}:\n{}\n{text}", render(&found)));
                     assert_eq!(render(&recipe.warnings), "", "{template:?}");
@@ -46,7 +51,6 @@ fn every_template_is_a_recipe() {
                     // Another length is another recipe, with everything in its bounds.
                     let shorter = [("num_epochs".to_owned(), "24".to_owned())];
                     assert_eq!(parse(&text, "new.yaml", &shorter).unwrap().max_epochs(), 24);
-                    made += 1;
                 }
             }
         }
@@ -141,4 +145,66 @@ fn an_expansion_is_no_difference() {
             assert_eq!(diff_text(&recipe, &expanded), "", "{}", path.display());
         }
     }
+}
+
+const PICTURED: &str = "modifiers:
+  - !EpochRangeModifier {start_epoch: 0, end_epoch: 10}
+  - !LearningRateFunctionModifier {lr_func: linear, init_lr: 0.1, final_lr: 0.0, start_epoch: 0, end_epoch: 10}
+  - !GMPruningModifier {params: [big.weight], init_sparsity: 0.0, final_sparsity: 0.8, start_epoch: 2, end_epoch: 6, update_frequency: 2, inter_func: linear}
+  - !GMPruningModifier {params: [small.weight], init_sparsity: 0.4, final_sparsity: 0.4, start_epoch: 2, end_epoch: 4, update_frequency: 2}
+  - !QuantizationModifier {start_epoch: 8, disable_quantization_observer_epoch: 9}
+";
+
+/// Weights: 300 big ones and 100 small ones, *synthetic*.
+fn pictured() -> String {
+    let row = |name: &str, shape: &[usize]| ParamRow {
+        name: name.to_owned(),
+        shape: shape.to_vec(),
+        prunable: true,
+    };
+    let params = [row("big.weight", &[30, 10]), row("small.weight", &[10, 10])];
+    let layers = ["big".to_owned(), "small".to_owned()];
+    let recipe = parse(PICTURED, "r.yaml", &[]).unwrap();
+    let schedule = compile(&recipe, &params, &layers, 10).unwrap();
+    picture(&schedule, &params, "r.yaml for <model> & \"more\"")
+}
+
+#[test]
+fn a_schedule_is_pictured() {
+    let html = pictured();
+    golden("picture.html", &html);
+    assert!(!html.contains("<model>") && html.contains("&lt;model&gt; &amp; &quot;more&quot;"));
+    assert!(!html.contains("http") && !html.contains("<script") && !html.contains("url("));
+}
+
+/// The bold line is the share of all weights: read back from the drawing, in pixels of 860 by 200 from (60, 10).
+#[test]
+fn the_drawn_lines_are_the_schedule() {
+    let html = pictured();
+    let points = |start: &str| -> Vec<(f64, f64)> {
+        let line = html.lines().find(|line| line.starts_with(start)).unwrap();
+        let list = line.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+        list.split(' ')
+            .map(|p| p.split_once(',').unwrap())
+            .map(|(x, y)| {
+                ((x.parse::<f64>().unwrap() - 60.0) / 86.0, 1.0 - (y.parse::<f64>().unwrap() - 10.0) / 200.0)
+            })
+            .collect()
+    };
+    let close = |found: &[(f64, f64)], expected: &[(f64, f64)]| {
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        for (a, b) in found.iter().zip(expected) {
+            assert!((a.0 - b.0).abs() < 0.01 && (a.1 - b.1).abs() < 0.005, "{found:?} {expected:?}");
+        }
+    };
+    // Big weights are three quarters of all: 0.4 of them and 0.4 of the small ones are 0.4; 0.8 and 0.4 are 0.7.
+    let all = points("<polyline class=\"all\"");
+    let at = |epoch: f64| all.iter().rev().find(|p| p.0 <= epoch + 0.01).unwrap().1;
+    for (epoch, share) in [(0.0, 0.0), (2.0, 0.1), (4.0, 0.4), (6.0, 0.7), (10.0, 0.7)] {
+        assert!((at(epoch) - share).abs() < 0.005, "epoch {epoch}: {all:?}");
+    }
+    close(
+        &points("<polyline stroke=\"#4472c4\""),
+        &[(2.0, 0.0), (4.0, 0.0), (4.0, 0.4), (6.0, 0.4), (6.0, 0.8), (10.0, 0.8)],
+    );
 }
