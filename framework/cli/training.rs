@@ -7,8 +7,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::term;
 use burn::tensor::Device;
 use indicatif::ProgressBar;
-use lacuna_data::ImageSet;
-use lacuna_data::fashion_mnist::{self, Source};
+use lacuna_data::{DataSet, ImageSet, Source, sets};
 use lacuna_models::{InputShape, MODELS, ModelRow, Network};
 use lacuna_nn::layers::Init;
 use lacuna_recipe::{Recipe, Schedule};
@@ -58,21 +57,23 @@ pub fn model(name: &str) -> Result<&'static ModelRow> {
     })
 }
 
-/// Training set, test set, and where they were found.
-pub fn open_data(dir: Option<&Path>) -> Result<(ImageSet, ImageSet, Source)> {
-    Ok(fashion_mnist::load(dir)?)
-}
-
-/// That a model takes the images of a set and knows its classes.
-pub fn check_fit(row: &ModelRow, set: &ImageSet) -> Result<()> {
-    let classes = set.classes.len();
-    if row.input != InputShape::Image([set.c, set.h, set.w]) || row.classes != classes {
+/// The data set in a folder (without one, Fashion-MNIST) as the images that a model takes.
+pub fn open_data(dir: Option<&Path>, row: &ModelRow) -> Result<DataSet> {
+    let InputShape::Image(shape) = row.input else {
         return Err(Failure::usage(format!(
-            "model {}: takes {} of {} classes, the data has {}x{}x{} images of {classes} (choose another model)",
-            row.name, row.input, row.classes, set.c, set.h, set.w
+            "model {}: takes {}, and only images are read so far (choose another model)",
+            row.name, row.input
+        )));
+    };
+    let set = sets::open(dir, shape)?;
+    let (c, h, w) = (set.train.c, set.train.h, set.train.w);
+    if shape != [c, h, w] {
+        return Err(Failure::usage(format!(
+            "model {}: takes {}, the data has {c}x{h}x{w} images (choose another model)",
+            row.name, row.input
         )));
     }
-    Ok(())
+    Ok(set)
 }
 
 /// Reads `name=value,...` or a JSON object; nothing gives no overrides.
@@ -103,6 +104,9 @@ pub struct RunArgs {
     pub data: Option<PathBuf>,
     /// Weights to start from.
     pub weights: Option<PathBuf>,
+    /// Leave the layer that tells classes apart as it is initialised.
+    #[serde(default)]
+    pub reset_head: bool,
     pub device: DeviceName,
     /// Threads of the training; all cores if absent.
     pub threads: Option<usize>,
@@ -118,6 +122,7 @@ impl RunArgs {
             recipe_args: String::new(),
             data: None,
             weights: None,
+            reset_head: false,
             device: DeviceName::default(),
             threads: None,
             train: TrainArgs::default(),
@@ -148,6 +153,9 @@ impl RunArgs {
         numbers.iter().for_each(|(flag, value)| add(flag, &value.to_string()));
         if let Some(n) = t.max_images {
             add("--max-images", &n.to_string());
+        }
+        if self.reset_head {
+            line += " --reset-head";
         }
         if nesterov {
             line += " --nesterov";
@@ -191,7 +199,7 @@ pub fn start(mut args: RunArgs, place: &Place, command: &[String]) -> Result<Job
         *path = path.canonicalize().map_err(|e| Failure::io(path, e))?;
     }
     let recipe = load_recipe(&args.recipe, &args.recipe_args)?;
-    let (row, train, test, source) = open(&args, &recipe)?;
+    let (row, set) = open(&args, &recipe)?;
     let folder = RunFolder::create(&place.project, &place.name, place.exist_ok)?;
     let values = serde_json::to_value(&args).map_err(|e| Failure::usage(format!("arguments: {e}")))?;
     for name in ["best", "last", "pruned"] {
@@ -201,7 +209,7 @@ pub fn start(mut args: RunArgs, place: &Place, command: &[String]) -> Result<Job
     folder.write_recipe(&recipe.text)?;
     folder.write_command(command, VERSION)?;
     folder.write_args(&values)?;
-    Ok(Job { args, row, recipe, train, test, source, folder, resume: false })
+    Ok(job(args, row, recipe, set, folder, false))
 }
 
 /// Prepares to go on with the run in `folder`, from its newest checkpoint (from the start if there is none).
@@ -213,28 +221,37 @@ pub fn resume(folder: &Path) -> Result<Job> {
     })?;
     let source = args.recipe.display().to_string();
     let recipe = lacuna_recipe::parse(&folder.read_recipe()?, &source, &overrides(&args.recipe_args)?)?;
-    let (row, train, test, source) = open(&args, &recipe)?;
-    Ok(Job { args, row, recipe, train, test, source, folder, resume: true })
+    let (row, set) = open(&args, &recipe)?;
+    Ok(job(args, row, recipe, set, folder, true))
 }
 
-type Opened = (&'static ModelRow, Arc<ImageSet>, ImageSet, Source);
-
-fn open(args: &RunArgs, recipe: &Recipe) -> Result<Opened> {
+fn open(args: &RunArgs, recipe: &Recipe) -> Result<(&'static ModelRow, DataSet)> {
     let row = model(&args.model)?;
     device(args.device)?;
-    let (train, test, source) = open_data(args.data.as_deref())?;
-    check_fit(row, &train)?;
-    compile(row, recipe, args.train.steps_per_epoch(&train))?;
-    Ok((row, Arc::new(train), test, source))
+    let set = open_data(args.data.as_deref(), row)?;
+    compile(row, recipe, args.train.steps_per_epoch(&set.train))?;
+    Ok((row, set))
+}
+
+fn job(
+    args: RunArgs,
+    row: &'static ModelRow,
+    recipe: Recipe,
+    set: DataSet,
+    folder: RunFolder,
+    resume: bool,
+) -> Job {
+    let DataSet { train, test, source } = set;
+    Job { args, row, recipe, train: Arc::new(train), test, source, folder, resume }
 }
 
 /// Runs a job to the end of its recipe. Call [`set_threads`] first, once per process.
 pub fn run(job: &Job, report: &mut (dyn FnMut(Progress<'_>) + Send)) -> Result<Outcome<Network>> {
     let args = &job.args;
     let device = device(args.device)?.autodiff();
-    let mut net = (job.row.build)(&mut Init::new(&device, args.train.seed));
+    let mut net = job.row.network(job.train.classes.len(), &device, args.train.seed);
     if let Some(path) = &args.weights {
-        net = crate::model_file::initial_weights(job.row, net, path)?;
+        net = crate::model_file::initial_weights(job.row, net, path, args.reset_head)?;
     }
     let fit = Fit {
         args: args.train.clone(),
@@ -253,14 +270,13 @@ pub fn run(job: &Job, report: &mut (dyn FnMut(Progress<'_>) + Send)) -> Result<O
 fn metadata(job: &Job) -> Metadata {
     let json = |value: serde_json::Value| value.to_string();
     let set = &job.train;
-    let source = format!("Fashion-MNIST, {} training + {} test images", job.source.train, job.source.test);
     let rows = [
         ("model", job.row.name.to_owned()),
         ("task", job.row.task.name().to_owned()),
         ("classes", json(set.classes.clone().into())),
         ("mean", json(shortest(&set.mean))),
         ("std", json(shortest(&set.std))),
-        ("data", source),
+        ("data", job.source.counts()),
         ("recipe", job.recipe.text.clone()),
         ("seed", job.args.train.seed.to_string()),
         ("command", job.args.command()),

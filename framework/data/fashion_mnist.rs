@@ -54,14 +54,32 @@ pub struct Source {
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match (self.place, self.train) {
+        let Source { dir, train, test, .. } = self;
+        let part = self.part();
+        write!(f, "Fashion-MNIST, {part}: {train} training + {test} test images ({})", dir.display())
+    }
+}
+
+impl Source {
+    /// How much of the data set it is.
+    pub fn part(&self) -> &'static str {
+        match (self.place, self.train) {
             (Place::Subset, _) => "committed subset",
             (_, 60_000) => "full set",
             _ => "given files",
-        };
-        let Source { dir, train, test, .. } = self;
-        write!(f, "Fashion-MNIST, {what}: {train} training + {test} test images ({})", dir.display())
+        }
     }
+}
+
+/// Whether a folder holds any of the four files.
+pub fn found_in(dir: &Path) -> bool {
+    let splits = [
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ];
+    splits.iter().any(|name| existing(dir, name).is_ok())
 }
 
 /// Loads (train, test, where from). With `dir`, only that folder is tried; it must hold the four
@@ -130,6 +148,7 @@ fn split(dir: &Path, split: &str) -> Result<ImageSet> {
         classes: CLASSES.map(str::to_owned).to_vec(),
         mean: vec![MEAN],
         std: vec![STD],
+        mirror: true,
     })
 }
 

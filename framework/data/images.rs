@@ -192,14 +192,26 @@ pub fn to_nchw(image: &RgbImage8, h: usize, w: usize, mean: &[f32], std: &[f32])
         return Err(Error::argument("mean and std", "must be finite, and std above 0"));
     }
     let resized = resize(image, h, w)?;
+    let mut pixels = vec![0; channels * h * w];
+    to_channels(&resized, &mut pixels);
     let mut out = vec![0.0; channels * h * w];
     for (ch, plane) in out.chunks_exact_mut(h * w).enumerate() {
-        for (to, rgb) in plane.iter_mut().zip(resized.pixels.chunks_exact(3)) {
-            let pixel = if channels == 1 { luma(rgb) } else { rgb[ch] };
-            *to = (f32::from(pixel) / 255.0 - mean[ch]) / std[ch];
+        for (to, pixel) in plane.iter_mut().zip(pixels.chunks_exact(channels)) {
+            *to = (f32::from(pixel[ch]) / 255.0 - mean[ch]) / std[ch];
         }
     }
     Ok(out)
+}
+
+/// The pixels of an image with as many channels as `out` has room for: three are red, green, blue, one is luma (ITU-R
+/// BT.601).
+pub(crate) fn to_channels(image: &RgbImage8, out: &mut [u8]) {
+    if out.len() == image.pixels.len() {
+        return out.copy_from_slice(&image.pixels);
+    }
+    for (to, rgb) in out.iter_mut().zip(image.pixels.chunks_exact(3)) {
+        *to = luma(rgb);
+    }
 }
 
 /// 0.299 R + 0.587 G + 0.114 B with 16 bits after the point, rounded.

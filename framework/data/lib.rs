@@ -10,13 +10,17 @@
 mod error;
 pub mod fashion_mnist;
 pub mod idx;
+pub mod image_folder;
 pub mod images;
 pub mod loader;
 pub mod metrics;
+pub mod mnist;
+pub mod sets;
 
 pub use error::{Error, Result};
 pub use images::RgbImage8;
 pub use loader::{Augment, Batch, BatchSpec, Batches, Pad, Prefetch};
+pub use sets::{DataSet, Source};
 
 /// A labelled set of images of one size, in memory.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +37,8 @@ pub struct ImageSet {
     /// Per channel, of pixels scaled to 0..1; a batch holds `(pixel / 255 - mean) / std`.
     pub mean: Vec<f32>,
     pub std: Vec<f32>,
+    /// Whether the mirror image of one is as good an example of its class: not so with digits.
+    pub mirror: bool,
 }
 
 impl ImageSet {

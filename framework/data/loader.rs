@@ -412,6 +412,7 @@ mod tests {
             classes: ["a", "b", "c"].map(str::to_owned).to_vec(),
             mean: vec![0.5, 0.25],
             std: vec![0.5, 2.0],
+            mirror: true,
         }
     }
 

@@ -10,6 +10,7 @@
 
 pub mod checkpoint;
 pub mod columns;
+mod disk;
 pub mod error;
 pub mod logs;
 pub mod masks;
@@ -17,6 +18,7 @@ pub mod modifiers;
 pub mod optimizer;
 pub mod run_folder;
 pub mod state;
+pub mod tensor_file;
 pub mod trainer;
 pub mod validate;
 pub mod weights;

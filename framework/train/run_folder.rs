@@ -10,6 +10,7 @@
 //! ```
 
 use crate::checkpoint::{Error, Result, write_atomic};
+use crate::disk::{self, Disk, Real, read_limited};
 use serde_json::Value;
 use std::fs;
 use std::io;
@@ -36,7 +37,7 @@ impl RunFolder {
         if !plain || name.chars().any(char::is_control) {
             return Err(Error::argument("run name", format!("{name:?} is not the name of a folder")));
         }
-        fs::create_dir_all(root).map_err(Error::io(root))?;
+        disk::create_dir_all(&Real, root)?;
         for n in 1..=FOLDERS_MAX {
             let path = root.join(if n == 1 { name.to_owned() } else { format!("{name}{n}") });
             match fs::create_dir(&path) {
@@ -46,8 +47,9 @@ impl RunFolder {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 made => made.map_err(Error::io(&path))?,
             }
-            let weights = path.join(WEIGHTS);
-            fs::create_dir_all(&weights).map_err(Error::io(&weights))?;
+            // What is saved in it later must not be lost with the folder's own name.
+            Real.sync_dir(root).map_err(Error::io(root))?;
+            disk::create_dir_all(&Real, &path.join(WEIGHTS))?;
             return Ok(RunFolder { path });
         }
         let why = format!("{} has {FOLDERS_MAX} runs of this name; choose another", root.display());
@@ -60,8 +62,7 @@ impl RunFolder {
             let why = format!("{} has no {ARGS}; give the folder of a run, like runs/train", path.display());
             return Err(Error::argument("run folder", why));
         }
-        let weights = path.join(WEIGHTS);
-        fs::create_dir_all(&weights).map_err(Error::io(&weights))?;
+        disk::create_dir_all(&Real, &path.join(WEIGHTS))?;
         Ok(RunFolder { path: path.to_owned() })
     }
 
@@ -127,12 +128,7 @@ fn yaml_scalar(value: &Value) -> String {
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    let size = fs::metadata(path).map_err(Error::io(path))?.len();
-    if size > TEXT_BYTES_MAX {
-        let why = format!("{size} bytes, at most {TEXT_BYTES_MAX}");
-        return Err(Error::TooLarge { path: path.to_owned(), why });
-    }
-    String::from_utf8(fs::read(path).map_err(Error::io(path))?)
+    String::from_utf8(read_limited(&Real, path, TEXT_BYTES_MAX)?)
         .map_err(|e| Error::damaged(path, format!("not UTF-8: {e}")))
 }
 

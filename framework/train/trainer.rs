@@ -38,7 +38,7 @@ pub struct TrainArgs {
     pub weight_decay: f64,
     /// Images per epoch, if fewer than the set has.
     pub max_images: Option<usize>,
-    /// Augment training images (flip, shift by two pixels).
+    /// Augment training images (shift by two pixels, and flip where the set allows it).
     pub augment: bool,
     /// Steps between checkpoints; one is written at every epoch's end too.
     pub checkpoint_steps: u64,
@@ -60,13 +60,17 @@ impl Default for TrainArgs {
 }
 
 impl TrainArgs {
-    fn batches(&self, epoch: u64) -> BatchSpec {
-        let augment = if self.augment { Augment::SMALL } else { Augment::NONE };
+    fn batches(&self, set: &ImageSet, epoch: u64) -> BatchSpec {
+        let augment = match self.augment {
+            true if set.mirror => Augment::SMALL,
+            true => Augment { flip: 0.0, ..Augment::SMALL },
+            false => Augment::NONE,
+        };
         BatchSpec { max_images: self.max_images, ..BatchSpec::train(self.batch, self.seed, epoch, augment) }
     }
 
     pub fn steps_per_epoch(&self, train: &ImageSet) -> u32 {
-        u32::try_from(self.batches(0).batches(train)).unwrap_or(u32::MAX)
+        u32::try_from(self.batches(train, 0).batches(train)).unwrap_or(u32::MAX)
     }
 }
 
@@ -186,7 +190,7 @@ fn fit_in_pool<M: Classifier>(module: M, mut fit: Fit<'_>) -> Result<Outcome<M>>
 
     let (epoch, at) = (run.step / steps_per_epoch, run.step % steps_per_epoch);
     let left = schedule.steps.saturating_sub(run.step);
-    let mut batches = Prefetch::new(fit.train.clone(), fit.args.batches(epoch), at, left)?;
+    let mut batches = Prefetch::new(fit.train.clone(), fit.args.batches(&fit.train, epoch), at, left)?;
     let mut pace = Pace::default();
     loop {
         let asked = Instant::now();
@@ -455,7 +459,7 @@ impl<'a> GradientData<'a> {
     fn new(fit: &'a Fit<'_>, step: u64) -> GradientData<'a> {
         // Epochs of training count up from 0, these down from the end.
         let epoch = u64::MAX - step * GRADIENT_EPOCHS_MAX;
-        GradientData { set: &fit.train, spec: fit.args.batches(epoch), batches: None }
+        GradientData { set: &fit.train, spec: fit.args.batches(&fit.train, epoch), batches: None }
     }
 
     /// Of the loss of `images` images.

@@ -1,0 +1,68 @@
+//! The last layer of a network, which tells classes apart: another one for other classes.
+
+use crate::{ModelRow, Network};
+use burn::tensor::Device;
+use lacuna_nn::layers::{Init, Linear};
+
+impl ModelRow {
+    /// The network with its first values, for as many classes as the data has.
+    pub fn network(&self, classes: usize, device: &Device, seed: u64) -> Network {
+        let mut init = Init::new(device, seed);
+        let mut net = (self.build)(&mut init);
+        if classes != self.classes {
+            let head = head_of(&mut net);
+            let [_, inputs] = head.weight.dims();
+            *head = Linear::new(inputs, classes, &mut init);
+        }
+        net
+    }
+}
+
+/// The layer whose parameters' names begin with [`ModelRow::head`].
+fn head_of(net: &mut Network) -> &mut Linear {
+    match net {
+        Network::ResNet(net) => &mut net.fc,
+        Network::MobileNet(net) => &mut net.classifier.fc,
+        Network::MobileNetV2(net) => &mut net.classifier.fc,
+        Network::MobileNetV3(net) => &mut net.classifier.fc,
+        Network::EfficientNet(net) => &mut net._fc,
+        Network::EfficientNetB(net) => &mut net.classifier.fc,
+        Network::Bert(net) => &mut net.classifier,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::MODELS;
+    use burn::tensor::Device;
+    use lacuna_nn::params::ParamTable;
+
+    #[test]
+    fn only_the_head_changes_with_the_number_of_classes() {
+        // A small one of each family.
+        let names = [
+            "resnet20",
+            "mobilenet_v1_025",
+            "mobilenet_v2",
+            "mobilenet_v3_small",
+            "efficientnet_lite0",
+            "efficientnet_b0",
+            "bert_tiny",
+        ];
+        for name in names {
+            let row = MODELS.iter().find(|row| row.name == name).expect(name);
+            let [own, other] =
+                [row.classes, 7].map(|classes| ParamTable::of(&row.network(classes, &Device::flex(), 0)));
+            assert_eq!(own.name, other.name);
+            for i in 0..own.len() {
+                let mut expected = own.shape[i].clone();
+                if own.name[i].starts_with(row.head) {
+                    expected.iter_mut().filter(|n| **n == row.classes).for_each(|n| *n = 7);
+                }
+                assert_eq!(other.shape[i], expected, "{}: {}", row.name, own.name[i]);
+            }
+            let weight = other.row(&format!("{}weight", row.head)).expect("the head has a weight");
+            assert_eq!(other.shape[weight][0], 7, "{}", row.name);
+        }
+    }
+}
