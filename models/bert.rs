@@ -9,9 +9,10 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::tanh;
+use lacuna_nn::buffer::Buffer;
 use lacuna_nn::layers::{Act, Embedding, Init, LayerNorm, Linear, activation, attention};
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
-use lacuna_nn::{Classifier, Input, Tokens, named_module};
+use lacuna_nn::{Classifier, Input, Tokens, named_module, removal};
 
 /// One size of the family.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +96,8 @@ pub struct Layer {
     pub attention: Attention,
     pub intermediate: Dense,
     pub output: Output,
+    /// Of the whole layer.
+    pub removed: Option<Buffer<1>>,
 }
 
 #[derive(Module, Debug)]
@@ -166,10 +169,14 @@ impl Layer {
             },
             intermediate: Dense::new(size.width, size.inner, init),
             output: Output::new(size.inner, size.width, init),
+            removed: removal::new(true, &init.device),
         }
     }
 
     fn forward(&self, x: Activation<3>, key_mask: Option<Tensor<2>>, pass: &Pass) -> Activation<3> {
+        if removal::is_removed(&self.removed) {
+            return x;
+        }
         let (x, skip) = x.fork();
         let y = self.attention.inner.forward(x, key_mask, pass);
         let (x, skip) = self.attention.output.forward(&y, skip.x, pass).fork();
@@ -209,14 +216,14 @@ impl Classifier for Bert {
         assert!(tokens <= POSITIONS, "{tokens} tokens in a sequence, {POSITIONS} is the most");
         let key_mask = mask.map(|mask| mask.sub_scalar(1.0).mul_scalar(MASKED));
         let e = &self.embeddings;
-        let places = e.position_embeddings.first(tokens) + e.token_type_embeddings.first(1);
-        let x = e.word_embeddings.forward(ids) + places.unsqueeze();
+        let places = e.position_embeddings.first(tokens, pass) + e.token_type_embeddings.first(1, pass);
+        let x = e.word_embeddings.forward(ids, pass) + places.unsqueeze();
         let mut x = e.quantizer.forward(e.LayerNorm.forward(x, None), pass);
         for layer in &self.encoder.layer {
             x = layer.forward(x, key_mask.clone(), pass);
         }
         let width = x.x.dims()[2];
-        let first = Activation { x: x.x.narrow(1, 0, 1).reshape([n, width]), scale: x.scale };
+        let first = x.map(|x| x.narrow(1, 0, 1).reshape([n, width]));
         let pooled = tanh(self.pooler.dense.forward(&first, pass));
         self.classifier.forward(&self.pooler.quantizer.forward(pooled, pass), pass)
     }

@@ -187,6 +187,6 @@ impl Classifier for EfficientNet {
         let x = conv_norm(&x, &self._conv_head, &self._bn1, None, Act::Relu6, &self.act1, pass);
         let pooled = self.pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
-        self._fc.forward(&Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale }, pass)
+        self._fc.forward(&pooled.map(|x| x.reshape([n, c])), pass)
     }
 }

@@ -12,7 +12,7 @@ use burn::tensor::Tensor;
 use lacuna_nn::layers::{
     Act, ActQuantizer, BatchNorm, Conv2d, Gate, Init, Linear, SqueezeExcite, global_average_pool,
 };
-use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
+use lacuna_nn::quant::{ActivationQuantizer, Pass};
 use lacuna_nn::{Classifier, Input, named_module, one_of_modules};
 
 /// One size of the family.
@@ -175,7 +175,7 @@ impl Classifier for EfficientNetB {
         }
         let pooled = self.pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
-        let x = Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale };
+        let x = pooled.map(|x| x.reshape([n, c]));
         self.classifier.fc.forward(&x, pass)
     }
 }

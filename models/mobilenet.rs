@@ -107,6 +107,6 @@ impl Classifier for MobileNet {
         let Head { pool, fc } = &self.classifier;
         let pooled = pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
-        fc.forward(&Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale }, pass)
+        fc.forward(&pooled.map(|x| x.reshape([n, c])), pass)
     }
 }

@@ -6,7 +6,7 @@ use crate::inverted::{self, Part, channels};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use lacuna_nn::layers::{Act, ActQuantizer, BatchNorm, Conv2d, Init, Linear, global_average_pool};
-use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
+use lacuna_nn::quant::{ActivationQuantizer, Pass};
 use lacuna_nn::{Classifier, Input, named_module, one_of_modules};
 
 /// One size of the family.
@@ -126,7 +126,7 @@ impl Classifier for MobileNetV2 {
         }
         let pooled = self.pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
-        let x = Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale };
+        let x = pooled.map(|x| x.reshape([n, c]));
         self.classifier.fc.forward(&x, pass)
     }
 }

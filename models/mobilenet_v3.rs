@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use lacuna_nn::layers::{
     Act, ActQuantizer, BatchNorm, Conv2d, Gate, Init, Linear, SqueezeExcite, global_average_pool,
 };
-use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
+use lacuna_nn::quant::{ActivationQuantizer, Pass};
 use lacuna_nn::{Classifier, Input, named_module, one_of_modules};
 
 /// One block: window, channels inside and out, squeeze-and-excitation, hard-swish, stride.
@@ -176,7 +176,7 @@ impl Classifier for MobileNetV3 {
         }
         let pooled = self.pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
-        let x = Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale };
+        let x = pooled.map(|x| x.reshape([n, c]));
         let hidden = self.hidden.forward(self.classifier.hidden.forward(&x, pass), pass);
         self.classifier.fc.forward(&hidden, pass)
     }

@@ -97,8 +97,8 @@ pub const NAMINGS: &[Naming] = &[
 
 /// Tensors of published files that no network reads: counters, and numbers from 0.
 const IDLE: [&str; 2] = ["num_batches_tracked", "position_ids"];
-/// Tensors that published files never have: what observers saw.
-const OBSERVED: [&str; 2] = [".range", ".step"];
+/// Tensors that published files never have: what observers saw, how layers are quantised, and whether they run.
+const OBSERVED: [&str; 4] = [".range", ".step", ".scheme", ".removed"];
 
 /// A tensor that has another shape in the file than in the network.
 #[derive(Clone, Debug, PartialEq, Eq)]

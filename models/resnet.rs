@@ -5,9 +5,10 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use lacuna_nn::buffer::Buffer;
 use lacuna_nn::layers::{Act, BatchNorm, Conv2d, Init, Linear, conv_norm, global_average_pool, max_pool2d};
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
-use lacuna_nn::{Classifier, Input};
+use lacuna_nn::{Classifier, Input, removal};
 
 /// What an image meets first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +96,8 @@ pub struct Block {
     pub downsample_quantizer: Option<ActivationQuantizer>,
     pub act2: ActivationQuantizer,
     pub act3: Option<ActivationQuantizer>,
+    /// Of the whole block.
+    pub removed: Option<Buffer<1>>,
 }
 
 impl Block {
@@ -123,10 +126,14 @@ impl Block {
             downsample_quantizer: shortcut.then(|| ActivationQuantizer::new(&init.device)),
             act2: ActivationQuantizer::new(&init.device),
             act3: deep.then(|| ActivationQuantizer::new(&init.device)),
+            removed: removal::new(!shortcut, &init.device),
         }
     }
 
     fn forward(&self, x: Activation<4>, pass: &Pass) -> Activation<4> {
+        if removal::is_removed(&self.removed) {
+            return x;
+        }
         let layer = |x: &Activation<4>, conv, norm, residual, quantizer: &ActivationQuantizer| {
             conv_norm(x, conv, norm, residual, Act::Relu, quantizer, pass)
         };
@@ -221,13 +228,13 @@ impl Classifier for ResNet {
         let x = self.input.forward(x.into().images(), pass);
         let mut x = conv_norm(&x, &self.conv1, &self.bn1, None, Act::Relu, &self.act1, pass);
         if self.max_pool {
-            x.x = max_pool2d(x.x, 3, 2, 1);
+            x = x.map(|x| max_pool2d(x, 3, 2, 1));
         }
         for block in self.blocks() {
             x = block.forward(x, pass);
         }
         let pooled = self.pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
-        self.fc.forward(&Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale }, pass)
+        self.fc.forward(&pooled.map(|x| x.reshape([n, c])), pass)
     }
 }

@@ -18,7 +18,8 @@ use lacuna_nn::Classifier;
 use lacuna_nn::capture::capture;
 use lacuna_nn::layers::{Act, BatchNorm, Conv2d, Init, conv_norm};
 use lacuna_nn::params::{self, ParamTable, Role};
-use lacuna_nn::quant::{Activation, ActivationQuantizer, Norm, Pass, Quant, activation_grid, host};
+use lacuna_nn::quant::{Activation, ActivationQuantizer, Norm, Pass, Quant, host};
+use lacuna_nn::scheme::Args;
 use lacuna_train::{Fit, TrainArgs, run_folder::RunFolder, trainer::Progress, weights};
 use onnxruntime::{npy, python};
 use std::path::{Path, PathBuf};
@@ -263,12 +264,12 @@ fn dequantised(q: &Plain, quantizer: &ActivationQuantizer) -> Activation<4> {
         }
     }
     let x = Tensor::from_data(TensorData::new(x, [n, c, h, w]), &Device::flex());
-    Activation { x, scale: Some(grid.scale) }
+    Activation { x, site: Some(quantizer.remember(quantizer.range.get(), Some(Args::ACTIVATION))) }
 }
 
 fn grid(quantizer: &ActivationQuantizer) -> lacuna_nn::ops::Grid {
     let range = host(quantizer.range.get());
-    activation_grid(range[0], range[1])
+    Args::ACTIVATION.grid(range[0], range[1])
 }
 
 #[test]

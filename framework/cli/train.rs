@@ -67,6 +67,13 @@ pub struct Train {
     /// Start the layer that tells classes apart anew; done without asking where the data has another number of them
     #[arg(long, requires = "weights")]
     reset_head: bool,
+    /// Whom to follow where the recipe distils: weights of a network (as --weights), `self` (the student as it is when the
+    /// modifier starts) or `disable` (leave distillation out)
+    #[arg(long, value_name = "FILE|self|disable")]
+    teacher: Option<String>,
+    /// Model of the teacher, where its file does not say so
+    #[arg(long, value_name = "MODEL", requires = "teacher")]
+    teacher_model: Option<String>,
     /// Folder for run folders
     #[arg(long, value_name = "DIR", default_value = "runs")]
     project: PathBuf,
@@ -78,7 +85,7 @@ pub struct Train {
     exist_ok: bool,
     /// Go on with a run (the newest of --project if none is given); its folder says all the rest
     #[arg(long, value_name = "RUN", num_args = 0..=1, conflicts_with_all = [
-        "recipe", "recipe_args", "data", "max_images", "no_augment", "weights", "exist_ok",
+        "recipe", "recipe_args", "data", "max_images", "no_augment", "weights", "teacher", "exist_ok",
     ])]
     resume: Option<Option<PathBuf>>,
     /// Where tensors live
@@ -181,6 +188,8 @@ fn new_job(options: Train) -> Result<Job> {
         data: options.data,
         weights: options.weights,
         reset_head: options.reset_head,
+        teacher: options.teacher,
+        teacher_model: options.teacher_model,
         device: options.device,
         threads: options.threads.map(|n| n as usize),
         train: TrainArgs {

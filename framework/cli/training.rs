@@ -11,6 +11,7 @@ use lacuna_data::{DataSet, ImageSet, Source, sets};
 use lacuna_models::{InputShape, MODELS, ModelRow, Network};
 use lacuna_nn::layers::Init;
 use lacuna_recipe::{Recipe, Schedule};
+use lacuna_train::loss::{Losses, Teacher};
 use lacuna_train::run_folder::RunFolder;
 use lacuna_train::trainer::{self, EpochRow, Progress};
 use lacuna_train::weights::Metadata;
@@ -107,6 +108,12 @@ pub struct RunArgs {
     /// Leave the layer that tells classes apart as it is initialised.
     #[serde(default)]
     pub reset_head: bool,
+    /// `self`, `disable`, or a file of weights: whom the student of a recipe that distils follows.
+    #[serde(default)]
+    pub teacher: Option<String>,
+    /// The teacher's model, where its file does not say so.
+    #[serde(default)]
+    pub teacher_model: Option<String>,
     pub device: DeviceName,
     /// Threads of the training; all cores if absent.
     pub threads: Option<usize>,
@@ -123,6 +130,8 @@ impl RunArgs {
             data: None,
             weights: None,
             reset_head: false,
+            teacher: None,
+            teacher_model: None,
             device: DeviceName::default(),
             threads: None,
             train: TrainArgs::default(),
@@ -139,6 +148,11 @@ impl RunArgs {
         }
         if let Some(weights) = &self.weights {
             add("--weights", &weights.display().to_string());
+        }
+        for (flag, value) in [("--teacher", &self.teacher), ("--teacher-model", &self.teacher_model)] {
+            if let Some(value) = value {
+                add(flag, value);
+            }
         }
         add("--batch", &t.batch.to_string());
         add("--seed", &t.seed.to_string());
@@ -198,6 +212,9 @@ pub fn start(mut args: RunArgs, place: &Place, command: &[String]) -> Result<Job
         // The run may be resumed from another folder.
         *path = path.canonicalize().map_err(|e| Failure::io(path, e))?;
     }
+    if let Some(file) = teacher_file(&args) {
+        args.teacher = Some(file.canonicalize().map_err(|e| Failure::io(&file, e))?.display().to_string());
+    }
     let recipe = load_recipe(&args.recipe, &args.recipe_args)?;
     let (row, set) = open(&args, &recipe)?;
     let folder = RunFolder::create(&place.project, &place.name, place.exist_ok)?;
@@ -229,7 +246,9 @@ fn open(args: &RunArgs, recipe: &Recipe) -> Result<(&'static ModelRow, DataSet)>
     let row = model(&args.model)?;
     device(args.device)?;
     let set = open_data(args.data.as_deref(), row)?;
-    compile(row, recipe, args.train.steps_per_epoch(&set.train))?;
+    let schedule = compile(row, recipe, args.train.steps_per_epoch(&set.train))?;
+    // That the recipe's teacher is there, and has the layers that it names.
+    Losses::new(teacher(args, &set.train)?, &schedule)?;
     Ok((row, set))
 }
 
@@ -243,6 +262,34 @@ fn job(
 ) -> Job {
     let DataSet { train, test, source } = set;
     Job { args, row, recipe, train: Arc::new(train), test, source, folder, resume }
+}
+
+/// The file that `--teacher` names, if it names one.
+fn teacher_file(args: &RunArgs) -> Option<PathBuf> {
+    args.teacher.as_deref().filter(|t| !["self", "disable"].contains(t)).map(PathBuf::from)
+}
+
+fn teacher(args: &RunArgs, set: &ImageSet) -> Result<Teacher<Network>> {
+    Ok(match (args.teacher.as_deref(), teacher_file(args)) {
+        (_, Some(file)) => {
+            let found = crate::model_file::open_weights(&file, args.teacher_model.as_deref())?;
+            if found.row.input != InputShape::Image([set.c, set.h, set.w]) {
+                return Err(Failure::usage(format!(
+                    "{}: {} takes {}, the data has {}x{}x{} images (give another --teacher)",
+                    file.display(),
+                    found.row.name,
+                    found.row.input,
+                    set.c,
+                    set.h,
+                    set.w
+                )));
+            }
+            Teacher::Other(found.net, found.pass)
+        }
+        (Some("self"), _) => Teacher::Itself,
+        (Some(_), _) => Teacher::Disabled,
+        (None, _) => Teacher::Missing,
+    })
 }
 
 /// Runs a job to the end of its recipe. Call [`set_threads`] first, once per process.
@@ -263,7 +310,7 @@ pub fn run(job: &Job, report: &mut (dyn FnMut(Progress<'_>) + Send)) -> Result<O
         resume: job.resume,
         report,
     };
-    Ok(lacuna_train::fit(net, fit)?)
+    Ok(lacuna_train::fit_with(net, teacher(args, &job.train)?, fit)?)
 }
 
 /// How the weights were made and what they mean; export copies it into the ONNX file.

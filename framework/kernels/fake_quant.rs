@@ -134,27 +134,45 @@ fn rows_of(w: &[f32], rows: usize, fold: Option<&[f32]>) -> (usize, usize) {
     (rows, w.len() / rows)
 }
 
+/// The limits of a row as whole floats.
+fn limits_of(limits: &[[i32; 2]], rows: usize) -> impl Fn(usize) -> (f32, f32) {
+    assert!(limits.len() == 1 || limits.len() == rows, "limits of all rows, or of each of {rows}");
+    move |row| {
+        let [lo, hi] = limits[if limits.len() == 1 { 0 } else { row }];
+        (lo as f32, hi as f32)
+    }
+}
+
 fn rows_per_task(k: usize) -> usize {
     (CHUNK / k.max(1)).max(1)
 }
 
-/// Row `i` of a weight, multiplied by `fold[i]` as it will be deployed, put on the symmetric grid `scales[i]` ·
-/// lo..=hi, and divided by `fold[i]` again: out = clamp(rne(w·f / s)) · s / f.
+/// Row `i` of a weight, multiplied by `fold[i]` as it will be deployed, put on the grid `scales[i]` · lo..=hi, and
+/// divided by `fold[i]` again: out = clamp(rne(w·f / s)) · s / f. `limits` are [lo, hi] of all rows, or of each; those of a
+/// grid with a zero point are less by that.
 ///
 /// A weight whose bits are those of +0.0 is masked and stays +0.0; an open one that rounds to zero comes out as -0.0.
 /// (A factor of 0 makes all of its open weights -0.0.)
 ///
 /// # Panics
 /// If lengths do not fit.
-pub fn quantize_folded(w: &[f32], fold: Option<&[f32]>, scales: &[f32], lo: i32, hi: i32, out: &mut [f32]) {
+pub fn quantize_folded(
+    w: &[f32],
+    fold: Option<&[f32]>,
+    scales: &[f32],
+    limits: &[[i32; 2]],
+    out: &mut [f32],
+) {
     let (_, k) = rows_of(w, scales.len(), fold);
+    let limits = limits_of(limits, scales.len());
     assert_eq!(out.len(), w.len(), "w and out differ in length");
     if w.is_empty() {
         return;
     }
     let rows = out.par_chunks_mut(k).zip(w.par_chunks(k)).enumerate().with_min_len(rows_per_task(k));
     rows.for_each(|(row, (out, w))| {
-        folded_row(w, fold.map_or(1.0, |f| f[row]), scales[row], lo as f32, hi as f32, out);
+        let (lo, hi) = limits(row);
+        folded_row(w, fold.map_or(1.0, |f| f[row]), scales[row], lo, hi, out);
     });
 }
 
@@ -167,8 +185,7 @@ pub fn quantize_folded_backward(
     w: &[f32],
     fold: Option<&[f32]>,
     scales: &[f32],
-    lo: i32,
-    hi: i32,
+    limits: &[[i32; 2]],
     d_out: &[f32],
     dw: &mut [f32],
     d_fold: Option<&mut [f32]>,
@@ -179,15 +196,17 @@ pub fn quantize_folded_backward(
     if w.is_empty() {
         return;
     }
-    let (lo, hi) = (lo as f32, hi as f32);
+    let limits = limits_of(limits, rows);
     let factor = |row: usize| fold.map_or(1.0, |f| f[row]);
     let row = |row: usize, dw: &mut [f32]| {
+        let (lo, hi) = limits(row);
         folded_gradient_row(&w[row * k..][..k], factor(row), scales[row], lo, hi, &d_out[row * k..][..k], dw);
     };
     dw.par_chunks_mut(k).enumerate().with_min_len(rows_per_task(k)).for_each(|(i, dw)| row(i, dw));
     if let Some(d_fold) = d_fold {
         d_fold.par_iter_mut().enumerate().with_min_len(rows_per_task(k)).for_each(|(i, d)| {
             let (w, d_out) = (&w[i * k..][..k], &d_out[i * k..][..k]);
+            let (lo, hi) = limits(i);
             *d = factor_gradient(w, factor(i), scales[i], lo, hi, d_out);
         });
     }

@@ -21,6 +21,10 @@ impl<const D: usize> Buffer<D> {
         Buffer { id: ParamId::new(), value: Mutex::new(value.without_autodiff()) }
     }
 
+    pub fn id(&self) -> ParamId {
+        self.id
+    }
+
     pub fn get(&self) -> Tensor<D> {
         self.lock().clone()
     }

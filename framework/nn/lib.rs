@@ -2,12 +2,16 @@
 
 pub mod buffer;
 pub mod capture;
+pub mod features;
+pub mod flow;
 pub mod layers;
 pub mod mark;
 pub mod module;
 pub mod ops;
 pub mod params;
 pub mod quant;
+pub mod removal;
+pub mod scheme;
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};

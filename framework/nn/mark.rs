@@ -11,7 +11,7 @@ use burn_router::{RouterClient, RouterTensor};
 
 /// Custom op: one input x; scalars scale, zero, lo, hi.
 pub const FAKE_QUANT: &str = "lacuna.fake_quant";
-/// Custom op: inputs x, scales (axis 0); scalars lo, hi.
+/// Custom op: inputs x, scales (axis 0); scalars lo, hi of all rows, or of one row after the other.
 pub const FAKE_QUANT_CHANNELS: &str = "lacuna.fake_quant_channels";
 
 pub fn is_capture(device: &Device) -> bool {
@@ -24,8 +24,7 @@ pub trait MarkOps: burn::backend::Backend {
     fn mark_fake_quant_channels(
         x: FloatTensor<Self>,
         scales: FloatTensor<Self>,
-        lo: i32,
-        hi: i32,
+        limits: Vec<[i32; 2]>,
     ) -> FloatTensor<Self>;
 }
 
@@ -45,12 +44,12 @@ impl MarkOps for CaptureBackend {
     fn mark_fake_quant_channels(
         x: FloatTensor<Self>,
         scales: FloatTensor<Self>,
-        lo: i32,
-        hi: i32,
+        limits: Vec<[i32; 2]>,
     ) -> FloatTensor<Self> {
         let client = x.client.clone();
         let inputs = [x.into_ir(), scales.into_ir()];
-        record(client, FAKE_QUANT_CHANNELS, &inputs, vec![ScalarIr::Int(lo as i64), ScalarIr::Int(hi as i64)])
+        let scalars = limits.into_iter().flatten().map(|l| ScalarIr::Int(l as i64)).collect();
+        record(client, FAKE_QUANT_CHANNELS, &inputs, scalars)
     }
 }
 
@@ -71,11 +70,14 @@ pub fn fake_quant<const D: usize>(x: Tensor<D>, grid: Grid) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as MarkOps>::mark_fake_quant(x.into_dispatch(), grid))
 }
 
-pub fn fake_quant_channels<const D: usize>(x: Tensor<D>, scales: Tensor<1>, lo: i32, hi: i32) -> Tensor<D> {
+pub fn fake_quant_channels<const D: usize>(
+    x: Tensor<D>,
+    scales: Tensor<1>,
+    limits: &[[i32; 2]],
+) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as MarkOps>::mark_fake_quant_channels(
         x.into_dispatch(),
         scales.into_dispatch(),
-        lo,
-        hi,
+        limits.to_vec(),
     ))
 }

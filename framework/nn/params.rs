@@ -16,12 +16,17 @@ pub enum Role {
     Embedding,
     /// Scale or shift of a normalisation.
     Norm,
-    /// Not trained: running statistics, observed ranges.
+    /// Not trained: running statistics, observed ranges, quantisation schemes, layers left out.
     Buffer,
 }
 
 /// Fields that hold a buffer. burn hides on a device without autodiff whether a tensor is trained, so names say it.
-const BUFFERS: [&str; 4] = ["running_mean", "running_var", "range", "step"];
+const BUFFERS: [&str; 6] = ["running_mean", "running_var", "range", "step", "scheme", "removed"];
+
+/// Rows that files of weights may lack: how layers are quantised and whether they run, which only some recipes change.
+pub fn is_optional(name: &str) -> bool {
+    name.ends_with(".scheme") || name.ends_with(".removed") || name.contains(".output_quantizer.")
+}
 
 /// Row `i` of every column describes the `i`-th float tensor of the module.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +34,8 @@ pub struct ParamTable {
     pub name: Vec<String>,
     pub shape: Vec<Vec<usize>>,
     pub role: Vec<Role>,
+    /// Type of the layer that holds the tensor, as PyTorch names it: `Conv2d`, `Linear`.
+    pub layer: Vec<String>,
     pub id: Vec<ParamId>,
 }
 
@@ -91,6 +98,8 @@ impl ModuleVisitor for Collect {
         self.table.name.push(self.path.join("."));
         self.table.shape.push(param.val().dims().to_vec());
         self.table.role.push(role);
+        let layer = self.structs.last().map_or("", String::as_str);
+        self.table.layer.push(layer.strip_prefix("Struct:").unwrap_or(layer).to_owned());
         self.table.id.push(param.id);
     }
 }

@@ -1,7 +1,9 @@
 //! What each modifier asks for, as plain data: the typed form of a recipe, read by `modifier.rs` and
 //! compiled by `plan.rs`.
 
+use crate::loss::Loss;
 use crate::params::Selector;
+use crate::values::SetParam;
 
 /// What a modifier asks for. Epochs are fractional; -1 is before training (start) or never (end).
 #[derive(Clone, PartialEq, Debug)]
@@ -57,11 +59,17 @@ pub enum Kind {
         end: f64,
     },
     Quantization(Quantization),
-    Distillation {
-        hardness: f64,
-        temperature: f64,
+    Loss(Loss),
+    SetParam(SetParam),
+    LayerPruning {
+        layers: Selector,
         start: f64,
         end: f64,
+    },
+    Logging {
+        start: f64,
+        end: f64,
+        update_frequency: f64,
     },
     /// Known and checked, not carried out.
     ParsedOnly {
@@ -251,7 +259,7 @@ pub struct Quantization {
     pub calibration_steps: Option<u32>,
     /// Whether convolution, batch norm and activation are fused first.
     pub fuse: bool,
-    /// Per kind of layer, whether its activations are quantised (the older form can switch them off).
+    /// Per kind of layer, whether its outputs may be quantised (the older form can switch that off).
     pub linear_activations: bool,
     pub conv_activations: bool,
     pub embeddings: bool,

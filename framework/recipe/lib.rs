@@ -18,6 +18,7 @@ mod expand;
 mod expr;
 mod kind;
 mod language_model_table;
+mod loss;
 mod modifier;
 mod modifier_pruning;
 mod modifier_table;
@@ -25,12 +26,14 @@ mod params;
 mod picture;
 mod plan;
 mod plan_pruning;
+mod plan_quant;
 mod quant_reader;
 mod recipe;
 mod schedule;
 mod schema;
 mod template;
 mod value;
+mod values;
 mod yaml;
 mod yaml_scalar;
 
@@ -43,18 +46,18 @@ pub use kind::{
     QuantArgs, Quantization, RigL, Scope, ScoreRule, SparsityStrategy, TopKast,
 };
 pub use language_model_table::LANGUAGE_MODEL_MODIFIERS;
+pub use loss::{Loss, LossRule, LossTerm, Pair, Penalty, Side, TermKind};
 pub use modifier::{Arg, Modifier};
 pub use modifier_table::{
     Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type, rows,
 };
 pub use params::{Expression, Pattern, Rule, Selector};
 pub use picture::picture;
-pub use plan::{
-    Action, EVENTS_MAX, Event, Fisher, LayerScheme, ParamRow, PoolRange, QuantScheme, Score, Watch,
-    WatchKind, compile,
-};
+pub use plan::{Action, EVENTS_MAX, Event, Fisher, ParamRow, PoolRange, Score, Watch, WatchKind, compile};
+pub use plan_quant::{LayerRow, LayerScheme, QuantScheme};
 pub use recipe::{Recipe, Stage, parse, parse_overrides};
 pub use schedule::{Schedule, ScheduleRow};
 pub use schema::json_schema;
 pub use template::{PRUNERS, Pruner, RATES, Rate, TARGETS, TEMPLATES, Target, Template};
+pub use values::{ParamValue, SetParam};
 pub use yaml::{Data, Document, NODES_MAX, NodeId, RECIPE_BYTES_MAX, YAML_DEPTH_MAX};

@@ -58,7 +58,8 @@ impl Modifier {
             Kind::EpochRange { start, end }
             | Kind::ConstantPruning { start, end, .. }
             | Kind::TrainableParams { start, end, .. }
-            | Kind::Distillation { start, end, .. }
+            | Kind::LayerPruning { start, end, .. }
+            | Kind::Logging { start, end, .. }
             | Kind::LearningRate { start, end, .. }
             | Kind::LearningRateFunction { start, end, .. }
             | Kind::ParsedOnly { start, end } => (*start, *end),
@@ -69,6 +70,8 @@ impl Modifier {
             Kind::RigL(rigl) => (rigl.start, rigl.end),
             Kind::TopKast(kast) => (kast.start, kast.end),
             Kind::Quantization(quantization) => (quantization.start, -1.0),
+            Kind::Loss(loss) => (loss.start, loss.end),
+            Kind::SetParam(set) => (set.start, set.end),
         }
     }
 }
@@ -290,7 +293,7 @@ impl Reader<'_> {
             let at = self.arg("end_epoch").map_or(self.pos, |node| self.doc.pos(node));
             self.error(at, format!("ends at epoch {end}, before it starts at epoch {start}"), "");
         }
-        if self.row.status != Status::Implemented && self.row.class != "DistillationModifier" {
+        if self.row.status != Status::Implemented {
             return Some(Kind::ParsedOnly { start, end });
         }
         Some(match self.row.class {
@@ -319,16 +322,19 @@ impl Reader<'_> {
             "QuantizationModifier" | "LegacyQuantizationModifier" => {
                 Kind::Quantization(self.quantization(start, end)?)
             }
-            "DistillationModifier" => Kind::Distillation {
-                hardness: self.float("hardness"),
-                temperature: self.float("temperature"),
-                start,
-                end,
-            },
             "ACDCPruningModifier" => Kind::Acdc(self.acdc(start, end)?),
             "RigLPruningModifier" => Kind::RigL(self.rigl(start, end)?),
             "TopKASTPruningModifier" => Kind::TopKast(self.top_kast(start, end)?),
             "PowerpropagationModifier" => self.powerpropagation(start, end)?,
+            "DistillationModifier" => self.distillation(start, end)?,
+            "PerLayerDistillationModifier" => self.feature_distillation(start, end)?,
+            "ASRegModifier" => self.activation_penalty(start, end)?,
+            "SetParamModifier" => self.set_param(start)?,
+            "GradualParamModifier" => self.gradual_param(start, end)?,
+            "LayerPruningModifier" => Kind::LayerPruning { layers: self.params("layers")?, start, end },
+            "SparsificationLoggingModifier" => {
+                Kind::Logging { start, end, update_frequency: self.float("update_frequency") }
+            }
             _ => Kind::Pruning(self.pruning(start, end)?),
         })
     }

@@ -55,11 +55,7 @@ impl Reader<'_> {
             end,
             update_frequency: self.float("update_frequency"),
             leave_enabled: self.bool("leave_enabled"),
-            inter: match self.text("inter_func") {
-                "linear" => Inter::Linear,
-                "inverse_cubic" => Inter::InverseCubic,
-                _ => Inter::Cubic,
-            },
+            inter: self.inter(),
             structure: self.structure()?,
             scope: if global { Scope::Global } else { Scope::Uniform },
         })
@@ -155,6 +151,14 @@ impl Reader<'_> {
 
     fn scope(&self) -> Scope {
         if self.bool("global_sparsity") { Scope::Global } else { Scope::Uniform }
+    }
+
+    pub(crate) fn inter(&self) -> Inter {
+        match self.text("inter_func") {
+            "linear" => Inter::Linear,
+            "inverse_cubic" => Inter::InverseCubic,
+            _ => Inter::Cubic,
+        }
     }
 
     fn score(&mut self) -> Option<ScoreRule> {

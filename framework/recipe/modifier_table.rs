@@ -198,13 +198,13 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "SetParamModifier",
-        ParsedOnly,
+        Implemented,
         "sets parameters to a value",
         &[PARAMS, key("val", Any, Required), key("params_strict", Type::Bool, TRUE), START, END_DROPPED],
     ),
     row(
         "GradualParamModifier",
-        ParsedOnly,
+        Implemented,
         "moves parameters from one value to another",
         &[
             PARAMS,
@@ -225,7 +225,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "SparsificationLoggingModifier",
-        ParsedOnly,
+        Implemented,
         "logs sparsity and quantisation",
         &[START_REQUIRED, END, key("update_frequency", Frequency, Absent::Float(1.0))],
     ),
@@ -412,7 +412,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "LayerPruningModifier",
-        ParsedOnly,
+        Implemented,
         "replaces layers by the identity",
         &[key("layers", Params, Required), START, END, UPDATE_DROPPED],
     ),
@@ -496,7 +496,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "DistillationModifier",
-        ParsedOnly,
+        Implemented,
         "adds the divergence from a teacher's output to the loss",
         &[
             START,
@@ -510,7 +510,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "PerLayerDistillationModifier",
-        ParsedOnly,
+        Implemented,
         "adds the distance from a teacher's features to the loss",
         &[
             START,
@@ -526,7 +526,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "ASRegModifier",
-        ParsedOnly,
+        Implemented,
         "adds the size of activations to the loss, so that more of them are zero",
         &[
             key("layers", Params, Required),

@@ -4,17 +4,18 @@
 //! ```text
 //! events   [ step | epoch | modifier | action ]   by step, then by (end, start, place in the recipe)
 //! pool     [ parameter row, ... ]                 what an action's PoolRange points into
-//! layers   [ layer row | input | weight | output ]
+//! layers   [ layer row | input | weight | output ]          see `plan_quant.rs`
 //! rates    [ first step | last step | curve ]     closed forms; see `schedule.rs`
 //! ```
 //! Step `s` is epoch `s / steps_per_epoch`. An event of step `s` happens before that step's forward pass; those of
 //! step [`Schedule::steps`] happen after the last step. An epoch between two steps takes effect at the later one.
 
 use crate::diagnostic::{Diagnostic, Pos, did_you_mean};
-use crate::kind::{Kind, LayerQuant, LrClass, LrFunction, MaskStructure, Quantization, Scope};
+use crate::kind::{Kind, LrClass, LrFunction, MaskStructure, Scope};
 use crate::modifier::Modifier;
 use crate::modifier_table::Status;
 use crate::params::{Pattern, Selector, no_match_help};
+use crate::plan_quant::{LayerRow, QuantScheme};
 use crate::recipe::Recipe;
 use crate::schedule::{Curve, RateRow, Schedule};
 
@@ -102,6 +103,29 @@ pub enum Action {
     RestoreTrainable {
         params: PoolRange,
     },
+    /// Every element becomes `from + part * (to - from)`; [`Schedule::values`] resolves the ranges, of one number or one
+    /// for each element.
+    SetParams {
+        params: PoolRange,
+        from: PoolRange,
+        to: PoolRange,
+        part: f64,
+    },
+    /// Layers become the identity, or what they were. [`Schedule::params`] resolves the range to rows of the layers that
+    /// `compile` was given.
+    RemoveLayers {
+        layers: PoolRange,
+        removed: bool,
+    },
+    /// A row of [`Schedule::terms`] adds to the loss from here on, or no longer.
+    BeginTerm {
+        term: u32,
+    },
+    EndTerm {
+        term: u32,
+    },
+    /// Write down the sparsity of every tensor, and what is quantised.
+    LogSparsity,
 }
 
 /// What [`Action::SetSparsity`] chooses weights by; see [`ScoreRule`](crate::ScoreRule).
@@ -159,27 +183,6 @@ impl PoolRange {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct QuantScheme {
-    /// The layers to quantise: [`Schedule::layers`] resolves the range.
-    pub layers: PoolRange,
-    /// Whether convolution, batch norm and activation are fused first.
-    pub fuse: bool,
-    /// Whether the inputs of linear layers, of convolutions, and embeddings are quantised at all.
-    pub linear_activations: bool,
-    pub conv_activations: bool,
-    pub embeddings: bool,
-    /// Batches to run through the observers before training goes on.
-    pub calibration_steps: u32,
-}
-
-/// How one layer is quantised; `layer` is a row of the names that `compile` was given.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LayerScheme {
-    pub layer: u32,
-    pub quant: LayerQuant,
-}
-
 /// Compiles `recipe` for a model with these parameters and these layers that can be quantised.
 ///
 /// Errors: all found, each with its place in the recipe: a pattern that matches nothing, a modifier that is not carried
@@ -187,13 +190,13 @@ pub struct LayerScheme {
 pub fn compile(
     recipe: &Recipe,
     params: &[ParamRow],
-    quantizable: &[String],
+    layers: &[LayerRow],
     steps_per_epoch: u32,
 ) -> Result<Schedule, Vec<Diagnostic>> {
     let mut compiler = Compiler {
         recipe,
         params,
-        quantizable,
+        layers,
         steps_per_epoch: f64::from(steps_per_epoch),
         schedule: Schedule::empty(recipe, steps_per_epoch),
         errors: Vec::new(),
@@ -234,7 +237,7 @@ pub fn compile(
 pub(crate) struct Compiler<'a> {
     pub(crate) recipe: &'a Recipe,
     pub(crate) params: &'a [ParamRow],
-    quantizable: &'a [String],
+    pub(crate) layers: &'a [LayerRow],
     pub(crate) steps_per_epoch: f64,
     pub(crate) schedule: Schedule,
     errors: Vec<Diagnostic>,
@@ -254,12 +257,20 @@ impl Compiler<'_> {
             self.error(modifier.pos, message, "remove it, or set `enabled: false`");
             return;
         }
-        if let Some(groups) = modifier.given(&recipe.doc, "param_groups") {
-            let help = "leave `param_groups` out: the optimiser has one group";
-            self.error(recipe.doc.pos(groups), "parameter groups are not carried out yet", help);
+        if let Some(groups) = modifier.given(&recipe.doc, "param_groups")
+            && recipe.doc.list(groups).iter().any(|&group| recipe.doc.show(group) != "0")
+        {
+            let help = "leave `param_groups` out, or name group 0";
+            self.error(recipe.doc.pos(groups), "the optimiser has one group of parameters", help);
         }
         match &modifier.kind {
-            Kind::EpochRange { .. } | Kind::Distillation { .. } | Kind::ParsedOnly { .. } => {}
+            Kind::EpochRange { .. } | Kind::ParsedOnly { .. } => {}
+            Kind::Loss(loss) => self.loss(number, modifier.pos, loss),
+            Kind::SetParam(set) => self.set_param(number, modifier.pos, set),
+            Kind::LayerPruning { layers, start, end } => self.remove_layers(number, layers, *start, *end),
+            &Kind::Logging { start, end, update_frequency } => {
+                self.logging(number, modifier.pos, start, end, update_frequency)
+            }
             Kind::SetLearningRate { learning_rate, start } => {
                 let first = self.step(*start);
                 self.rate(number, RateRow { first, last: first, curve: Curve::Constant(*learning_rate) });
@@ -337,82 +348,6 @@ impl Compiler<'_> {
         self.schedule.rates.push(row);
     }
 
-    fn quantization(&mut self, number: u32, pos: Pos, quantization: &Quantization) {
-        if quantization.reduce_range {
-            self.error(pos, "`reduce_range: true` is not carried out yet", "set it to false");
-        }
-        let start = quantization.start.max(0.0);
-        for (name, epoch) in [
-            ("disable_quantization_observer_epoch", quantization.disable_observer),
-            ("freeze_bn_stats_epoch", quantization.freeze_bn),
-        ] {
-            if epoch.is_some_and(|epoch| epoch < start) {
-                self.error(
-                    pos,
-                    format!("`{name}` lies before the quantisation starts, at epoch {start}"),
-                    "",
-                );
-            }
-        }
-        self.check_layers(&quantization.submodules, true);
-        self.check_layers(&quantization.ignore, quantization.strict);
-        for (names, _) in &quantization.overrides {
-            self.check_layers(&Some(names.clone()), quantization.strict);
-        }
-        let covers = |names: &Selector, layer: &str| names.patterns.iter().any(|p| p.covers_layer(layer));
-        let begin = self.schedule.layers.len() as u32;
-        for (row, layer) in self.quantizable.iter().enumerate() {
-            let inside = quantization.submodules.as_ref().is_none_or(|names| covers(names, layer));
-            let ignored = quantization.ignore.as_ref().is_some_and(|names| covers(names, layer));
-            let overriding = quantization.overrides.iter().rev().find(|(names, _)| covers(names, layer));
-            let quant = overriding.map_or(quantization.scheme, |(_, scheme)| *scheme);
-            if inside && !ignored && quant != LayerQuant::default() {
-                self.schedule.layers.push(LayerScheme { layer: row as u32, quant });
-            }
-        }
-        let layers = PoolRange { start: begin, len: self.schedule.layers.len() as u32 - begin };
-        if layers.len == 0 {
-            self.error(pos, "this modifier leaves no layer to quantise", "look at `ignore` and `submodules`");
-        }
-        let scheme = QuantScheme {
-            layers,
-            fuse: quantization.fuse,
-            linear_activations: quantization.linear_activations,
-            conv_activations: quantization.conv_activations,
-            embeddings: quantization.embeddings,
-            calibration_steps: quantization.calibration_steps.unwrap_or(0),
-        };
-        self.event(number, self.step(quantization.start), Action::StartQuantization(scheme));
-        if let Some(epoch) = quantization.disable_observer {
-            self.event(number, self.step(epoch), Action::FreezeObservers);
-        }
-        if let Some(epoch) = quantization.freeze_bn {
-            self.event(number, self.step(epoch), Action::FreezeBatchNorm);
-        }
-    }
-
-    /// Names of layers: each must be a layer, a module, or a layer type that is never quantised.
-    fn check_layers(&mut self, names: &Option<Selector>, strict: bool) {
-        let (params, quantizable) = (self.params, self.quantizable);
-        for pattern in names.iter().flat_map(|names| &names.patterns) {
-            let mut known =
-                quantizable.iter().map(String::as_str).chain(params.iter().map(|p| p.name.as_str()));
-            if known.any(|layer| pattern.covers_layer(layer)) {
-                continue;
-            }
-            if is_type_name(&pattern.text) {
-                if QUANTIZED_TYPES.contains(&pattern.text.as_str()) {
-                    let message =
-                        format!("`{}` is a type of layer; types cannot be told apart yet", pattern.text);
-                    self.error(pattern.pos, message, "name the layers, or use a `re:` pattern");
-                }
-            } else if strict {
-                let help = no_match_help(pattern, quantizable.iter().map(String::as_str));
-                self.error(pattern.pos, format!("no layer matches `{}`", pattern.text), help);
-            }
-        }
-    }
-
     /// The parameters that a selector means, each once, in the order of the model. With `prunable_only` a pattern
     /// that matches others too (`__ALL__`, `re:.*weight`) means the prunable ones. `None` after an error.
     pub(crate) fn select(
@@ -473,24 +408,11 @@ impl Compiler<'_> {
         self.schedule.events.push(Event { step, epoch, modifier, action });
     }
 
+    pub(crate) fn error_count(&self) -> usize {
+        self.errors.len()
+    }
+
     pub(crate) fn error(&mut self, pos: Pos, message: impl Into<String>, help: impl Into<String>) {
         self.errors.push(Diagnostic::error(&self.recipe.source, pos, message, help));
     }
-}
-
-/// Types of layers that a schedule would quantise, as PyTorch names them.
-const QUANTIZED_TYPES: [&str; 8] = [
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "Linear",
-    "Embedding",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "ConvTranspose3d",
-];
-
-/// Types begin with a capital letter and modules of a model do not.
-fn is_type_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_uppercase()) && !name.contains('.')
 }

@@ -233,7 +233,7 @@ fn shared_out(sparsity: f64, strategy: SparsityStrategy, shapes: &[&[usize]]) ->
 
 /// The part of the way from initial to final sparsity at the part `x` of the time: SparseML's three curves.
 /// The cubic one is equation 1 of Zhu & Gupta 2017.
-fn interpolate(inter: Inter, x: f64) -> f64 {
+pub(crate) fn interpolate(inter: Inter, x: f64) -> f64 {
     let x = x.clamp(0.0, 1.0);
     match inter {
         Inter::Linear => x,

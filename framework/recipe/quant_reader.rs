@@ -11,6 +11,7 @@ use crate::yaml::NodeId;
 /// What holds where a recipe does not say otherwise.
 const ACTIVATION: QuantArgs = QuantArgs { bits: 8, symmetric: false, per_channel: false };
 const WEIGHT: QuantArgs = QuantArgs { bits: 8, symmetric: true, per_channel: false };
+const STANDARD: LayerQuant = LayerQuant { input: Some(ACTIVATION), weight: Some(WEIGHT), output: None };
 
 impl Reader<'_> {
     /// The class in any of its forms.
@@ -55,7 +56,7 @@ impl Reader<'_> {
             strict: self.bool("strict"),
             submodules: self.names("submodules")?,
             calibration_steps: steps.and_then(|n| u32::try_from(n).ok()),
-            fuse: !tensorrt,
+            fuse: !tensorrt && self.text("model_fuse_fn_name") != "no_fuse",
             linear_activations: !older || self.bool("quantize_linear_activations"),
             conv_activations: !older || self.bool("quantize_conv_activations"),
             embeddings: !older || self.bool("quantize_embeddings"),
@@ -63,15 +64,15 @@ impl Reader<'_> {
         })
     }
 
+    /// Its outputs are quantised too, but for those that the schedule takes out by the type of their layer.
     fn older_scheme(&mut self) -> Option<LayerQuant> {
         let symmetric = self.bool("tensorrt");
         let activation = self.bits("activation_bits")?;
         let weight = self.bits("weight_bits")?;
-        Some(LayerQuant {
-            input: Some(QuantArgs { bits: activation, symmetric, per_channel: false }),
-            weight: Some(QuantArgs { bits: weight, symmetric: true, per_channel: false }),
-            output: None,
-        })
+        let activation = QuantArgs { bits: activation, symmetric, per_channel: false };
+        let weight = QuantArgs { bits: weight, symmetric: true, per_channel: false };
+        let output = Some(activation).filter(|_| !self.bool("tensorrt"));
+        Some(LayerQuant { input: Some(activation), weight: Some(weight), output })
     }
 
     fn bits(&mut self, name: &str) -> Option<u8> {
@@ -103,13 +104,12 @@ impl Reader<'_> {
 
     /// A scheme by name or written out.
     fn scheme(&mut self, node: Option<NodeId>) -> Option<LayerQuant> {
-        let standard = LayerQuant { input: Some(ACTIVATION), weight: Some(WEIGHT), output: None };
-        let Some(node) = node.filter(|&node| !is_null(self.doc, node)) else { return Some(standard) };
+        let Some(node) = node.filter(|&node| !is_null(self.doc, node)) else { return Some(STANDARD) };
         match self.doc.text(node) {
             Some("tensorrt") => {
-                Some(LayerQuant { input: Some(QuantArgs { symmetric: true, ..ACTIVATION }), ..standard })
+                Some(LayerQuant { input: Some(QuantArgs { symmetric: true, ..ACTIVATION }), ..STANDARD })
             }
-            Some("default" | "deepsparse") => Some(standard),
+            Some("default" | "deepsparse") => Some(STANDARD),
             Some(name) => {
                 let help = did_you_mean(name, ["default", "deepsparse", "tensorrt"]);
                 self.error(self.doc.pos(node), format!("unknown quantisation scheme `{name}`"), help);
@@ -119,16 +119,21 @@ impl Reader<'_> {
         }
     }
 
-    /// A scheme written out: a part that is absent or null stays in floating point.
+    /// A scheme written out: a part that is null stays in floating point. Of what is absent, a group leaves parts in
+    /// floating point and takes arguments as usual; a scheme takes parts as usual, and arguments are those of SparseML's
+    /// class for them, asymmetric for weights too.
     fn written_scheme(&mut self, node: NodeId, in_group: bool) -> Option<LayerQuant> {
-        let mut scheme = LayerQuant::default();
+        let (mut scheme, weights) = match in_group {
+            true => (LayerQuant::default(), WEIGHT),
+            false => (STANDARD, QuantArgs { symmetric: false, ..WEIGHT }),
+        };
         for (key, value) in self.doc.map(node).collect::<Vec<_>>() {
             let name = self.doc.show(key);
             let (slot, base) = match name.as_str() {
                 // Of a configuration group: the layers that it means.
                 "targets" if in_group => continue,
                 "input_activations" => (&mut scheme.input, ACTIVATION),
-                "weights" => (&mut scheme.weight, WEIGHT),
+                "weights" => (&mut scheme.weight, weights),
                 "output_activations" => (&mut scheme.output, ACTIVATION),
                 _ => {
                     let help = did_you_mean(&name, ["input_activations", "weights", "output_activations"]);

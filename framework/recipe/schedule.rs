@@ -2,7 +2,9 @@
 
 use crate::diagnostic::Diagnostic;
 use crate::kind::{MaskStructure, Scope};
-use crate::plan::{Action, Event, LayerScheme, PoolRange, Score, Watch};
+use crate::loss::{LossTerm, Pair, Penalty, Side, TermKind};
+use crate::plan::{Action, Event, PoolRange, Score, Watch};
+use crate::plan_quant::LayerScheme;
 use crate::recipe::Recipe;
 use std::collections::HashMap;
 use std::f64::consts::PI;
@@ -20,6 +22,11 @@ pub struct Schedule {
     pub warnings: Vec<Diagnostic>,
     pub(crate) pool: Vec<u32>,
     pub(crate) layers: Vec<LayerScheme>,
+    /// What adds to the loss, each from its first step to before its end.
+    pub terms: Vec<LossTerm>,
+    pub(crate) pairs: Vec<Pair>,
+    pub(crate) penalised: Vec<(u32, f64)>,
+    pub(crate) values: Vec<f32>,
     pub(crate) rates: Vec<RateRow>,
     pub(crate) watches: Vec<Watch>,
     /// Class name of each modifier of the recipe.
@@ -66,6 +73,10 @@ impl Schedule {
             warnings: Vec::new(),
             pool: Vec::new(),
             layers: Vec::new(),
+            terms: Vec::new(),
+            pairs: Vec::new(),
+            penalised: Vec::new(),
+            values: Vec::new(),
             rates: Vec::new(),
             watches: Vec::new(),
             modifiers: recipe.modifiers.iter().map(|m| m.class()).collect(),
@@ -101,9 +112,34 @@ impl Schedule {
         &self.pool[range.range()]
     }
 
+    /// The rows of [`Schedule::terms`] that add to the loss of a step.
+    pub fn terms_at(&self, step: u64) -> impl Iterator<Item = (usize, &LossTerm)> {
+        self.terms.iter().enumerate().filter(move |(_, term)| (term.first..term.end).contains(&step))
+    }
+
+    /// The layers whose features are compared.
+    pub fn pairs(&self, range: PoolRange) -> &[Pair] {
+        &self.pairs[range.range()]
+    }
+
+    /// The layers whose activations are penalised (rows of the layers that `compile` was given), and how much.
+    pub fn penalised(&self, range: PoolRange) -> &[(u32, f64)] {
+        &self.penalised[range.range()]
+    }
+
+    /// One number, or one for each element of a tensor.
+    pub fn values(&self, range: PoolRange) -> &[f32] {
+        &self.values[range.range()]
+    }
+
     /// The class of the modifier that an event comes from.
     pub fn modifier(&self, event: &Event) -> &'static str {
-        self.modifiers[event.modifier as usize]
+        self.class(event.modifier)
+    }
+
+    /// The class of the modifier with that number in the recipe.
+    pub fn class(&self, modifier: u32) -> &'static str {
+        self.modifiers[modifier as usize]
     }
 
     /// The layers that a range means.
@@ -210,7 +246,9 @@ fn matched(action: &Action) -> Option<usize> {
         | Action::Rewire { params, .. }
         | Action::FixMasks { params }
         | Action::SetTrainable { params, .. }
-        | Action::RestoreTrainable { params } => Some(params.len as usize),
+        | Action::RestoreTrainable { params }
+        | Action::SetParams { params, .. }
+        | Action::RemoveLayers { layers: params, .. } => Some(params.len as usize),
         Action::StartQuantization(scheme) => Some(scheme.layers.len as usize),
         _ => None,
     }
@@ -255,6 +293,44 @@ fn show_action(schedule: &Schedule, action: &Action) -> String {
         Action::FreezeBatchNorm => "batch-norm statistics frozen".to_owned(),
         Action::SetTrainable { trainable, .. } => if *trainable { "trained" } else { "frozen" }.to_owned(),
         Action::RestoreTrainable { .. } => "trained or frozen as before".to_owned(),
+        Action::SetParams { from, to, part, .. } => match (schedule.values(*from), schedule.values(*to)) {
+            (&[from], &[to]) => format!("set to {}", f64::from(from) + part * f64::from(to - from)),
+            _ if from == to => "set to a tensor".to_owned(),
+            _ => format!("{part:.4} of the way from one tensor to another"),
+        },
+        Action::RemoveLayers { removed, .. } => {
+            if *removed { "replaced by the identity" } else { "put back" }.to_owned()
+        }
+        Action::BeginTerm { term } => schedule
+            .terms
+            .get(*term as usize)
+            .map_or_else(String::new, |term| show_term(schedule, &term.kind)),
+        Action::EndTerm { .. } => "the loss as it was before".to_owned(),
+        Action::LogSparsity => "sparsity logged".to_owned(),
+    }
+}
+
+fn show_term(schedule: &Schedule, kind: &TermKind) -> String {
+    match *kind {
+        TermKind::Distillation { hardness, temperature } => {
+            format!("loss and a teacher's outputs: hardness {hardness}, temperature {temperature}")
+        }
+        TermKind::Features { gain, pairs, .. } => {
+            format!(
+                "loss and {gain} of the distance to {} of a teacher's layers",
+                schedule.pairs(pairs).len()
+            )
+        }
+        TermKind::Activations { layers, function, of, .. } => {
+            let of = if of == Side::Input { "inputs" } else { "outputs" };
+            let function = match function {
+                Penalty::L1 => "l1",
+                Penalty::L2 => "l2",
+                Penalty::Relu => "relu",
+                Penalty::HoyerSquare => "Hoyer square",
+            };
+            format!("loss and the {function} of {of} of {} layers", schedule.penalised(layers).len())
+        }
     }
 }
 

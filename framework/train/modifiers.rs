@@ -15,12 +15,16 @@ pub mod top_kast;
 pub mod watch;
 
 use crate::error::{Error, Result};
+use crate::quantize;
 use crate::state::State;
 use burn::module::Module;
 use burn::tensor::Gradients;
 use lacuna_nn::params;
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use lacuna_recipe::{Action, Event, PoolRange, Schedule};
+
+/// Column: 1 where a parameter was trained before its modifier froze or freed it.
+const TRAINED_BEFORE: &str = "trained_before";
 
 /// Gradients of the loss of the next few training images (`None`: as many as a training step takes) under a pass. Which
 /// images come is a function of the step alone.
@@ -90,7 +94,9 @@ pub fn apply<M: Module>(
             state.weight_decay = decay;
             Ok((module, false))
         }
-        Action::StartQuantization(_) => {
+        Action::StartQuantization(scheme) => {
+            let (asked, begun) = (schedule.layers(scheme.layers), state.pass.quant != Quant::Off);
+            let module = quantize::assign(module, &state.params, &state.flow, asked, scheme.fuse, begun);
             state.pass.quant = Quant::Observe;
             Ok((module, true))
         }
@@ -104,15 +110,39 @@ pub fn apply<M: Module>(
         }
         Action::SetTrainable { params, trainable } => {
             for row in rows(params) {
+                let before = if state.trainable[row] { 1.0 } else { 0.0 };
+                if state.columns.get(event.modifier, TRAINED_BEFORE, row).is_none() {
+                    state.columns.set(event.modifier, TRAINED_BEFORE, row, vec![before]);
+                }
                 state.trainable[row] = trainable;
             }
             Ok((module, false))
         }
         Action::RestoreTrainable { params } => {
             for row in rows(params) {
-                state.trainable[row] = true;
+                if let Some(before) = state.columns.remove(event.modifier, TRAINED_BEFORE, row) {
+                    state.trainable[row] = before.first() == Some(&1.0);
+                }
             }
             Ok((module, false))
         }
+        Action::SetParams { params, from, to, part } => {
+            let (rows, from, to) = (rows(params), schedule.values(from), schedule.values(to));
+            let module = params::update_each(module, |row, values| {
+                if rows.contains(&row) {
+                    for (i, value) in values.iter_mut().enumerate() {
+                        let at = |ends: &[f32]| f64::from(ends[if ends.len() == 1 { 0 } else { i }]);
+                        *value = (at(from) + part * (at(to) - at(from))) as f32;
+                    }
+                }
+            });
+            // What a mask covers stays zero.
+            Ok((state.set_masks(module, []), false))
+        }
+        Action::RemoveLayers { layers, removed } => {
+            Ok((quantize::remove(module, &state.params, schedule.params(layers), removed), true))
+        }
+        // These are the trainer's: they change no tensor.
+        Action::BeginTerm { .. } | Action::EndTerm { .. } | Action::LogSparsity => Ok((module, false)),
     }
 }

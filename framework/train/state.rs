@@ -13,9 +13,10 @@ use crate::modifiers::watch::{self, Watching};
 use crate::optimizer::{self, Moments, Optimizer, Rows};
 use burn::module::Module;
 use burn::tensor::Gradients;
+use lacuna_nn::flow::Meeting;
 use lacuna_nn::params::{self, ParamTable, Role};
 use lacuna_nn::quant::{Pass, Quant};
-use lacuna_recipe::{Action, LayerQuant, ParamRow, QuantArgs, Schedule, Watch};
+use lacuna_recipe::{ParamRow, Schedule, Watch};
 
 /// Share of a step below which a weight counts as rounding to zero: a half, and some for a grid that the last update
 /// has moved a little.
@@ -30,6 +31,8 @@ pub struct State {
     pub trainable: Vec<bool>,
     pub weight_decay: f64,
     pub pass: Pass,
+    /// What the layers read and make; see [`crate::quantize::flow`].
+    pub flow: Vec<Meeting>,
     /// What modifiers remember.
     pub columns: Columns,
     /// What modifiers do at the current step; see [`State::watch`].
@@ -49,6 +52,7 @@ impl State {
             params,
             weight_decay,
             pass: Pass::default(),
+            flow: Vec::new(),
             columns: Columns::default(),
             watches: Vec::new(),
             all_open: Vec::new(),
@@ -284,37 +288,6 @@ impl State {
     }
 }
 
-/// Refuses what a compiled recipe asks of tensors and training does not do yet, before a step is spent. `layers` is the
-/// number of layers that can be quantised.
-pub fn check_supported(schedule: &Schedule, layers: usize) -> Result<()> {
-    for event in &schedule.events {
-        let refused = match event.action {
-            Action::StartQuantization(s) if !s.linear_activations || !s.conv_activations => {
-                "weights are not quantised without activations yet; leave quantize_linear_activations and \
-                 quantize_conv_activations on"
-            }
-            Action::StartQuantization(s) if schedule.layers(s.layers).len() != layers => {
-                "only whole models are quantised yet; leave submodules, ignore and excluded types out"
-            }
-            Action::StartQuantization(s) if !schedule.layers(s.layers).iter().all(|l| l.quant == INT8) => {
-                "the only scheme yet is 8-bit asymmetric input_activations, 8-bit symmetric weights with strategy: \
-                 channel, and no output_activations; write it out under scheme:"
-            }
-            _ => continue,
-        };
-        let class = schedule.modifier(event);
-        return Err(Error::Recipe(format!("{class} at epoch {}: {refused}", event.epoch)));
-    }
-    Ok(())
-}
-
-/// What [`lacuna_nn::quant`] does to every layer.
-const INT8: LayerQuant = LayerQuant {
-    input: Some(QuantArgs { bits: 8, symmetric: false, per_channel: false }),
-    weight: Some(QuantArgs { bits: 8, symmetric: true, per_channel: true }),
-    output: None,
-};
-
 fn trained_rows(params: &ParamTable) -> Vec<usize> {
     (0..params.len()).filter(|&row| params.role[row] != Role::Buffer).collect()
 }
@@ -327,10 +300,4 @@ pub fn recipe_rows(params: &ParamTable) -> Vec<ParamRow> {
         prunable: params.role[i] == Role::Weight,
     };
     trained_rows(params).into_iter().map(row).collect()
-}
-
-/// The names of layers that can be quantised: those that own a prunable weight.
-pub fn quantizable_layers(params: &ParamTable) -> Vec<String> {
-    let weights = (0..params.len()).filter(|&i| params.role[i] == Role::Weight);
-    weights.filter_map(|i| params.name[i].strip_suffix(".weight").map(str::to_owned)).collect()
 }

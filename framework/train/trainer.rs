@@ -5,10 +5,12 @@
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::logs::{LogOffsets, Logs};
+use crate::loss::{Losses, Teacher};
 use crate::modifiers;
 use crate::optimizer::Optimizer;
+use crate::quantize;
 use crate::run_folder::RunFolder;
-use crate::state::{State, check_supported, quantizable_layers, recipe_rows};
+use crate::state::{State, recipe_rows};
 use crate::validate::{Evaluation, Evaluator, evaluate, validate};
 use crate::weights::{self, Metadata};
 use burn::module::Module;
@@ -16,6 +18,7 @@ use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use lacuna_data::{Augment, Batch, BatchSpec, Batches, ImageSet, Prefetch};
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
+use lacuna_nn::scheme::LayerScheme;
 use lacuna_nn::{Classifier, ops};
 use lacuna_recipe::{Action, Recipe, Schedule};
 use serde::{Deserialize, Serialize};
@@ -161,15 +164,26 @@ pub fn quant_from_name(name: &str) -> Option<Quant> {
     QUANT_NAMES.iter().find(|(_, n)| *n == name).map(|(q, _)| *q)
 }
 
+/// A pass as numbers of a checkpoint's tensor.
+pub(crate) fn pass_numbers(pass: &Pass) -> [f32; 3] {
+    let quant = QUANT_NAMES.iter().position(|(q, _)| *q == pass.quant).unwrap_or(0);
+    [quant as f32, f32::from(u8::from(pass.norm == Norm::Frozen)), f32::from(u8::from(pass.sparse))]
+}
+
+pub(crate) fn pass_from_numbers(numbers: &[f32]) -> Option<Pass> {
+    let &[quant, frozen, sparse] = numbers else { return None };
+    let quant = QUANT_NAMES.iter().enumerate().find(|(i, _)| *i as f32 == quant)?.1.0;
+    let norm = if frozen == 1.0 { Norm::Frozen } else { Norm::Batch };
+    Some(Pass { quant, norm, sparse: sparse == 1.0 })
+}
+
 /// Compiles a recipe for a module.
 ///
-/// Errors: the recipe's own, each with its place; and what training does not carry out yet.
+/// Errors: the recipe's own, each with its place.
 pub fn compile<M: Module>(module: &M, recipe: &Recipe, steps_per_epoch: u32) -> Result<Schedule> {
     let table = ParamTable::of(module);
-    let layers = quantizable_layers(&table);
-    let schedule = lacuna_recipe::compile(recipe, &recipe_rows(&table), &layers, steps_per_epoch)?;
-    check_supported(&schedule, layers.len())?;
-    Ok(schedule)
+    let layers = quantize::layers(&table);
+    Ok(lacuna_recipe::compile(recipe, &recipe_rows(&table), &layers, steps_per_epoch)?)
 }
 
 /// Trains `module` (on an autodiff device) to the end of the recipe.
@@ -177,15 +191,23 @@ pub fn compile<M: Module>(module: &M, recipe: &Recipe, steps_per_epoch: u32) -> 
 /// Writes into the folder: `results.csv`, `metrics.jsonl`, a TensorBoard file, `weights/best|last`,
 /// `weights/pruned` as they were before quantisation began, and checkpoints.
 pub fn fit<M: Classifier>(module: M, fit: Fit<'_>) -> Result<Outcome<M>> {
-    // Inside the thread pool, an op starts its tasks without waking a sleeping thread first: a tenth of a small step.
-    rayon::scope(|_| fit_in_pool(module, fit))
+    fit_with(module, Teacher::Missing, fit)
 }
 
-fn fit_in_pool<M: Classifier>(module: M, mut fit: Fit<'_>) -> Result<Outcome<M>> {
+/// [`fit`] with a teacher, for recipes that distil.
+pub fn fit_with<M: Classifier>(module: M, teacher: Teacher<M>, fit: Fit<'_>) -> Result<Outcome<M>> {
+    // Inside the thread pool, an op starts its tasks without waking a sleeping thread first: a tenth of a small step.
+    rayon::scope(|_| fit_in_pool(module, teacher, fit))
+}
+
+fn fit_in_pool<M: Classifier>(module: M, teacher: Teacher<M>, mut fit: Fit<'_>) -> Result<Outcome<M>> {
     let steps_per_epoch = u64::from(fit.args.steps_per_epoch(&fit.train));
     let schedule = compile(&module, fit.recipe, fit.args.steps_per_epoch(&fit.train))?;
     let device = module.devices().first().cloned().unwrap_or_default().autodiff();
-    let mut run = begin(module, &mut fit)?;
+    let losses = Losses::new(teacher, &schedule)?;
+    let mut run = begin(module, losses, &mut fit)?;
+    let (set, plain) = (&fit.train, device.clone().inner());
+    run.state.flow = quantize::flow(&run.module, Tensor::<4>::zeros([1, set.c, set.h, set.w], &plain));
     (fit.report)(Progress::Schedule { schedule: &schedule, first_step: run.step });
 
     let (epoch, at) = (run.step / steps_per_epoch, run.step % steps_per_epoch);
@@ -201,7 +223,7 @@ fn fit_in_pool<M: Classifier>(module: M, mut fit: Fit<'_>) -> Result<Outcome<M>>
         run.state.watch(&schedule, run.step);
         let lr = schedule.learning_rate(run.step).unwrap_or(fit.args.lr);
         let loss;
-        (run, loss) = run.train_on(&mut batch, lr, &device, &fit.args.optimizer)?;
+        (run, loss) = run.train_on(&mut batch, &schedule, lr, &device, &fit.args.optimizer)?;
         batches.recycle(batch);
         pace.add(waited, asked.elapsed());
         run.logs.timings(run.step, &pace.of_last_step())?;
@@ -275,6 +297,7 @@ impl Pace {
 struct Run<M> {
     module: M,
     state: State,
+    losses: Losses<M>,
     step: u64,
     /// Of the current epoch.
     loss_sum: f64,
@@ -287,7 +310,7 @@ struct Run<M> {
 }
 
 /// A new training, or the newest checkpoint's.
-fn begin<M: Classifier>(module: M, fit: &mut Fit<'_>) -> Result<Run<M>> {
+fn begin<M: Classifier>(module: M, mut losses: Losses<M>, fit: &mut Fit<'_>) -> Result<Run<M>> {
     let mut state = State::new(&module, fit.args.weight_decay);
     let saved = if fit.resume { checkpoint::load_latest(&fit.folder.path)? } else { None };
     let Some(saved) = saved else {
@@ -296,6 +319,7 @@ fn begin<M: Classifier>(module: M, fit: &mut Fit<'_>) -> Result<Run<M>> {
         return Ok(Run {
             module,
             state,
+            losses,
             step: 0,
             loss_sum: 0.0,
             loss_count: 0,
@@ -328,9 +352,10 @@ fn begin<M: Classifier>(module: M, fit: &mut Fit<'_>) -> Result<Run<M>> {
     let (first, second) = (saved.file("first_moment")?, saved.file("second_moment")?);
     let (masks, columns) = (saved.file("masks")?, saved.file("columns")?);
     let module = state.restore(module, first, second, s.steps, masks, columns)?;
+    losses.restore(&module, saved.file("loss")?)?;
     let logs = Logs::resume(&fit.folder.path, &s.logs)?;
     let SavedState { step, loss_sum, loss_count, best, .. } = s;
-    Ok(Run { module, state, step, loss_sum, loss_count, accuracy: None, best, logs })
+    Ok(Run { module, state, losses, step, loss_sum, loss_count, accuracy: None, best, logs })
 }
 
 impl<M: Classifier> Run<M> {
@@ -348,6 +373,15 @@ impl<M: Classifier> Run<M> {
             };
             (self.module, changed) =
                 modifiers::apply(&mut self.state, self.module, schedule, event, &mut sample)?;
+            match event.action {
+                Action::StartQuantization(scheme) => self.calibrate(scheme.calibration_steps, fit, device)?,
+                Action::BeginTerm { term } => {
+                    let term = &schedule.terms[term as usize];
+                    self.losses.begin(term, &self.module, &self.state.pass);
+                }
+                Action::LogSparsity => self.log_sparsity()?,
+                _ => {}
+            }
             if changed {
                 self.best = None;
             }
@@ -355,27 +389,66 @@ impl<M: Classifier> Run<M> {
         Ok(self)
     }
 
+    /// The share of zeros of every prunable tensor, and of every layer whether its weight is quantised.
+    fn log_sparsity(&mut self) -> Result<()> {
+        let (params, quantised) = (&self.state.params, self.state.pass.quant != Quant::Off);
+        let mut values: Vec<(String, f64)> = Vec::new();
+        lacuna_nn::params::for_each(&self.module, |row, v| {
+            let name = &params.name[row];
+            if params.role[row] == lacuna_nn::params::Role::Weight {
+                let zeros = v.iter().filter(|v| **v == 0.0).count();
+                values.push((format!("ParamPruning/{name}"), zeros as f64 / v.len().max(1) as f64));
+            }
+            if let Some(layer) = name.strip_suffix("_quantizer.scheme").filter(|n| n.ends_with(".weight")) {
+                let on = quantised && LayerScheme::read(v).weight.is_some();
+                values.push((format!("ParamQuantization/{layer}"), f64::from(u8::from(on))));
+            }
+        });
+        let values: Vec<(&str, f64)> = values.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        Ok(self.logs.scalars(self.step, &values)?)
+    }
+
+    /// Shows the first batches of the training set, unchanged, to the observers; batch norm uses its running statistics.
+    fn calibrate(&self, steps: u32, fit: &Fit<'_>, device: &Device) -> Result<()> {
+        let pass = Pass { norm: Norm::Frozen, ..self.state.pass };
+        for batch in Batches::new(&fit.train, BatchSpec::eval(fit.args.batch))?.take(steps as usize) {
+            let images = Tensor::<4>::from_data(TensorData::new(batch.x, batch.dims), device);
+            self.module.forward(images, &pass);
+        }
+        Ok(())
+    }
+
     /// Forward, loss, backward, update. The memory of the images is lent to the tensors of the step and given back.
     fn train_on(
         mut self,
         batch: &mut Batch,
+        schedule: &Schedule,
         lr: f64,
         device: &Device,
         optimizer: &Optimizer,
     ) -> Result<(Self, f32)> {
         let images = TensorData::new(std::mem::take(&mut batch.x), batch.dims);
         let x = Tensor::<4>::from_data(images, device);
-        let loss = loss_of(self.module.forward(x.clone(), &self.state.training_pass()), &batch.y, device);
-        let value: f32 = loss.clone().into_scalar();
+        let (pass, table) = (self.state.training_pass(), &self.state.params);
+        let task = |logits| loss_of(logits, &batch.y, device);
+        let total = self.losses.of_step(&self.module, table, schedule, self.step, &x, &pass, task)?;
+        let value: f32 = total.loss.clone().into_scalar();
         if !value.is_finite() {
             return Err(Error::Diverged { step: self.step, loss: value });
         }
-        self.module = self.state.step(self.module, loss.backward(), optimizer, lr);
+        let gradients = total.loss.backward();
+        self.losses.step(&total, &gradients, optimizer, lr, self.state.weight_decay);
+        self.module = self.state.step(self.module, gradients, optimizer, lr);
         batch.x = x.without_autodiff().into_data().try_into_vec().unwrap_or_default();
         self.loss_sum += value as f64;
         self.loss_count += 1;
         self.step += 1;
         self.logs.scalars(self.step, &[("train/loss", value as f64), ("train/lr", lr)])?;
+        for (class, part) in &total.parts {
+            let name = format!("train/{}_loss", class.trim_end_matches("Modifier"));
+            self.logs
+                .scalars(self.step, &[("train/task_loss", total.task as f64), (&name, f64::from(*part))])?;
+        }
         Ok((self, value))
     }
 
@@ -431,12 +504,14 @@ impl<M: Classifier> Run<M> {
         let model = weights::tensors(&self.module, &self.state.params);
         let (first, second) = (self.state.first_moment_tensors(), self.state.second_moment_tensors());
         let (masks, columns) = (self.state.mask_tensors(), self.state.column_tensors());
-        let files: [(&str, &[_]); 5] = [
+        let loss = self.losses.tensors(&self.state.params);
+        let files: [(&str, &[_]); 6] = [
             ("model", &model),
             ("first_moment", &first),
             ("second_moment", &second),
             ("masks", &masks),
             ("columns", &columns),
+            ("loss", &loss),
         ];
         let json = serde_json::to_value(&saved).map_err(|e| Error::Resume(e.to_string()))?;
         checkpoint::save(&fit.folder.path, saved.step, &files, &json)?;

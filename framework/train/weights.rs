@@ -41,7 +41,7 @@ fn clear_zeros(values: &mut [f32]) {
     values.iter_mut().filter(|v| **v == 0.0).for_each(|v| *v = 0.0);
 }
 
-/// Reads weights into a module; every tensor must be there, with its shape.
+/// Reads weights into a module; every tensor must be there, with its shape, but for [`params::is_optional`] ones.
 pub fn load<M: Module>(module: M, path: &Path) -> Result<(M, Metadata)> {
     let (tensors, metadata) = read_safetensors_metadata(path)?;
     let module = put(module, &tensors).map_err(|why| Error::Weights(format!("{}: {why}", path.display())))?;
@@ -55,6 +55,7 @@ pub fn put<M: Module>(module: M, tensors: &[NamedTensor]) -> Result<M, String> {
     let mut missing = Vec::new();
     for (name, shape) in table.name.iter().zip(&table.shape) {
         match by_name.get(name.as_str()) {
+            None if params::is_optional(name) => {}
             None => missing.push(name.as_str()),
             Some(t) if t.dims != *shape => {
                 return Err(format!("'{name}' is {:?} in the file and {shape:?} in the model", t.dims));
@@ -71,7 +72,9 @@ pub fn put<M: Module>(module: M, tensors: &[NamedTensor]) -> Result<M, String> {
         return Err(format!("{} tensors belong to no layer of this model: {}", unused.len(), first(&unused)));
     }
     Ok(params::update_each(module, |row, values| {
-        values.copy_from_slice(&by_name[table.name[row].as_str()].data)
+        if let Some(t) = by_name.get(table.name[row].as_str()) {
+            values.copy_from_slice(&t.data);
+        }
     }))
 }
 

@@ -9,7 +9,7 @@ use lacuna_nn::buffer::Buffer;
 use lacuna_nn::capture::capture;
 use lacuna_nn::layers::{Act, BatchNorm, Conv2d, Init, Linear, conv_norm, global_average_pool};
 use lacuna_nn::params::{ParamTable, Role, update_each};
-use lacuna_nn::quant::{Activation, ActivationQuantizer, Norm, Pass, Quant, bias_on_grid};
+use lacuna_nn::quant::{ActivationQuantizer, Norm, Pass, Quant, Quantized, bias_on_grid};
 
 const SIZES: [(ResNetSize, [usize; 2]); 2] = [
     (
@@ -209,14 +209,15 @@ fn integers_of_a_layer() {
 
     let scale = net.bn1.weight.val() / net.bn1.running_var.get().add_scalar(1e-5).sqrt();
     let folded = net.conv1.weight.val() * scale.clone().reshape([8, 1, 1, 1]);
-    let (w, scales) = net.conv1.weight_quantizer.forward(folded, Some(&scale), &FROZEN).unwrap();
+    let Quantized { w, scales } = net.conv1.weight_quantizer.forward(folded, Some(&scale), &FROZEN).unwrap();
     let bias = net.bn1.bias.val() - net.bn1.running_mean.get() * scale;
-    let bias = bias_on_grid(bias, input.scale.unwrap(), &scales);
+    let bias = bias_on_grid(bias, input.site.unwrap().grid().unwrap().scale, &scales);
     assert_eq!(f32s("conv1.weight_dequantized"), host(w));
     assert_eq!(f32s("conv1.bias_dequantized"), host(bias));
     assert_eq!(f32s("conv1.weight_scale"), scales);
 
-    let (w, scales) = net.fc.weight_quantizer.forward(net.fc.weight.val(), None, &FROZEN).unwrap();
+    let Quantized { w, scales } =
+        net.fc.weight_quantizer.forward(net.fc.weight.val(), None, &FROZEN).unwrap();
     assert_eq!(f32s("fc.weight_dequantized"), host(w));
     assert_eq!(f32s("fc.weight_scale"), scales);
     let gemm = g.op_kind.ids().find(|&op| g.op_kind[op] == OpKind::Gemm).unwrap();
@@ -295,7 +296,7 @@ impl Tiny {
         let x = conv_norm(&x, &self.conv, &self.bn, None, Act::Relu, &self.act, pass);
         let pooled = self.pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
-        self.fc.forward(&Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale }, pass)
+        self.fc.forward(&pooled.map(|x| x.reshape([n, c])), pass)
     }
 
     fn text(&self, pass: Pass) -> String {

@@ -52,7 +52,7 @@ fn others(net: &Network) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let mut tensors = Vec::new();
     for_each(net, |row, values| {
         let name = &table.name[row];
-        if !(name.ends_with(".range") || name.ends_with(".step")) {
+        if ![".range", ".step", ".scheme", ".removed"].iter().any(|end| name.ends_with(end)) {
             tensors.push((format!("module.{name}"), table.shape[row].clone(), values.to_vec()));
         }
     });

@@ -19,7 +19,7 @@ use lacuna_ir::op::{
 use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, Tensor, Uses, ValueId};
 
 pub fn lower_qdq(g: &mut Graph, _: &Target) -> Result<usize> {
-    let mut changes = 0;
+    let mut changes = make_unsigned(g)?;
     loop {
         let n = gather_pairs(g)?;
         sweep(g);
@@ -48,6 +48,44 @@ pub fn lower_qdq(g: &mut Graph, _: &Target) -> Result<usize> {
     }
     sweep(g);
     Ok(changes)
+}
+
+/// Signed activations become unsigned ones, all steps 128 higher: kernels read bytes from 0 to 255. The real values are the
+/// same.
+fn make_unsigned(g: &mut Graph) -> Result<usize> {
+    let mut changes = 0;
+    let uses = g.uses();
+    for op in g.order.clone() {
+        let q = g.outputs_of(op)[0];
+        let signed = g.op_kind[op] == OpKind::QuantizeLinear && g.value_dtype[q] == DType::I8;
+        let readers = uses.of(q).to_vec();
+        let only_read_back = readers.iter().all(|&r| {
+            g.op_kind[r] == OpKind::DequantizeLinear
+                && g.input_of(r, 0) == Some(q)
+                && tensor_params(g, r).is_some()
+        });
+        if !signed || g.outputs.contains(&q) || !only_read_back || tensor_params(g, op).is_none() {
+            continue;
+        }
+        let byte = unsigned_again(g, op, None)?;
+        for reader in readers {
+            let y = unsigned_again(g, reader, Some(byte))?;
+            g.replace_uses(g.outputs_of(reader)[0], y);
+        }
+        changes += 1;
+    }
+    Ok(changes)
+}
+
+/// The quantise or dequantise op `op` with its zero point as a u8, of `x` if given.
+fn unsigned_again(g: &mut Graph, op: OpId, x: Option<ValueId>) -> Result<ValueId> {
+    let zero = tensor_params(g, op).map_or(0, |p| p.zero) + 128;
+    let name = g.op_name[op].clone();
+    let zero = Tensor::from_u8(&[], vec![u8::try_from(zero).expect("an i8 and 128 is a u8")]);
+    let mut inputs = g.inputs_of(op).to_vec();
+    inputs[2] = constant(g, &format!("{name}/zero"), &zero);
+    inputs[0] = x.unwrap_or(inputs[0]);
+    op_before(g, op, g.op_kind[op], g.op_attr[op], &name, &inputs)
 }
 
 /// One sweep of the rules that bring quantise and dequantise ops together.

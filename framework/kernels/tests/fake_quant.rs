@@ -111,7 +111,7 @@ fn folded_weights_come_back_on_the_grid_of_the_folded() {
     let w = weights();
     for fold in [None, Some(&FOLD[..])] {
         let mut out = vec![f32::NAN; w.len()];
-        fake_quant::quantize_folded(&w, fold, &SCALES, -128, 127, &mut out);
+        fake_quant::quantize_folded(&w, fold, &SCALES, &[[-128, 127]], &mut out);
         for (i, (&w, &out)) in w.iter().zip(&out).enumerate() {
             let (f, s) = (fold.map_or(1.0, |f| f[i / K]), SCALES[i / K]);
             let q = (w * f / s).round_ties_even().clamp(-128.0, 127.0);
@@ -133,7 +133,7 @@ fn gradients_of_folded_weights() {
     let (mut dw, mut d_fold) = (vec![f32::NAN; w.len()], vec![f32::NAN; ROWS]);
     let (lo, hi) = (-128, 127);
     let gradient = fake_quant::quantize_folded_backward;
-    gradient(&w, Some(&FOLD), &SCALES, lo, hi, &d_out, &mut dw, Some(&mut d_fold));
+    gradient(&w, Some(&FOLD), &SCALES, &[[lo, hi]], &d_out, &mut dw, Some(&mut d_fold));
     let mut clamped = 0;
     for row in 0..ROWS {
         let (f, s) = (FOLD[row], SCALES[row]);
@@ -155,7 +155,7 @@ fn gradients_of_folded_weights() {
     }
     assert!(clamped > 10, "the case has clamped weights");
     let mut alone = vec![f32::NAN; w.len()];
-    gradient(&w, Some(&FOLD), &SCALES, lo, hi, &d_out, &mut alone, None);
+    gradient(&w, Some(&FOLD), &SCALES, &[[lo, hi]], &d_out, &mut alone, None);
     assert_eq!(alone, dw);
 }
 
@@ -163,6 +163,23 @@ fn gradients_of_folded_weights() {
 fn a_bias_is_on_the_grid_of_a_wide_accumulator() {
     let w = [1e9, -3.3, 0.4e-3];
     let mut out = [f32::NAN; 3];
-    fake_quant::quantize_folded(&w, None, &[1e-3; 3], i32::MIN, i32::MAX, &mut out);
+    fake_quant::quantize_folded(&w, None, &[1e-3; 3], &[[i32::MIN, i32::MAX]], &mut out);
     assert_eq!(out, [i32::MAX as f32 * 1e-3, (-3.3f32 / 1e-3).round_ties_even() * 1e-3, -0.0]);
+}
+
+#[test]
+fn every_row_may_have_limits_of_its_own() {
+    let w = weights();
+    let limits = [[-3, 4], [-128, 127], [0, 15], [-15, 0], [-100, 155], [-2, 1]];
+    let mut out = vec![f32::NAN; w.len()];
+    fake_quant::quantize_folded(&w, None, &SCALES, &limits, &mut out);
+    let d_out = vec![1.0; w.len()];
+    let mut dw = vec![f32::NAN; w.len()];
+    fake_quant::quantize_folded_backward(&w, None, &SCALES, &limits, &d_out, &mut dw, None);
+    for (i, &w) in w.iter().enumerate().filter(|(_, w)| w.to_bits() != 0) {
+        let ([lo, hi], s) = (limits[i / K].map(|l| l as f32), SCALES[i / K]);
+        let q = (w / s).round_ties_even();
+        assert_eq!(out[i], q.clamp(lo, hi) * s);
+        assert_eq!(dw[i], if q >= lo && q <= hi { 1.0 } else { 0.0 });
+    }
 }

@@ -7,6 +7,7 @@ use super::CaptureError;
 use super::name::root_const;
 use super::record::{Extent, Trace, op_name};
 use crate::mark::{FAKE_QUANT, FAKE_QUANT_CHANNELS};
+use crate::ops::Grid;
 use burn_capture::TensorId;
 use burn_ir::*;
 use lacuna_ir::op::{Axes, ClipAttr, ConvAttr, GemmAttr, PoolAttr, ReduceAttr, Window};
@@ -85,6 +86,9 @@ type Step<T> = Result<T, String>;
 fn unsupported<T>() -> Step<T> {
     Err("the graph has no such op: leave it out, or write it with supported ones".to_string())
 }
+
+/// The limits of a bias.
+const ACCUMULATOR: &[i32] = &crate::quant::ACCUMULATOR;
 
 impl Lower<'_> {
     fn op(&mut self, op: &OperationIr) -> Step<()> {
@@ -506,29 +510,80 @@ impl Lower<'_> {
         match (op.id.as_str(), op.inputs.as_slice(), op.outputs.as_slice()) {
             (FAKE_QUANT, [x], [out]) => {
                 let scale = op.scalars.first().ok_or("it lacks its scale")?.elem::<f32>();
-                let (x, scale) = (self.read(x)?, self.scalar(scale));
-                let zero = grid_zero(int(2)?, int(3)?, &[], int(1)?)?;
-                let zero = self.g.add_tensor("", &zero);
-                let q = self.emit(OpKind::QuantizeLinear, Attr::Axis(1), &[x, scale, zero])?;
-                let y = self.emit(OpKind::DequantizeLinear, Attr::Axis(1), &[q, scale, zero])?;
+                let grid = Grid { scale, zero: int(1)?, lo: int(2)?, hi: int(3)? };
+                let y = self.activation_grid(x, grid)?;
                 self.bind(out, y)
             }
             (FAKE_QUANT_CHANNELS, [x, scales], [out]) => {
                 let (x, scales) = (self.read(x)?, self.read(scales)?);
-                let y = match [int(0)?, int(1)?] {
-                    [i32::MIN, i32::MAX] => self.accumulator_grid(x, scales)?,
-                    [lo, hi] => {
-                        let channels = self.g.fixed_shape(scales).ok_or("its scales are not constant")?;
-                        let zero = grid_zero(lo, hi, &channels, 0)?;
-                        let zero = self.g.add_tensor("", &zero);
-                        let q = self.emit(OpKind::QuantizeLinear, Attr::Axis(0), &[x, scales, zero])?;
-                        self.emit(OpKind::DequantizeLinear, Attr::Axis(0), &[q, scales, zero])?
-                    }
+                let limits: Vec<i32> = op.scalars.iter().map(|s| s.elem::<i32>()).collect();
+                let y = match limits.as_slice() {
+                    ACCUMULATOR => self.accumulator_grid(x, scales)?,
+                    limits => self.weight_grid(x, scales, limits)?,
                 };
                 self.bind(out, y)
             }
             _ => unsupported(),
         }
+    }
+
+    /// Quantised and back. A grid of fewer than eight bits is part of one of eight: values beyond it are clipped to its ends.
+    fn activation_grid(&mut self, x: &TensorIr, grid: Grid) -> Step<ValueId> {
+        let mut x = self.read(x)?;
+        let zero = match grid.lo {
+            0 => {
+                Tensor::from_u8(&[], vec![u8::try_from(grid.zero).map_err(|_| "its zero point is no byte")?])
+            }
+            _ => {
+                Tensor::from_i8(&[], vec![i8::try_from(grid.zero).map_err(|_| "its zero point is no byte")?])
+            }
+        };
+        if grid.hi - grid.lo != 255 {
+            let end = |q: i32| (q - grid.zero) as f32 * grid.scale;
+            let clip = Attr::Clip(ClipAttr { min: end(grid.lo), max: end(grid.hi) });
+            x = self.emit(OpKind::Clip, clip, &[x])?;
+        }
+        let (scale, zero) = (self.scalar(grid.scale), self.g.add_tensor("", &zero));
+        let q = self.emit(OpKind::QuantizeLinear, Attr::Axis(1), &[x, scale, zero])?;
+        self.emit(OpKind::DequantizeLinear, Attr::Axis(1), &[q, scale, zero])
+    }
+
+    /// A weight on the grids of its rows: i8 around zero, or u8 with a zero point for each row where one reaches farther.
+    /// `limits` are [lo, hi] of all rows or of one after the other.
+    fn weight_grid(&mut self, w: ValueId, scales: ValueId, limits: &[i32]) -> Step<ValueId> {
+        let dims = self.g.fixed_shape(w).ok_or("its weight is not constant")?;
+        let (Some(values), Some(s)) = (self.g.const_f32(w), self.g.const_f32(scales)) else {
+            return Err("a quantised weight must depend on parameters alone".to_string());
+        };
+        let (rows, name) = (s.len(), self.g.value_name[w].clone());
+        let limits: Vec<[i32; 2]> = limits.chunks_exact(2).map(|l| [l[0], l[1]]).collect();
+        if rows == 0 || dims.first() != Some(&rows) || !(limits.len() == 1 || limits.len() == rows) {
+            return Err(format!("{rows} scales and {} limits for a weight {dims:?}", limits.len()));
+        }
+        let of = |row: usize| limits[if limits.len() == 1 { 0 } else { row }];
+        let per = values.len() / rows;
+        let whole = |(i, &w): (usize, &f32)| {
+            let [lo, hi] = of(i / per);
+            (w / s[i / per]).round_ties_even().max(lo as f32).min(hi as f32) as i32
+        };
+        let steps: Vec<i32> = values.iter().enumerate().map(whole).collect();
+        let signed = limits.iter().all(|&[lo, hi]| lo >= -128 && hi <= 127);
+        let (q, zero) = if signed {
+            let q = steps.iter().map(|&q| q as i8).collect();
+            (Tensor::from_i8(&dims, q), Tensor::from_i8(&[rows], vec![0; rows]))
+        } else {
+            // The smallest step is 0, so zero is as far from it as the limits say.
+            let zeros: Option<Vec<u8>> = (0..rows).map(|row| u8::try_from(-of(row)[0]).ok()).collect();
+            let zeros = zeros.ok_or("its limits are wider than a byte")?;
+            let byte = |(i, &q): (usize, &i32)| u8::try_from(q + i32::from(zeros[i / per])).ok();
+            let q: Option<Vec<u8>> = steps.iter().enumerate().map(byte).collect();
+            (
+                Tensor::from_u8(&dims, q.ok_or("its limits are wider than a byte")?),
+                Tensor::from_u8(&[rows], zeros),
+            )
+        };
+        let (q, zero) = (self.g.add_tensor(&name, &q), self.g.add_tensor("", &zero));
+        self.emit(OpKind::DequantizeLinear, Attr::Axis(0), &[q, scales, zero])
     }
 
     /// A bias as i32 in multiples of its scales. QuantizeLinear has no i32 form, so the integers are computed here,
@@ -548,16 +603,6 @@ impl Lower<'_> {
         let q = self.g.add_tensor(&name, &Tensor::from_i32(&[n], q));
         let zero = self.g.add_tensor("", &Tensor::zeros(DType::I32, &[n]));
         self.emit(OpKind::DequantizeLinear, Attr::Axis(0), &[q, scales, zero])
-    }
-}
-
-/// The zero point whose dtype says the range `lo..=hi`.
-fn grid_zero(lo: i32, hi: i32, dims: &[usize], zero: i32) -> Step<Tensor> {
-    let n = dims.iter().product();
-    match ([lo, hi], u8::try_from(zero), i8::try_from(zero)) {
-        ([0, 255], Ok(zero), _) => Ok(Tensor::from_u8(dims, vec![zero; n])),
-        ([-128, 127], _, Ok(zero)) => Ok(Tensor::from_i8(dims, vec![zero; n])),
-        _ => Err(format!("a grid of {lo}..={hi} with zero at {zero} is neither u8 nor i8")),
     }
 }
 

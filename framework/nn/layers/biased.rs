@@ -1,8 +1,9 @@
 //! Convolutions with a bias and no norm: heads of detectors, gates.
 
 use super::{Conv2d, Init, Padding};
+use crate::features::{self, Side};
 use crate::ops::{self, Act};
-use crate::quant::{Activation, Pass, Quant, WeightQuantizer, bias_on_grid};
+use crate::quant::{Activation, ActivationQuantizer, Pass, WeightQuantizer, bias_on_grid};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
@@ -12,6 +13,8 @@ pub struct BiasedConv {
     pub weight: Param<Tensor<4>>,
     pub bias: Param<Tensor<1>>,
     pub weight_quantizer: WeightQuantizer,
+    /// Where a scheme asks for quantised outputs.
+    pub output_quantizer: ActivationQuantizer,
     pub stride: usize,
     pub groups: usize,
     #[module(skip)]
@@ -36,6 +39,7 @@ impl BiasedConv {
             weight: init.fan_in_uniform(fan_in, [c_out, c_in / groups, kernel, kernel]),
             bias: init.fan_in_uniform(fan_in, [c_out]),
             weight_quantizer,
+            output_quantizer: ActivationQuantizer::with(None, &init.device),
             stride,
             groups,
             padding,
@@ -52,17 +56,25 @@ impl BiasedConv {
             self.groups,
             [height, width],
         );
+        let (layer, weights) = (self.weight.id, &self.weight_quantizer);
+        let x = weights.input(layer, x, pass);
+        features::give_image(layer, Side::Input, &x.x);
         let (w, bias) = (self.weight.val(), self.bias.val());
-        if pass.quant == Quant::Off {
-            return ops::conv2d(x.x.clone(), w, Some(bias), window, pass.sparse);
-        }
-        let (w, bias) = match self.weight_quantizer.forward(w.clone(), None, pass) {
-            Some((w, scales)) => {
-                let bias = x.scale.map(|s| bias_on_grid(bias.clone(), s, &scales)).unwrap_or(bias);
-                (w, bias)
+        let (w, bias) = match weights.forward(w.clone(), None, pass) {
+            Some(q) => {
+                let bias = x.scale.map(|s| bias_on_grid(bias.clone(), s, &q.scales)).unwrap_or(bias);
+                (q.w, bias)
             }
             None => (w, bias),
         };
-        ops::conv2d_on_grids(x.x.clone(), w, bias, None, window, Act::None, pass.sparse)
+        let y = match x.scale {
+            Some(_) => ops::conv2d_on_grids(x.x, w, bias, None, window, Act::None, pass.sparse),
+            None => ops::conv2d(x.x, w, Some(bias), window, pass.sparse),
+        };
+        features::give_image(layer, Side::Output, &y);
+        match weights.layer(pass).output {
+            Some(_) => self.output_quantizer.forward(y, pass).x,
+            None => y,
+        }
     }
 }

@@ -2,8 +2,13 @@
 
 use super::Init;
 use crate::buffer::Buffer;
+use crate::features::{self, Side};
+use crate::flow::{self, Meeting};
 use crate::ops::{self, Act, Window};
-use crate::quant::{Activation, ActivationQuantizer, Norm, Pass, Quant, WeightQuantizer, bias_on_grid};
+use crate::quant::{
+    Activation, ActivationQuantizer, LayerInput, Norm, Pass, Quant, WeightQuantizer, bias_on_grid,
+};
+use crate::removal;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
@@ -25,6 +30,8 @@ pub struct Conv2d {
     pub groups: usize,
     #[module(skip)]
     pub padding: Padding,
+    /// See [`removal`].
+    pub removed: Option<Buffer<1>>,
 }
 
 impl Conv2d {
@@ -58,11 +65,13 @@ impl Conv2d {
             stride,
             groups,
             padding: Padding::Sides(kernel / 2),
+            removed: removal::new(stride == 1 && c_in == c_out && kernel % 2 == 1, &init.device),
         }
     }
 
     pub fn with_padding(self, padding: Padding) -> Conv2d {
-        Conv2d { padding, ..self }
+        let keeps_shape = padding == Padding::Same || padding == self.padding;
+        Conv2d { padding, removed: self.removed.filter(|_| keeps_shape), ..self }
     }
 
     /// How the window moves over an image of `size` (height, width).
@@ -157,63 +166,90 @@ pub fn conv_norm(
     quantizer: &ActivationQuantizer,
     pass: &Pass,
 ) -> Activation<4> {
+    let (layer, weights) = (conv.weight.id, &conv.weight_quantizer);
+    let scheme = weights.layer(pass);
+    let removed = removal::is_removed(&conv.removed);
+    let x = match removed {
+        true => LayerInput { x: x.x.clone(), scale: None },
+        false => weights.input(layer, x, pass),
+    };
+    flow::note(Meeting::Makes { layer, site: quantizer.range.id() });
+    features::give_image(layer, Side::Input, &x.x);
     let training = x.x.device().is_autodiff();
     let batch_statistics = training && pass.norm == Norm::Batch;
+    let quantised = scheme.weight.is_some() && !removed;
+    if quantised && scheme.folded && !batch_statistics {
+        return conv_folded(x, conv, norm, residual, act, quantizer, pass);
+    }
     let w = conv.weight.val();
-    match (pass.quant, batch_statistics) {
-        (Quant::Off, true) => {
-            let y = convolve(x, w, conv, pass);
-            let count = y.dims().iter().product::<usize>() / y.dims()[1];
-            let (gamma, beta) = (norm.weight.val(), norm.bias.val());
-            let (y, mean, var) = ops::batch_norm(y, gamma, beta, residual, norm.eps, act);
-            norm.update(mean, var, count);
-            Activation::plain(y)
-        }
+    let w = match (quantised, scheme.folded) {
         // The weight is quantised as it will be deployed, folded, and scaled back for the batch's own statistics
         // (Jacob et al., 2018, section 3.2; PyTorch's ConvBn2d).
-        (_, true) => {
-            let scale = norm.fold_scale();
-            let w = conv.weight_quantizer.forward_unfolded(w.clone(), scale, pass).unwrap_or(w);
-            let y = convolve(x, w, conv, pass);
-            let count = y.dims().iter().product::<usize>() / y.dims()[1];
-            let (gamma, beta, observed) = (norm.weight.val(), norm.bias.val(), quantizer.observed(pass));
-            let (y, mean, var, range) =
-                ops::batch_norm_observed(y, gamma, beta, residual, norm.eps, act, observed);
-            norm.update(mean, var, count);
-            Activation { x: y, scale: quantizer.remember(range) }
-        }
-        (Quant::Off, false) => {
-            let y = convolve(x, w, conv, pass);
-            let (gamma, beta) = (norm.weight.val(), norm.bias.val());
-            let (mean, var) = (like(norm.running_mean.get(), &gamma), like(norm.running_var.get(), &gamma));
-            Activation::plain(ops::batch_norm_eval(y, gamma, beta, mean, var, residual, norm.eps, act))
-        }
-        (_, false) => {
-            let scale = norm.fold_scale();
-            let beta = norm.bias.val();
-            let bias = beta.clone() - like(norm.running_mean.get(), &beta) * scale.clone();
-            let folded = scale_rows(w, scale.clone());
-            let (w, bias) = match conv.weight_quantizer.forward(folded.clone(), Some(&scale), pass) {
-                Some((w, scales)) => {
-                    let bias = x.scale.map(|s| bias_on_grid(bias.clone(), s, &scales)).unwrap_or(bias);
-                    (w, bias)
-                }
-                None => (folded, bias),
-            };
-            let [_, _, height, width] = x.x.dims();
-            let window = conv.window([height, width]);
-            let y = ops::conv2d_on_grids(x.x.clone(), w, bias, residual, window, act, pass.sparse);
-            quantizer.forward(y, pass)
-        }
+        (true, true) => weights.forward_unfolded(w.clone(), norm.fold_scale(), pass).unwrap_or(w),
+        (true, false) => weights.forward(w.clone(), None, pass).map_or(w, |q| q.w),
+        (false, _) => w,
+    };
+    let y = if removed { x.x } else { convolve(&x, w, conv, pass) };
+    features::give_image(layer, Side::Output, &y);
+    let (gamma, beta) = (norm.weight.val(), norm.bias.val());
+    if !batch_statistics {
+        let (mean, var) = (like(norm.running_mean.get(), &gamma), like(norm.running_var.get(), &gamma));
+        let y = ops::batch_norm_eval(y, gamma, beta, mean, var, residual, norm.eps, act);
+        return quantizer.forward(y, pass);
     }
+    let count = y.dims().iter().product::<usize>() / y.dims()[1];
+    if pass.quant == Quant::Off {
+        let (y, mean, var) = ops::batch_norm(y, gamma, beta, residual, norm.eps, act);
+        norm.update(mean, var, count);
+        return quantizer.forward(y, pass);
+    }
+    let observed = quantizer.observed(pass);
+    let (y, mean, var, range) = ops::batch_norm_observed(y, gamma, beta, residual, norm.eps, act, observed);
+    norm.update(mean, var, count);
+    Activation { x: y, site: Some(quantizer.remember(range, observed.args)) }
 }
 
-fn convolve(x: &Activation<4>, w: Tensor<4>, conv: &Conv2d, pass: &Pass) -> Tensor<4> {
+/// [`conv_norm`] with the norm folded into the weight and its bias, as it will be deployed.
+fn conv_folded(
+    x: LayerInput<4>,
+    conv: &Conv2d,
+    norm: &BatchNorm,
+    residual: Option<Tensor<4>>,
+    act: Act,
+    quantizer: &ActivationQuantizer,
+    pass: &Pass,
+) -> Activation<4> {
+    let scale = norm.fold_scale();
+    let beta = norm.bias.val();
+    let bias = beta.clone() - like(norm.running_mean.get(), &beta) * scale.clone();
+    let folded = scale_rows(conv.weight.val(), scale.clone());
+    let (w, bias) = match conv.weight_quantizer.forward(folded.clone(), Some(&scale), pass) {
+        Some(q) => {
+            let bias = x.scale.map(|s| bias_on_grid(bias.clone(), s, &q.scales)).unwrap_or(bias);
+            (q.w, bias)
+        }
+        None => (folded, bias),
+    };
     let [_, _, height, width] = x.x.dims();
     let window = conv.window([height, width]);
-    match pass.quant {
-        Quant::Off => ops::conv2d(x.x.clone(), w, None, window, pass.sparse),
+    let y = if features::wanted(conv.weight.id, Side::Output) {
+        // What the convolution gives before its norm is a step on the way then.
+        let y = convolve(&x, w, conv, pass);
+        let channels = scale.dims()[0];
+        features::give_image(conv.weight.id, Side::Output, &(y.clone() / scale.reshape([1, channels, 1, 1])));
+        ops::affine(y, bias.ones_like(), bias, residual, act)
+    } else {
+        ops::conv2d_on_grids(x.x, w, bias, residual, window, act, pass.sparse)
+    };
+    quantizer.forward(y, pass)
+}
+
+fn convolve(x: &LayerInput<4>, w: Tensor<4>, conv: &Conv2d, pass: &Pass) -> Tensor<4> {
+    let [_, _, height, width] = x.x.dims();
+    let window = conv.window([height, width]);
+    match x.scale {
+        None => ops::conv2d(x.x.clone(), w, None, window, pass.sparse),
         // Winograd's rounding would move values across the ties of their grids.
-        _ => ops::conv2d_direct(x.x.clone(), w, window, pass.sparse),
+        Some(_) => ops::conv2d_direct(x.x.clone(), w, window, pass.sparse),
     }
 }

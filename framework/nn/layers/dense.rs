@@ -1,8 +1,12 @@
 //! Layers over the last axis: linear, layer norm, embedding.
 
 use super::Init;
+use crate::buffer::Buffer;
+use crate::features::{self, Side};
 use crate::ops;
-use crate::quant::{Activation, Pass, Quant, WeightQuantizer, bias_on_grid};
+use crate::quant::{Activation, ActivationQuantizer, Pass, WeightQuantizer, bias_on_grid};
+use crate::removal;
+use crate::scheme::LayerScheme;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 
@@ -12,6 +16,10 @@ pub struct Linear {
     pub weight: Param<Tensor<2>>,
     pub bias: Param<Tensor<1>>,
     pub weight_quantizer: WeightQuantizer,
+    /// Where a scheme asks for quantised outputs.
+    pub output_quantizer: ActivationQuantizer,
+    /// See [`removal`].
+    pub removed: Option<Buffer<1>>,
 }
 
 impl Linear {
@@ -19,26 +27,46 @@ impl Linear {
     pub fn new(c_in: usize, c_out: usize, init: &mut Init) -> Linear {
         let weight = init.fan_in_uniform(c_in, [c_out, c_in]);
         let bias = init.fan_in_uniform(c_in, [c_out]);
-        Linear { weight, bias, weight_quantizer: WeightQuantizer::new(c_out, &init.device) }
+        Linear::of(weight, bias, init)
     }
 
     /// Normal weights and no bias, the first values of transformers.
     pub fn normal(c_in: usize, c_out: usize, deviation: f32, init: &mut Init) -> Linear {
         let weight = init.normal(deviation, [c_out, c_in]);
         let bias = init.constant(0.0, [c_out]);
-        Linear { weight, bias, weight_quantizer: WeightQuantizer::new(c_out, &init.device) }
+        Linear::of(weight, bias, init)
+    }
+
+    fn of(weight: Param<Tensor<2>>, bias: Param<Tensor<1>>, init: &Init) -> Linear {
+        let [c_out, c_in] = weight.dims();
+        Linear {
+            weight,
+            bias,
+            weight_quantizer: WeightQuantizer::new(c_out, &init.device),
+            output_quantizer: ActivationQuantizer::with(None, &init.device),
+            removed: removal::new(c_in == c_out, &init.device),
+        }
     }
 
     /// y[.., out] of x[.., in].
     pub fn forward<const D: usize>(&self, x: &Activation<D>, pass: &Pass) -> Tensor<D> {
-        let (mut w, mut b) = (self.weight.val(), self.bias.val());
-        if pass.quant != Quant::Off
-            && let Some((quantised, scales)) = self.weight_quantizer.forward(w.clone(), None, pass)
-        {
-            w = quantised;
-            b = x.scale.map(|s| bias_on_grid(b.clone(), s, &scales)).unwrap_or(b);
+        if removal::is_removed(&self.removed) {
+            return x.x.clone();
         }
-        ops::linear(x.x.clone(), w, Some(b), pass.sparse)
+        let (layer, weights) = (self.weight.id, &self.weight_quantizer);
+        let x = weights.input(layer, x, pass);
+        features::give_rows(layer, Side::Input, &x.x);
+        let (mut w, mut b) = (self.weight.val(), self.bias.val());
+        if let Some(q) = weights.forward(w.clone(), None, pass) {
+            w = q.w;
+            b = x.scale.map(|s| bias_on_grid(b.clone(), s, &q.scales)).unwrap_or(b);
+        }
+        let y = ops::linear(x.x, w, Some(b), pass.sparse);
+        features::give_rows(layer, Side::Output, &y);
+        match weights.layer(pass).output {
+            Some(_) => self.output_quantizer.forward(y, pass).x,
+            None => y,
+        }
     }
 }
 
@@ -61,24 +89,33 @@ impl LayerNorm {
     }
 }
 
-/// A row of weight [rows, width] per id. Stays f32 when a model is quantised.
+/// A row of weight [rows, width] per id. Stays f32 unless a scheme asks for quantised embeddings.
 #[derive(Module, Debug)]
 pub struct Embedding {
     pub weight: Param<Tensor<2>>,
+    pub weight_quantizer: WeightQuantizer,
 }
 
 impl Embedding {
     pub fn new(rows: usize, width: usize, deviation: f32, init: &mut Init) -> Embedding {
-        Embedding { weight: init.normal(deviation, [rows, width]) }
+        Embedding {
+            weight: init.normal(deviation, [rows, width]),
+            weight_quantizer: WeightQuantizer::with(LayerScheme::OFF, rows, &init.device),
+        }
     }
 
     /// [n, tokens, width] of ids [n, tokens].
-    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        ops::embedding(self.weight.val(), ids)
+    pub fn forward(&self, ids: Tensor<2, Int>, pass: &Pass) -> Tensor<3> {
+        ops::embedding(self.table(pass), ids)
     }
 
     /// Rows 0..n.
-    pub fn first(&self, n: usize) -> Tensor<2> {
-        self.weight.val().narrow(0, 0, n)
+    pub fn first(&self, n: usize, pass: &Pass) -> Tensor<2> {
+        self.table(pass).narrow(0, 0, n)
+    }
+
+    fn table(&self, pass: &Pass) -> Tensor<2> {
+        let w = self.weight.val();
+        self.weight_quantizer.forward(w.clone(), None, pass).map_or(w, |q| q.w)
     }
 }

@@ -100,7 +100,7 @@ impl TrainKernels for Flex {
                 kept.extend(residual);
                 let mut outputs = vec![y, mean, var];
                 outputs.extend(range.map(|r| filled(2, |to| to.copy_from_slice(&r)).tensor(&[2])));
-                let grid = range.and_then(|range| Observed { range, moves: false }.grid());
+                let grid = observed.zip(range).and_then(|(o, range)| Observed { range, ..o }.grid());
                 (outputs, Saved { tensors: kept, grid, ..Saved::default() })
             }
             Op::Affine { act } => {
@@ -252,12 +252,12 @@ impl TrainKernels for Flex {
                 let (lo, hi) = fake_quant::range(values(&dense(x)));
                 (vec![filled(2, |ends| ends.copy_from_slice(&[lo, hi])).tensor(&[2])], Saved::default())
             }
-            Op::FakeQuantWeight { lo, hi } => {
+            Op::FakeQuantWeight { ref limits } => {
                 let ([w, scales], fold) = take(inputs);
                 let (w, scales, fold) = (row_major(w), row_major(scales), fold.map(row_major));
                 let y = filled(values(&w).len(), |y| {
                     let fold = fold.as_ref().map(values);
-                    fake_quant::quantize_folded(values(&w), fold, values(&scales), lo, hi, y)
+                    fake_quant::quantize_folded(values(&w), fold, values(&scales), limits, y)
                 });
                 let y = y.like(&w);
                 let mut kept = vec![w, scales];
@@ -511,7 +511,7 @@ impl TrainKernels for Flex {
                 vec![Some(dx.like(&x))]
             }
             Op::Range { .. } => Vec::new(),
-            Op::FakeQuantWeight { lo, hi } => {
+            Op::FakeQuantWeight { ref limits } => {
                 let ([w, scales], fold) = saved(tensors);
                 let dy = row_major(dy);
                 let mut d_fold = wants(2).then(|| Buffer::new(values(&scales).len()));
@@ -520,8 +520,7 @@ impl TrainKernels for Flex {
                         values(&w),
                         fold.as_ref().map(values),
                         values(&scales),
-                        lo,
-                        hi,
+                        limits,
                         values(&dy),
                         dw,
                         d_fold.as_mut().map(Buffer::values),

@@ -56,8 +56,8 @@ pub enum Op {
     FakeQuant(Grid),
     /// x -> [smallest, largest], or of each row (first axis) [all smallest, all largest]
     Range { of_rows: bool },
-    /// w, scales[o], and what the weight is folded with [o], if anything
-    FakeQuantWeight { lo: i32, hi: i32 },
+    /// w, scales[o], and what the weight is folded with [o], if anything; [lo, hi] of all rows or of each
+    FakeQuantWeight { limits: Arc<[[i32; 2]]> },
 }
 
 /// Whether the environment variable `LACUNA_TRAIN_OPS` is `plain`: every device runs burn's ops then, to compare with.
@@ -353,19 +353,18 @@ pub fn row_ranges<const D: usize>(w: Tensor<D>) -> Tensor<1> {
     run::<1>(Op::Range { of_rows: true }, inputs!(w)).without_autodiff()
 }
 
-/// Row `i` (first axis) of w on the symmetric grid of scale `scales[i]`, taken after multiplying with `fold[i]` and
-/// divided by it again; with the straight-through gradient. Masked weights (bit pattern 0) stay so, and no other becomes one.
+/// Row `i` (first axis) of w on the grid of scale `scales[i]`, taken after multiplying with `fold[i]` and divided by it
+/// again; `limits` are the smallest and largest step of all rows or of each, from the step that means 0. With the straight-through gradient. Masked weights (bit pattern 0) stay so, and no other becomes one.
 pub fn fake_quant_weight<const D: usize>(
     w: Tensor<D>,
     scales: Tensor<1>,
     fold: Option<Tensor<1>>,
-    lo: i32,
-    hi: i32,
+    limits: &[[i32; 2]],
 ) -> Tensor<D> {
     if !has_kernels(&w.device()) {
-        return plain::fake_quant_weight(w, scales, fold, lo, hi);
+        return plain::fake_quant_weight(w, scales, fold, limits);
     }
-    run(Op::FakeQuantWeight { lo, hi }, inputs!(w, scales; fold))
+    run(Op::FakeQuantWeight { limits: limits.into() }, inputs!(w, scales; fold))
 }
 
 /// Two ends of one tensor, for a branch of a network: their gradients are added in one parallel pass. Both ends must

@@ -191,27 +191,32 @@ pub fn fake_quant<const D: usize>(x: Tensor<D>, grid: Grid) -> Tensor<D> {
     straight_through(x, v.clamp(lo, hi).mul_scalar(grid.scale), inside.float())
 }
 
-/// Rows (first axis) of w on symmetric grids, folded by `fold` for the purpose; the capture device records it as one op.
+/// Rows (first axis) of w on grids, folded by `fold` for the purpose; the capture device records it as one op.
 pub fn fake_quant_weight<const D: usize>(
     w: Tensor<D>,
     scales: Tensor<1>,
     fold: Option<Tensor<1>>,
-    lo: i32,
-    hi: i32,
+    limits: &[[i32; 2]],
 ) -> Tensor<D> {
     let mut by_row = [1; D];
     by_row[0] = scales.dims()[0];
     if let Some(fold) = fold {
         let fold: Tensor<D> = fold.reshape(by_row);
-        return fake_quant_weight(w * fold.clone(), scales, None, lo, hi) / fold;
+        return fake_quant_weight(w * fold.clone(), scales, None, limits) / fold;
     }
     if mark::is_capture(&w.device()) {
-        return mark::fake_quant_channels(w, scales, lo, hi);
+        return mark::fake_quant_channels(w, scales, limits);
     }
     let s: Tensor<D> = scales.reshape(by_row);
+    let mut limit = |end: usize| -> Tensor<D> {
+        let values: Vec<f32> = limits.iter().map(|l| l[end] as f32).collect();
+        by_row[0] = limits.len();
+        Tensor::<1>::from_floats(values.as_slice(), &w.device()).reshape(by_row)
+    };
+    let (lo, hi) = (limit(0), limit(1));
     let v = (w.clone().detach() / s.clone()).round();
-    let inside = v.clone().greater_equal_elem(lo as f32).bool_and(v.clone().lower_equal_elem(hi as f32));
-    straight_through(w, v.clamp(lo as f32, hi as f32) * s, inside.float())
+    let inside = v.clone().greater_equal(lo.clone()).bool_and(v.clone().lower_equal(hi.clone()));
+    straight_through(w, v.max_pair(lo).min_pair(hi) * s, inside.float())
 }
 
 /// Value `q`, gradient of `x` where `inside` is one.

@@ -439,7 +439,7 @@ fn fake_quant_rounds_ties_to_even_and_passes_gradients_inside_only() {
 fn channels_have_their_own_grid() {
     let w = Tensor::<1>::from_floats([0.3f32, -0.6, 10.0, 30.0], &Device::flex()).reshape([2, 2]);
     let scales = Tensor::<1>::from_floats([0.25, 8.0], &Device::flex());
-    let out = ops::fake_quant_weight(w, scales, None, -128, 127);
+    let out = ops::fake_quant_weight(w, scales, None, &[[-128, 127]]);
     assert_eq!(host(out), [0.25, -0.5, 8.0, 32.0]);
 }
 
@@ -450,9 +450,9 @@ fn folded_weights_are_quantised_as_deployed_and_scaled_back() {
     let fold = |l: &[Tensor<1>]| l[1].clone().add_scalar(1.5);
     let w = |l: &[Tensor<1>]| l[0].clone().reshape([4, 6]);
     let (_, own) =
-        slopes(&sizes, &|l| weighed(ops::fake_quant_weight(w(l), scales(), Some(fold(l)), -128, 127)));
+        slopes(&sizes, &|l| weighed(ops::fake_quant_weight(w(l), scales(), Some(fold(l)), &[[-128, 127]])));
     let (_, burns) =
-        slopes(&sizes, &|l| weighed(plain::fake_quant_weight(w(l), scales(), Some(fold(l)), -128, 127)));
+        slopes(&sizes, &|l| weighed(plain::fake_quant_weight(w(l), scales(), Some(fold(l)), &[[-128, 127]])));
     close("folded weight", &own[0], &burns[0], 1e-5);
     close("fold", &own[1], &burns[1], 1e-4);
 }
@@ -462,8 +462,10 @@ fn quantising_keeps_masked_weights_apart_from_those_that_round_to_zero() {
     let w = Tensor::<1>::from_floats([0.0f32, 1e-6, -1e-6, -0.0, 0.5, 0.0], &Device::flex()).reshape([2, 3]);
     let scales = Tensor::<1>::from_floats([0.25, 0.25], &Device::flex());
     let fold = Tensor::<1>::from_floats([1.0, -2.0], &Device::flex());
-    let bits: Vec<u32> =
-        host(ops::fake_quant_weight(w, scales, Some(fold), -128, 127)).iter().map(|v| v.to_bits()).collect();
+    let bits: Vec<u32> = host(ops::fake_quant_weight(w, scales, Some(fold), &[[-128, 127]]))
+        .iter()
+        .map(|v| v.to_bits())
+        .collect();
     let open_zero = (-0.0f32).to_bits();
     assert_eq!(bits, [0, open_zero, open_zero, open_zero, 0.5f32.to_bits(), 0]);
 }

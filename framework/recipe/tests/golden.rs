@@ -1,14 +1,14 @@
 //! Recipes next to what is expected of them, as text: `golden/good` holds expansions and schedules, `golden/bad` what is
 //! said about faulty ones. `UPDATE_GOLDEN=1 cargo test -p lacuna-recipe` writes the expectations anew.
 
-use lacuna_recipe::{ParamRow, Recipe, compile, parse, render};
+use lacuna_recipe::{LayerRow, ParamRow, Recipe, compile, parse, render};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 const STEPS_PER_EPOCH: u32 = 10;
 
 /// A small model: two convolutions with batch norm, and a classifier.
-fn model() -> (Vec<ParamRow>, Vec<String>) {
+fn model() -> (Vec<ParamRow>, Vec<LayerRow>) {
     let rows: [(&str, &[usize], bool); 8] = [
         ("conv1.weight", &[16, 1, 3, 3], true),
         ("bn1.weight", &[16], false),
@@ -23,7 +23,12 @@ fn model() -> (Vec<ParamRow>, Vec<String>) {
         .iter()
         .map(|&(name, shape, prunable)| ParamRow { name: name.to_owned(), shape: shape.to_vec(), prunable })
         .collect();
-    let layers = params.iter().filter(|p| p.prunable).map(|p| p.name.trim_end_matches(".weight").to_owned());
+    let layers = params.iter().filter(|p| p.prunable).map(|p| LayerRow {
+        name: p.name.trim_end_matches(".weight").to_owned(),
+        kind: if p.shape.len() == 4 { "Conv2d" } else { "Linear" }.to_owned(),
+        has_weight: true,
+        removable: p.shape.len() == 4 && p.shape[0] == p.shape[1],
+    });
     let layers = layers.collect();
     (params, layers)
 }

@@ -1,6 +1,6 @@
 //! Schedules against closed forms computed here by hand, independently of the compiler.
 
-use lacuna_recipe::{Action, ParamRow, Recipe, Schedule, compile, parse, render};
+use lacuna_recipe::{Action, LayerRow, ParamRow, Recipe, Schedule, compile, parse, render};
 
 fn model() -> Vec<ParamRow> {
     let row = |name: &str, prunable| ParamRow { name: name.to_owned(), shape: vec![8, 8], prunable };
@@ -12,7 +12,13 @@ fn recipe(text: &str) -> Recipe {
 }
 
 fn schedule(text: &str, steps_per_epoch: u32) -> Schedule {
-    let layers = ["a".to_owned(), "b".to_owned()];
+    let layer = |name: &str| LayerRow {
+        name: name.to_owned(),
+        kind: "Linear".to_owned(),
+        has_weight: true,
+        removable: false,
+    };
+    let layers = [layer("a"), layer("b")];
     compile(&recipe(text), &model(), &layers, steps_per_epoch)
         .unwrap_or_else(|found| panic!("{}", render(&found)))
 }

@@ -2,7 +2,7 @@
 //! `UPDATE_GOLDEN=1 cargo test -p lacuna-recipe` writes the texts in `golden/tools` anew.
 
 use lacuna_recipe::{
-    COMMON_KEYS, PRUNERS, ParamRow, RATES, TARGETS, TEMPLATES, Template, compile, diff, diff_text,
+    COMMON_KEYS, LayerRow, PRUNERS, ParamRow, RATES, TARGETS, TEMPLATES, Template, compile, diff, diff_text,
     json_schema, parse, picture, render, rows,
 };
 use serde_json::Value;
@@ -45,7 +45,7 @@ fn every_template_is_a_recipe() {
                     // For a model that it fits it compiles, as far as its modifiers are carried out.
                     let model =
                         [ParamRow { name: "fc.weight".to_owned(), shape: vec![16, 16], prunable: true }];
-                    for error in compile(&recipe, &model, &["fc".to_owned()], 10).err().unwrap_or_default() {
+                    for error in compile(&recipe, &model, &[layer("fc")], 10).err().unwrap_or_default() {
                         assert!(error.message.contains("not carried out yet"), "{template:?}: {error}");
                     }
                     // Another length is another recipe, with everything in its bounds.
@@ -155,6 +155,10 @@ const PICTURED: &str = "modifiers:
   - !QuantizationModifier {start_epoch: 8, disable_quantization_observer_epoch: 9}
 ";
 
+fn layer(name: &str) -> LayerRow {
+    LayerRow { name: name.to_owned(), kind: "Linear".to_owned(), has_weight: true, removable: false }
+}
+
 /// Weights: 300 big ones and 100 small ones, *synthetic*.
 fn pictured() -> String {
     let row = |name: &str, shape: &[usize]| ParamRow {
@@ -163,7 +167,7 @@ fn pictured() -> String {
         prunable: true,
     };
     let params = [row("big.weight", &[30, 10]), row("small.weight", &[10, 10])];
-    let layers = ["big".to_owned(), "small".to_owned()];
+    let layers = ["big", "small"].map(layer);
     let recipe = parse(PICTURED, "r.yaml", &[]).unwrap();
     let schedule = compile(&recipe, &params, &layers, 10).unwrap();
     picture(&schedule, &params, "r.yaml for <model> & \"more\"")

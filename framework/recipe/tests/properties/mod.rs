@@ -3,7 +3,7 @@
 
 #![allow(dead_code, reason = "each fuzz target calls one of them")]
 
-use lacuna_recipe::{Number, ParamRow, compile, evaluate, parse};
+use lacuna_recipe::{LayerRow, Number, ParamRow, compile, evaluate, parse};
 
 /// A text is read or refused, as YAML and as a card. What is read compiles or is refused, and its expansion is a recipe
 /// that expands to itself.
@@ -60,6 +60,12 @@ fn model() -> Vec<ParamRow> {
     rows.iter().map(row).collect()
 }
 
-fn layers() -> Vec<String> {
-    vec!["conv1".to_owned(), "fc".to_owned()]
+fn layers() -> Vec<LayerRow> {
+    let row = |name: &str, kind: &str| LayerRow {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        has_weight: true,
+        removable: kind == "Conv2d",
+    };
+    vec![row("conv1", "Conv2d"), row("fc", "Linear")]
 }

@@ -60,7 +60,7 @@ impl Classifier for Tiny {
         let x = conv_norm(&x, &self.conv3, &self.bn3, None, Act::Relu, &self.act3, pass);
         let pooled = self.pool.forward(global_average_pool(x.x), pass);
         let [n, c, _, _] = pooled.x.dims();
-        self.fc.forward(&Activation { x: pooled.x.reshape([n, c]), scale: pooled.scale }, pass)
+        self.fc.forward(&pooled.map(|x| x.reshape([n, c])), pass)
     }
 }
 
