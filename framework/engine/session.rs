@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 use crate::memory::AlignedBytes;
 use crate::passes::{PassReport, lower};
 use crate::plan::{
-    Bases, Blob, Built, How, KernelChoice, Plan, Root, StepInfo, Weights, build, cache_folder, measure,
-    packed_constants, store_choices,
+    Bases, Blob, Built, Fault, How, KernelChoice, Plan, Root, StepInfo, Weights, build, cache_folder,
+    fault_error, measure, packed_constants, store_choices,
 };
 use crate::target::{Isa, Target};
 use crate::workers::Workers;
@@ -164,6 +164,7 @@ pub struct Session {
     output_pointers: Pointers,
     /// Scratch for the symbols of a run.
     wanted: Vec<u64>,
+    fault: Fault,
 }
 
 fn port(g: &Graph, v: ValueId) -> Port {
@@ -209,12 +210,15 @@ impl Trial<'_> {
     fn run(&mut self, plan: &Plan, blobs: &[Blob], times: &mut [u64]) {
         let inputs: Vec<*const u8> = self.inputs.iter().map(|x| x.as_ptr()).collect();
         let outputs: Vec<*mut u8> = self.outputs.iter_mut().map(|y| y.as_mut_ptr()).collect();
+        // Zeros may be refused by an op: that is no matter here.
+        let fault = Fault::default();
         let bases = Bases {
             arena: self.arena.as_mut_ptr(),
             weights: blobs.as_ptr(),
             inputs: inputs.as_ptr(),
             outputs: outputs.as_ptr(),
             isa: self.isa,
+            fault: &fault,
         };
         // SAFETY: the arena is as large as the plan asks for, inputs and outputs are as large as the dims the plan
         // was built for, and every blob that the plan's rows name is in the table.
@@ -314,6 +318,7 @@ impl Session {
             symbols,
             plan,
             workers,
+            fault: Fault::default(),
         };
         session.measure_outputs();
         Ok(session)
@@ -354,6 +359,7 @@ impl Session {
             input_pointers: Pointers(vec![std::ptr::null_mut(); self.inputs.len()]),
             output_pointers: Pointers(vec![std::ptr::null_mut(); self.outputs.len()]),
             wanted: self.symbols.clone(),
+            fault: Fault::default(),
         };
         session.measure_outputs();
         Ok(session)
@@ -403,6 +409,9 @@ impl Session {
     /// Plans for this batch: every symbol that is the first dimension of an input becomes `batch`.
     /// Packed weights stay. Runs of that batch then allocate nothing.
     pub fn bind(&mut self, batch: usize) -> Result<()> {
+        if batch == 0 {
+            return Err(Error::Options("a batch of 0 has nothing to run: bind at least 1".to_string()));
+        }
         self.wanted.clone_from(&self.symbols);
         bind_batch(&self.graph, batch, &mut self.wanted);
         self.bind_wanted()
@@ -470,10 +479,12 @@ impl Session {
         Ok(())
     }
 
-    /// Runs the graph. Once a batch is bound, further runs of that batch allocate nothing.
+    /// Runs the graph. Once a batch is bound, further runs of that batch allocate nothing, unless ops run on the reference
+    /// path ([`Session::steps`] says which, and why).
     ///
     /// # Errors
-    /// [`Error::Input`] and [`Error::Output`] for what does not fit the graph; [`Error::TooLarge`] for a new batch
+    /// [`Error::Input`] and [`Error::Output`] for what does not fit the graph; [`Error::Op`] for an op of the reference
+    /// path that cannot be evaluated on these data; [`Error::TooLarge`] for a new batch
     /// whose activations pass the limit.
     pub fn run_into(&mut self, inputs: &[InputRef<'_>], outputs: &mut [OutputMut<'_>]) -> Result<()> {
         self.run_timed(inputs, outputs, None)
@@ -501,11 +512,15 @@ impl Session {
             inputs: self.input_pointers.0.as_ptr().cast(),
             outputs: self.output_pointers.0.as_ptr(),
             isa: self.target.isa,
+            fault: &self.fault,
         };
         // SAFETY: the arena is as large as the plan asks for; inputs and outputs were checked to have the dtypes,
         // dims and lengths the plan was built for, their types guarantee alignment, and the steps write no input.
         unsafe { self.workers.run(&self.plan, &bases, times) };
-        Ok(())
+        match self.fault.take() {
+            Some(fault) => Err(fault_error(&self.plan, fault)),
+            None => Ok(()),
+        }
     }
 
     /// Indices among the inputs must find a row of what they look up.

@@ -172,12 +172,18 @@ unsafe fn follow(s: &Shared, job: &Job, me: usize, wake: impl Fn(usize), mut tim
     let (bases, base, every_step) = (job.bases, job.base, job.every_step);
     // SAFETY: the plan outlives the run.
     let plan = unsafe { &*job.plan };
+    // SAFETY: as above.
+    let fault = unsafe { &*bases.fault };
     let steps = plan.steps();
     let mut meetings = 0;
     let mut last = times.is_some().then(Instant::now);
     for step in 0..steps {
-        // SAFETY: `run_step`'s promise is this function's; barriers order the steps.
-        unsafe { run_step(plan, &bases, step, me, s.threads) };
+        // A step that fails does so on the caller's thread, before the next meeting: there all threads see it, and
+        // all leave.
+        if !fault.stops(step) {
+            // SAFETY: `run_step`'s promise is this function's; barriers order the steps.
+            unsafe { run_step(plan, &bases, step, me, s.threads) };
+        }
         if s.threads > 1 && (plan.step_barrier[step] || every_step || step + 1 == steps) {
             meetings += 1;
             meet(s, base + meetings * s.threads as u64, me, &wake);
@@ -186,6 +192,14 @@ unsafe fn follow(s: &Shared, job: &Job, me: usize, wake: impl Fn(usize), mut tim
             let now = Instant::now();
             times[step] = now.duration_since(before).as_nanos() as u64;
             last = Some(now);
+        }
+        let met = s.threads == 1 || plan.step_barrier[step] || every_step;
+        if met && step + 1 < steps && fault.stops(step) {
+            // Nobody leaves before all have looked: the fault is the caller's again then.
+            if s.threads > 1 {
+                meet(s, base + (meetings + 1) * s.threads as u64, me, &wake);
+            }
+            return;
         }
     }
 }

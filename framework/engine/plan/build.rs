@@ -8,6 +8,7 @@ use super::cache;
 use super::choose::{Contest, How, settle};
 use super::conv;
 use super::cost::map_ns;
+use super::fallback::emit_reference;
 use super::join::{Slice, Slices, slices};
 use super::place::{Demand, Place, Root, dense_strides};
 use super::rows;
@@ -19,7 +20,7 @@ use crate::kernels::{READ_AFTER, READ_BEFORE};
 use crate::memory::LINE;
 use crate::target::Target;
 use lacuna_ir::op::{PoolAttr, Requant, ResizeAttr};
-use lacuna_ir::{Attr, DType, Def, Graph, Id, OpId, OpKind, Range32, ValueId, element_count};
+use lacuna_ir::{Attr, DType, Def, Dim, Graph, Id, OpId, OpKind, Range32, ValueId, element_count};
 
 struct Buffer {
     dtype: DType,
@@ -38,6 +39,8 @@ pub(super) struct Builder<'a> {
     pub plan: Plan,
     pub requests: Requests,
     places: Vec<Option<Place>>,
+    /// Values whose place was set, in that order.
+    placed: Vec<ValueId>,
     demands: Vec<Option<Demand>>,
     slices: Slices,
     buffers: Vec<Buffer>,
@@ -74,6 +77,7 @@ pub fn build(
         plan: Plan::default(),
         requests: Requests::default(),
         places: vec![None; values],
+        placed: Vec::new(),
         demands: vec![None; values],
         slices: vec![None; values],
         buffers: Vec::new(),
@@ -93,7 +97,7 @@ pub fn build(
     b.slices = slices(&g, &mut b.demands);
     for &op in &g.order {
         b.op = op;
-        b.emit(op)?;
+        b.emit_or_fall_back(op)?;
     }
     b.copy_outputs()?;
     let (mut plan, Requests { layers, sources }) = b.finish(keep_values)?;
@@ -134,12 +138,7 @@ impl Builder<'_> {
             why: format!("value '{}' has a symbolic dimension", self.g.value_name[v]),
         })?;
         match element_count(&dims) {
-            // A constant may be empty: a target shape of no dimensions, for one.
-            Some(n) if n > 0 || matches!(self.g.value_def[v], Def::Const(_)) => Ok(dims),
-            Some(_) => Err(Error::Input {
-                name: self.g.value_name[v].clone(),
-                why: format!("dims {dims:?} hold no element: every dimension must be at least 1"),
-            }),
+            Some(_) => Ok(dims),
             None => Err(Error::TooLarge { bytes: u64::MAX, max: ARENA_BYTES_MAX }),
         }
     }
@@ -163,7 +162,7 @@ impl Builder<'_> {
             Def::Const(c) => Place::dense(Root::Const(self.weights.constant(v, &self.g.consts[c])), &dims),
             Def::Op(..) => return self.error("reads a value that no step has made"),
         };
-        self.places[v.index()] = Some(place.clone());
+        self.set_place(v, place.clone());
         Ok(place)
     }
 
@@ -214,9 +213,12 @@ impl Builder<'_> {
         let dims = self.dims(v)?;
         let place = match self.slices[v.index()] {
             Some(Slice { whole, channel }) => self.written_place(whole)?.slice(channel, dims[3]),
-            None => self.new_place(self.g.value_dtype[v], &dims, self.demands[v.index()])?,
+            None => {
+                let demand = self.demands[v.index()].filter(|_| !dims.contains(&0));
+                self.new_place(self.g.value_dtype[v], &dims, demand)?
+            }
         };
-        self.places[v.index()] = Some(place.clone());
+        self.set_place(v, place.clone());
         Ok(place)
     }
 
@@ -239,7 +241,7 @@ impl Builder<'_> {
         if !same || !free || self.buffers[buffer].dtype != dtype || x.root == residual.root {
             return self.output_place();
         }
-        self.places[v.index()] = Some(residual.clone());
+        self.set_place(v, residual.clone());
         Ok(residual.clone())
     }
 
@@ -350,6 +352,43 @@ impl Builder<'_> {
         Ok(copy)
     }
 
+    /// The steps of a kernel, or where there is none for these operands the reference function.
+    fn emit_or_fall_back(&mut self, op: OpId) -> Result<()> {
+        let g = self.g;
+        let operands = g.inputs_of(op).iter().chain(g.outputs_of(op)).filter(|v| !v.is_none());
+        let empty = operands.clone().any(|&v| g.shape(v).contains(&Dim::Fixed(0)));
+        let several = g.outputs_of(op).len() > 1 && g.op_kind[op] != OpKind::AddNorm;
+        let (steps, buffers, placed) = (self.plan.steps(), self.buffers.len(), self.placed.len());
+        let layers = self.requests.layers.len();
+        let fast = if g.inputs_of(op).first().is_none_or(|v| v.is_none()) || several {
+            self.error("no kernel runs this op")
+        } else if empty {
+            self.error("kernels do not run on tensors without elements")
+        } else {
+            self.emit(op)
+        };
+        let why = match fast {
+            Err(Error::Op { why, .. }) => why,
+            fast => return fast,
+        };
+        // What was begun is taken back. Rows of tables that no step refers to do no harm.
+        self.plan.truncate(steps);
+        self.buffers.truncate(buffers);
+        self.requests.layers.truncate(layers);
+        self.requests.sources.truncate(layers);
+        for v in self.placed.split_off(placed) {
+            if matches!(self.places[v.index()], Some(Place { root: Root::Buffer(i), .. }) if i >= buffers) {
+                self.places[v.index()] = None;
+            }
+        }
+        emit_reference(self, op, why)
+    }
+
+    fn set_place(&mut self, v: ValueId, place: Place) {
+        self.places[v.index()] = Some(place);
+        self.placed.push(v);
+    }
+
     fn emit(&mut self, op: OpId) -> Result<()> {
         use OpKind::*;
         let g = self.g;
@@ -436,9 +475,7 @@ impl Builder<'_> {
                 let axis = (axis as i64).rem_euclid(g.shape(x).len().max(1) as i64) as usize;
                 self.reduce(op, ReduceKind::Softmax, &[axis])
             }
-            _ => self.error(
-                "the engine cannot run this op here: weights must be constants, images of four dimensions",
-            ),
+            _ => self.error("no kernel runs this op on these operands"),
         }
     }
 
@@ -464,7 +501,7 @@ impl Builder<'_> {
         let demand = self.demands[v.index()];
         match place {
             Some(p) if demand.is_none_or(|d| p.serves(d)) => {
-                self.places[v.index()] = Some(p);
+                self.set_place(v, p);
                 Ok(())
             }
             Some(p) => {
@@ -759,6 +796,9 @@ impl Builder<'_> {
         self.op = OpId(u32::MAX);
         for (i, &v) in self.g.outputs.iter().enumerate() {
             let from = self.place(v)?;
+            if from.dims.contains(&0) {
+                continue;
+            }
             let to = Place::dense(Root::Output(i), &from.dims);
             self.copy(&from, &to, self.g.value_dtype[v])?;
             let info = self.plan.step_info.last_mut().expect("a step was added");

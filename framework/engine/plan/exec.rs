@@ -1,6 +1,7 @@
 //! Runs one part of one step.
 
-use super::{Blob, ConvStep, Plan, Slot, Space, Split, StepKind};
+use super::fallback::run_reference;
+use super::{Blob, ConvStep, Fault, Plan, Slot, Space, Split, StepKind};
 use crate::kernels::steps::{self, ARGS_MAX, AttentionOperands, NormOperands, OPERANDS_MAX, share};
 use crate::kernels::{CONV_KERNELS, Tile};
 use crate::target::Isa;
@@ -15,12 +16,14 @@ pub struct Bases {
     pub inputs: *const *const u8,
     pub outputs: *const *mut u8,
     pub isa: Isa,
+    /// Where a step says that it failed; outlives the run.
+    pub fault: *const Fault,
 }
 
 impl Bases {
     /// # Safety
     /// The slot belongs to the plan these bases were set up for.
-    unsafe fn at(&self, slot: Slot) -> *mut u8 {
+    pub(super) unsafe fn at(&self, slot: Slot) -> *mut u8 {
         // SAFETY: the plan's offsets lie inside its spaces.
         unsafe {
             match slot.space {
@@ -50,6 +53,9 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
     // SAFETY: slots, tables and geometries were made together by `build`, which keeps every operand inside its
     // buffer and gives x and residual of convolutions readable bytes around them.
     unsafe {
+        if plan.step_kind[step] == StepKind::Reference {
+            return run_reference(step, &plan.references[row], slots, bases);
+        }
         for (p, &slot) in p.iter_mut().zip(slots) {
             *p = bases.at(slot);
         }
@@ -63,6 +69,7 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
             StepKind::MatMul => steps::run_matmul(bases.isa, &plan.matmuls[row], first(p), part, parts),
             StepKind::Pixels => steps::run_pixels(bases.isa, &plan.pixels[row], first(p), part, parts),
             StepKind::Gather => steps::run_gather(&plan.gathers[row], p[0], p[1], p[2], part, parts),
+            StepKind::Reference => {}
             StepKind::Norm => {
                 let [y, x, a, b, scale, bias] = p;
                 let (x, scale, bias) = (x.cast(), scale.cast(), bias.cast());

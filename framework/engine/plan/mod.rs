@@ -3,7 +3,7 @@
 //! Row `i` of every `step_*` column describes step `i`. A step's kind picks a parameter table, `step_row` the row
 //! in it, `step_args` its operands: `(space, offset)` pairs into the arena, the packed weights, the caller's
 //! inputs or outputs. Running a plan walks these arrays; it allocates nothing, follows no trait object and
-//! takes no lock.
+//! takes no lock, except in steps of the reference path (`fallback.rs`).
 
 mod arena;
 mod build;
@@ -12,6 +12,7 @@ mod choose;
 mod conv;
 mod cost;
 mod exec;
+mod fallback;
 mod join;
 mod place;
 mod rows;
@@ -30,6 +31,7 @@ pub use cache::store as store_choices;
 pub use choose::{How, KernelChoice, measure};
 pub use conv::packed_constants;
 pub use exec::{Bases, run_step};
+pub use fallback::{Fault, ReferenceStep, fault_error};
 pub use place::{Place, Root};
 pub use weights::{Blob, Weights};
 
@@ -49,6 +51,8 @@ pub enum StepKind {
     Pixels,
     Norm,
     Attention,
+    /// The op table's own function.
+    Reference,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +132,7 @@ pub struct Plan {
     pub pixels: Vec<PixelsStep>,
     pub norms: Vec<NormStep>,
     pub attentions: Vec<AttentionStep>,
+    pub references: Vec<ReferenceStep>,
 
     /// Inputs whose elements are indices, and how many there are to choose from.
     pub index_limits: Vec<(usize, usize)>,
@@ -142,5 +147,15 @@ pub struct Plan {
 impl Plan {
     pub fn steps(&self) -> usize {
         self.step_kind.len()
+    }
+
+    /// Takes steps from the end. Their rows of the tables stay, unused.
+    fn truncate(&mut self, steps: usize) {
+        self.step_kind.truncate(steps);
+        self.step_row.truncate(steps);
+        self.step_args.truncate(steps);
+        self.step_parts.truncate(steps);
+        self.step_barrier.truncate(steps);
+        self.step_info.truncate(steps);
     }
 }
