@@ -1,5 +1,6 @@
 //! What callers hold: a compiled graph that runs.
 
+use crate::binding::{Binding, Tail, specialise};
 use crate::error::{Error, Result};
 use crate::memory::AlignedBytes;
 use crate::passes::{PassReport, lower};
@@ -9,6 +10,7 @@ use crate::plan::{
 };
 use crate::target::{Isa, Target};
 use crate::workers::Workers;
+use lacuna_ir::bind::shape_inputs;
 use lacuna_ir::{DType, Dim, Graph, Id, Tensor, ValueId};
 use serde::Serialize;
 
@@ -155,8 +157,15 @@ pub struct Session {
     blobs: Blobs,
     /// What each symbol is bound to.
     symbols: Vec<u64>,
-    /// Bytes of each output under this binding.
-    output_bytes: Vec<usize>,
+    /// Inputs whose contents decide shapes, and what they held when the session was bound last.
+    shape_inputs: Vec<usize>,
+    contents: Vec<(usize, Tensor)>,
+    /// Which outputs the plan writes, in its order.
+    head_outputs: Vec<usize>,
+    tail: Option<Tail>,
+    /// Dims of each output under this binding; of those of the tail, in the last run.
+    output_dims: Vec<Vec<usize>>,
+    output_is_sized: Vec<bool>,
     plan: Plan,
     arena: AlignedBytes,
     workers: Workers,
@@ -192,16 +201,10 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    fn new<'a>(
-        g: &Graph,
-        symbols: &[u64],
-        isa: Isa,
-        arena: &'a mut AlignedBytes,
-        workers: &'a mut Workers,
-    ) -> Trial<'a> {
+    fn new<'a>(g: &Graph, isa: Isa, arena: &'a mut AlignedBytes, workers: &'a mut Workers) -> Trial<'a> {
         let zeros = |&v: &ValueId| {
-            let dims = g.shape(v).iter().map(|d| bound_dim(d, symbols));
-            AlignedBytes::zeroed(dims.product::<usize>() * g.value_dtype[v].size())
+            let dims = g.fixed_shape(v).unwrap_or_default();
+            AlignedBytes::zeroed(dims.iter().product::<usize>() * g.value_dtype[v].size())
         };
         let [inputs, outputs] = [&g.inputs, &g.outputs].map(|list| list.iter().map(zeros).collect());
         Trial { arena, workers, isa, inputs, outputs }
@@ -226,14 +229,6 @@ impl Trial<'_> {
     }
 }
 
-fn bound_dim(d: &Dim, symbols: &[u64]) -> usize {
-    match *d {
-        Dim::Fixed(n) => n as usize,
-        Dim::Symbol(s) => symbols[s.index()] as usize,
-        Dim::Unknown => 0,
-    }
-}
-
 /// Sets every symbol that is the first dimension of an input.
 fn bind_batch(g: &Graph, batch: usize, symbols: &mut [u64]) {
     for &v in &g.inputs {
@@ -241,27 +236,6 @@ fn bind_batch(g: &Graph, batch: usize, symbols: &mut [u64]) {
             symbols[s.index()] = batch as u64;
         }
     }
-}
-
-/// Works out every symbol that is defined by others. One that is not known stays what it is.
-fn derive(g: &Graph, symbols: &mut [u64]) {
-    let mut known: Vec<Option<u64>> = symbols.iter().map(|&n| Some(n)).collect();
-    for s in g.symbols.ids() {
-        known[s.index()] = g.symbols.evaluate(s, &known);
-        symbols[s.index()] = known[s.index()].unwrap_or(symbols[s.index()]);
-    }
-}
-
-/// The graph with every symbol replaced by its number; its shapes are verified again.
-fn bind_symbols(g: &Graph, symbols: &[u64]) -> Result<Graph> {
-    let mut bound = g.clone();
-    for dim in &mut bound.dims {
-        if let Dim::Symbol(s) = *dim {
-            *dim = Dim::Fixed(symbols[s.index()]);
-        }
-    }
-    lacuna_ir::verify::verify_shapes(&bound)?;
-    Ok(bound)
 }
 
 impl Session {
@@ -272,9 +246,9 @@ impl Session {
         let (mut graph, reports) = lower(g, &target)?;
         let mut symbols = vec![LENGTH; graph.symbols.len()];
         bind_batch(&graph, options.batch.unwrap_or(1), &mut symbols);
-        derive(&graph, &mut symbols);
         let mut weights = Weights::default();
-        let bound = bind_symbols(&graph, &symbols)?;
+        let shape_inputs = shape_inputs(&graph);
+        let mut bound = specialise(&graph, &symbols, &[])?;
         let cache = cache_folder().filter(|_| options.tune == Tune::Cached);
         let how = How {
             target: &target,
@@ -282,14 +256,19 @@ impl Session {
             tune: options.tune != Tune::Off,
             cache: cache.as_deref(),
         };
-        let release = if options.release_weights { packed_constants(&graph) } else { Vec::new() };
+        // What is not planned yet may need them later.
+        let whole = bound.tail.is_none() && shape_inputs.is_empty();
+        let release = if options.release_weights && whole { packed_constants(&graph) } else { Vec::new() };
         let emptied = || release.iter().for_each(|&c| graph.consts[c] = Default::default());
-        let built = build(bound, &how, options.keep_values, &mut weights, emptied)?;
+        let head = std::mem::take(&mut bound.graph);
+        // Sizes of inputs and outputs, for measuring runs.
+        let ends = Graph { op_kind: Default::default(), consts: Default::default(), ..head.clone() };
+        let built = build(head, &bound.computed, &how, options.keep_values, &mut weights, emptied)?;
         let Built { mut plan, contests, key } = built;
         let mut workers = start_workers(target.threads, options.first_core)?;
         let mut arena = new_arena(&plan)?;
         if !contests.is_empty() {
-            let mut trial = Trial::new(&graph, &symbols, target.isa, &mut arena, &mut workers);
+            let mut trial = Trial::new(&ends, target.isa, &mut arena, &mut workers);
             let blobs = weights.table();
             measure(&mut plan, &mut weights, contests, |plan, times| trial.run(plan, &blobs, times));
             if let (Some(folder), Some(key)) = (&cache, key) {
@@ -303,11 +282,16 @@ impl Session {
             .collect();
         let mut session = Session {
             input_pointers: Pointers(vec![std::ptr::null_mut(); inputs.len()]),
-            output_pointers: Pointers(vec![std::ptr::null_mut(); outputs.len()]),
+            output_pointers: Pointers::default(),
             arena,
             blobs: Blobs(weights.table()),
             wanted: symbols.clone(),
-            output_bytes: Vec::new(),
+            shape_inputs,
+            contents: Vec::new(),
+            head_outputs: Vec::new(),
+            tail: None,
+            output_dims: Vec::new(),
+            output_is_sized: Vec::new(),
             options: *options,
             graph,
             inputs,
@@ -320,7 +304,7 @@ impl Session {
             workers,
             fault: Fault::default(),
         };
-        session.measure_outputs();
+        session.adopt(bound);
         Ok(session)
     }
 
@@ -334,12 +318,13 @@ impl Session {
             ..self.options
         };
         let mut weights = self.weights.clone();
+        let mut bound = specialise(&self.graph, &self.symbols, &self.contents)?;
         let plan = match threads == self.target.threads {
             true => self.plan.clone(),
             false => {
                 let how = How { target: &target, choice: options.kernels, tune: false, cache: None };
-                let bound = bind_symbols(&self.graph, &self.symbols)?;
-                build(bound, &how, options.keep_values, &mut weights, || ())?.plan
+                let head = std::mem::take(&mut bound.graph);
+                build(head, &bound.computed, &how, options.keep_values, &mut weights, || ())?.plan
             }
         };
         let mut session = Session {
@@ -352,16 +337,21 @@ impl Session {
             blobs: Blobs(weights.table()),
             weights,
             symbols: self.symbols.clone(),
-            output_bytes: Vec::new(),
+            shape_inputs: self.shape_inputs.clone(),
+            contents: self.contents.clone(),
+            head_outputs: Vec::new(),
+            tail: None,
+            output_dims: Vec::new(),
+            output_is_sized: Vec::new(),
             arena: new_arena(&plan)?,
             plan,
             workers: start_workers(threads, options.first_core)?,
             input_pointers: Pointers(vec![std::ptr::null_mut(); self.inputs.len()]),
-            output_pointers: Pointers(vec![std::ptr::null_mut(); self.outputs.len()]),
+            output_pointers: Pointers::default(),
             wanted: self.symbols.clone(),
             fault: Fault::default(),
         };
-        session.measure_outputs();
+        session.adopt(bound);
         Ok(session)
     }
 
@@ -400,10 +390,16 @@ impl Session {
         self.weights.bytes()
     }
 
-    /// Dims of output `i` under the present binding.
+    /// Dims of output `i` under the present binding. Where data decide them, those of the last run; before the first,
+    /// what is not known is 0.
     pub fn output_dims(&self, i: usize) -> Vec<usize> {
-        let dims = self.graph.shape(self.graph.outputs[i]);
-        dims.iter().map(|d| bound_dim(d, &self.symbols)).collect()
+        self.output_dims[i].clone()
+    }
+
+    /// The ops that the interpreter runs after the plan, by name and kind, because data decide the sizes of their results.
+    pub fn tail(&self) -> Vec<(String, &'static str)> {
+        let ops = self.tail.iter().flat_map(|t| t.ops());
+        ops.map(|(name, kind)| (name.to_string(), kind)).collect()
     }
 
     /// Plans for this batch: every symbol that is the first dimension of an input becomes `batch`.
@@ -422,24 +418,59 @@ impl Session {
         if self.wanted == self.symbols {
             return Ok(());
         }
-        derive(&self.graph, &mut self.wanted);
-        let bound = bind_symbols(&self.graph, &self.wanted)?;
+        let contents = self.contents.clone();
+        self.rebind(contents)
+    }
+
+    fn rebind(&mut self, contents: Vec<(usize, Tensor)>) -> Result<()> {
+        let mut bound = specialise(&self.graph, &self.wanted, &contents)?;
         // A new batch finds its weights packed; what is new is chosen by the cost model.
         let how = How { target: &self.target, choice: self.options.kernels, tune: false, cache: None };
-        let plan = build(bound, &how, self.options.keep_values, &mut self.weights, || ())?.plan;
-        self.blobs.0 = self.weights.table();
+        let head = std::mem::take(&mut bound.graph);
+        let mut weights = self.weights.clone();
+        let plan = build(head, &bound.computed, &how, self.options.keep_values, &mut weights, || ())?.plan;
         if plan.arena_bytes > self.arena.len() {
             self.arena = new_arena(&plan)?;
         }
+        for &blob in &self.plan.computed_blobs {
+            weights.reuse(blob);
+        }
+        self.weights = weights;
+        self.blobs.0 = self.weights.table();
         self.plan = plan;
+        self.contents = contents;
         self.symbols.clone_from(&self.wanted);
-        self.measure_outputs();
+        self.adopt(bound);
         Ok(())
     }
 
-    fn measure_outputs(&mut self) {
-        let bytes = |i: usize| self.output_dims(i).iter().product::<usize>() * self.outputs[i].dtype.size();
-        self.output_bytes = (0..self.outputs.len()).map(bytes).collect();
+    fn adopt(&mut self, bound: Binding) {
+        let ranks = |i: usize| self.outputs[i].dims.iter().map(|d| d.unwrap_or(0)).collect();
+        self.output_is_sized = bound.output_dims.iter().map(Option::is_some).collect();
+        self.output_dims =
+            bound.output_dims.into_iter().enumerate().map(|(i, d)| d.unwrap_or_else(|| ranks(i))).collect();
+        let crossing = bound.tail.as_ref().map_or(0, |t| t.inputs.len());
+        self.output_pointers.0 = vec![std::ptr::null_mut(); bound.head_outputs.len() + crossing];
+        self.head_outputs = bound.head_outputs;
+        self.tail = bound.tail;
+    }
+
+    /// Binds the session to the dims, and where they decide shapes to the contents, of these inputs.
+    fn bind_to(&mut self, inputs: &[InputRef<'_>]) -> Result<()> {
+        self.read_symbols(inputs)?;
+        let same = |k: usize, i: usize| {
+            let held = self.contents.get(k).map(|(_, t)| t);
+            held.is_some_and(|t| t.dims == inputs[i].dims && t.bytes() == inputs[i].bytes)
+        };
+        if self.shape_inputs.iter().enumerate().all(|(k, &i)| same(k, i)) {
+            return self.bind_wanted();
+        }
+        let tensor = |&i: &usize| {
+            let t = Tensor::from_bytes(inputs[i].dtype, inputs[i].dims, inputs[i].bytes);
+            t.map(|t| (i, t)).ok_or_else(|| misfit(&self.inputs[i], &inputs[i]))
+        };
+        let contents = self.shape_inputs.iter().map(tensor).collect::<Result<_>>()?;
+        self.rebind(contents)
     }
 
     /// Reads the symbols off the inputs' dims into `wanted`.
@@ -496,15 +527,44 @@ impl Session {
         outputs: &mut [OutputMut<'_>],
         times: Option<&mut [u64]>,
     ) -> Result<()> {
-        self.read_symbols(inputs)?;
-        self.bind_wanted()?;
+        self.bind_to(inputs)?;
         self.check_outputs(outputs)?;
+        let made = self.run_bound(inputs, outputs, times)?;
+        for (k, t) in made.iter().enumerate() {
+            let i = self.tail.as_ref().map_or(0, |tail| tail.outputs[k]);
+            if outputs[i].bytes.len() != t.bytes().len() {
+                return Err(Error::Output {
+                    name: self.outputs[i].name.clone(),
+                    why: format!(
+                        "is {}{:?} for these data, {} bytes were given: `run` returns outputs whose size data decide",
+                        t.dtype(),
+                        t.dims,
+                        outputs[i].bytes.len()
+                    ),
+                });
+            }
+            outputs[i].bytes.copy_from_slice(t.bytes());
+        }
+        Ok(())
+    }
+
+    /// Runs the plan, which writes `outputs` where it makes them, and the tail, whose results it returns.
+    fn run_bound(
+        &mut self,
+        inputs: &[InputRef<'_>],
+        outputs: &mut [OutputMut<'_>],
+        times: Option<&mut [u64]>,
+    ) -> Result<Vec<Tensor>> {
         self.check_indices(inputs)?;
         for (p, input) in self.input_pointers.0.iter_mut().zip(inputs) {
             *p = input.bytes.as_ptr().cast_mut();
         }
-        for (p, output) in self.output_pointers.0.iter_mut().zip(outputs.iter_mut()) {
-            *p = output.bytes.as_mut_ptr();
+        let (head, crossing) = self.output_pointers.0.split_at_mut(self.head_outputs.len());
+        for (p, &i) in head.iter_mut().zip(&self.head_outputs) {
+            *p = outputs[i].bytes.as_mut_ptr();
+        }
+        for (p, t) in crossing.iter_mut().zip(self.tail.iter_mut().flat_map(|tail| &mut tail.inputs)) {
+            *p = output_of(t).bytes.as_mut_ptr();
         }
         let bases = Bases {
             arena: self.arena.as_mut_ptr(),
@@ -514,13 +574,22 @@ impl Session {
             isa: self.target.isa,
             fault: &self.fault,
         };
-        // SAFETY: the arena is as large as the plan asks for; inputs and outputs were checked to have the dtypes,
-        // dims and lengths the plan was built for, their types guarantee alignment, and the steps write no input.
-        unsafe { self.workers.run(&self.plan, &bases, times) };
-        match self.fault.take() {
-            Some(fault) => Err(fault_error(&self.plan, fault)),
-            None => Ok(()),
+        // Threads meet after the last step: there must be one.
+        if self.plan.steps() > 0 {
+            // SAFETY: the arena is as large as the plan asks for; inputs and outputs were checked to have the dtypes,
+            // dims and lengths the plan was built for (those of the tail were made so), their types guarantee
+            // alignment, and the steps write no input.
+            unsafe { self.workers.run(&self.plan, &bases, times) };
         }
+        if let Some(fault) = self.fault.take() {
+            return Err(fault_error(&self.plan, fault));
+        }
+        let Some(tail) = &self.tail else { return Ok(Vec::new()) };
+        let made = tail.run()?;
+        for (&i, t) in tail.outputs.iter().zip(&made) {
+            self.output_dims[i].clone_from(&t.dims);
+        }
+        Ok(made)
     }
 
     /// Indices among the inputs must find a row of what they look up.
@@ -550,7 +619,11 @@ impl Session {
             });
         }
         for (i, output) in outputs.iter().enumerate() {
-            let (port, want) = (&self.outputs[i], self.output_bytes[i]);
+            let port = &self.outputs[i];
+            let want = match self.output_is_sized[i] {
+                true => self.output_dims[i].iter().product::<usize>() * port.dtype.size(),
+                false => output.bytes.len(),
+            };
             if output.dtype != port.dtype || output.bytes.len() != want {
                 return Err(Error::Output {
                     name: port.name.clone(),
@@ -573,13 +646,20 @@ impl Session {
 
     fn run_times(&mut self, inputs: &[Tensor], times: Option<&mut [u64]>) -> Result<Vec<Tensor>> {
         let inputs: Vec<InputRef<'_>> = inputs.iter().map(InputRef::from).collect();
-        self.read_symbols(&inputs)?;
-        self.bind_wanted()?;
+        self.bind_to(&inputs)?;
+        // What the tail makes is put in its place afterwards.
         let mut tensors: Vec<Tensor> = (0..self.outputs.len())
-            .map(|i| Tensor::zeros(self.outputs[i].dtype, &self.output_dims(i)))
+            .map(|i| match self.output_is_sized[i] {
+                true => Tensor::zeros(self.outputs[i].dtype, &self.output_dims[i]),
+                false => Tensor::zeros(self.outputs[i].dtype, &[0]),
+            })
             .collect();
         let mut outputs: Vec<OutputMut<'_>> = tensors.iter_mut().map(output_of).collect();
-        self.run_timed(&inputs, &mut outputs, times)?;
+        let made = self.run_bound(&inputs, &mut outputs, times)?;
+        for (k, t) in made.into_iter().enumerate() {
+            let i = self.tail.as_ref().map_or(0, |tail| tail.outputs[k]);
+            tensors[i] = t;
+        }
         Ok(tensors)
     }
 

@@ -193,8 +193,9 @@ unsafe fn follow(s: &Shared, job: &Job, me: usize, wake: impl Fn(usize), mut tim
             times[step] = now.duration_since(before).as_nanos() as u64;
             last = Some(now);
         }
-        let met = s.threads == 1 || plan.step_barrier[step] || every_step;
-        if met && step + 1 < steps && fault.stops(step) {
+        // After the last meeting neither plan nor fault need be there any more.
+        let meets = |step: usize| s.threads == 1 || plan.step_barrier[step] || every_step;
+        if step + 1 < steps && meets(step) && fault.stops(step) {
             // Nobody leaves before all have looked: the fault is the caller's again then.
             if s.threads > 1 {
                 meet(s, base + (meetings + 1) * s.threads as u64, me, &wake);

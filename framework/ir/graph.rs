@@ -8,10 +8,11 @@
 use crate::error::{Error, Result};
 use crate::ids::{ConstId, Id, IdVec, OpId, Range32, SymbolId, ValueId};
 use crate::op::{Attr, OpKind};
-use crate::symbols::{SYMBOLS_MAX, Symbols};
+use crate::symbols::{Element, SYMBOLS_MAX, Scope, Symbols};
 use crate::tensor::{DType, Dim, Tensor, element_count};
 use bytes::Bytes;
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 /// Where a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct Graph {
     pub dims: Vec<Dim>,
     /// Symbolic dimensions: names and definitions.
     pub symbols: Symbols,
+    /// Elements of small integer results, as far as shapes and constants say what they are ([`crate::elements`]).
+    pub value_elements: HashMap<ValueId, Vec<Element>>,
 
     /// Bytes of constants: little-endian, row-major, exactly as long as dtype and shape ask for.
     pub consts: IdVec<ConstId, Bytes>,
@@ -258,11 +261,15 @@ impl Graph {
                 };
             }
         }
+        let elements = self.work_out(kind, &attr, inputs, &facts);
         let op = OpId::from_index(self.op_kind.len());
         let ins = Range32::append(&mut self.operands, inputs);
         let mut outs = Vec::with_capacity(outputs.len());
         for (i, (out, fact)) in outputs.iter().zip(&facts).enumerate() {
             outs.push(self.add_value(out, fact.dtype, &fact.dims, Def::Op(op, i as u32)));
+        }
+        if let Some(elements) = elements {
+            self.value_elements.insert(outs[0], elements);
         }
         let outs = Range32::append(&mut self.operands, &outs);
         self.op_kind.push(kind);
@@ -271,6 +278,24 @@ impl Graph {
         self.op_inputs.push(ins);
         self.op_outputs.push(outs);
         Ok(op)
+    }
+
+    /// The elements of the first output of an op that is about to be added.
+    fn work_out(
+        &mut self,
+        kind: OpKind,
+        attr: &Attr,
+        inputs: &[ValueId],
+        facts: &[crate::shape::Fact],
+    ) -> Option<Vec<Element>> {
+        let scope = Scope::new(&self.symbols);
+        let elements = crate::elements::evaluate(self, &scope, kind, attr, inputs, facts.first()?);
+        let new = scope.into_new();
+        // Without elements nothing refers to them.
+        if elements.is_some() {
+            self.symbols.adopt(new);
+        }
+        elements
     }
 
     // ---- changing ------------------------------------------------------------------------------
@@ -333,13 +358,19 @@ impl Graph {
                 map[v] = Some(copy);
                 outs.push(copy);
             }
-            let outs = Range32::append(&mut g.operands, &outs);
+            let outs_copied = outs;
+            let outs = Range32::append(&mut g.operands, &outs_copied);
             g.op_kind.push(self.op_kind[op]);
             g.op_attr.push(self.op_attr[op]);
             g.op_name.push(self.op_name[op].clone());
             g.op_inputs.push(ins);
             g.op_outputs.push(outs);
             g.order.push(new);
+            for (&v, &copy) in self.outputs_of(op).iter().zip(&outs_copied) {
+                if let Some(elements) = self.value_elements.get(&v) {
+                    g.value_elements.insert(copy, elements.clone());
+                }
+            }
         }
         for &v in &self.outputs {
             let copy = self.copy_operand(v, &mut map, &mut g);

@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bind;
+pub mod elements;
 pub mod error;
 pub mod graph;
 pub mod ids;

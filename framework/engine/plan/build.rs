@@ -41,6 +41,8 @@ pub(super) struct Builder<'a> {
     places: Vec<Option<Place>>,
     /// Values whose place was set, in that order.
     placed: Vec<ValueId>,
+    /// Constants that the next plan may have otherwise.
+    computed: Vec<bool>,
     demands: Vec<Option<Demand>>,
     slices: Slices,
     buffers: Vec<Buffer>,
@@ -61,9 +63,10 @@ pub struct Built {
 }
 
 /// Plans `g`, whose dimensions are all fixed. With `keep_values` no buffer is used twice, so that every value
-/// can be read after a run. `emitted` is called once when the graph's constants are read no more and nothing is packed yet.
+/// can be read after a run. `computed` are constants of this plan only. `emitted` is called once when the graph's constants are read no more and nothing is packed yet.
 pub fn build(
     g: Graph,
+    computed: &[ValueId],
     how: &How<'_>,
     keep_values: bool,
     weights: &mut Weights,
@@ -78,6 +81,7 @@ pub fn build(
         requests: Requests::default(),
         places: vec![None; values],
         placed: Vec::new(),
+        computed: vec![false; values],
         demands: vec![None; values],
         slices: vec![None; values],
         buffers: Vec::new(),
@@ -85,8 +89,13 @@ pub fn build(
         last_read: if keep_values { Vec::new() } else { last_reads(&g) },
         op: OpId(0),
     };
-    for v in g.value_name.ids() {
-        b.dims(v)?;
+    for v in computed {
+        b.computed[v.index()] = true;
+    }
+    for &op in &g.order {
+        for &v in g.inputs_of(op).iter().chain(g.outputs_of(op)).filter(|v| !v.is_none()) {
+            b.dims(v)?;
+        }
     }
     for &op in &g.order {
         if let Some((x, demand)) = conv::demand(&g, op) {
@@ -159,7 +168,16 @@ impl Builder<'_> {
                 let i = self.g.inputs.iter().position(|&x| x == v);
                 Place::dense(Root::Input(i.expect("an input is listed")), &dims)
             }
-            Def::Const(c) => Place::dense(Root::Const(self.weights.constant(v, &self.g.consts[c])), &dims),
+            Def::Const(c) => {
+                let blob = match self.computed[v.index()] {
+                    true => self.weights.computed(&self.g.consts[c]),
+                    false => self.weights.constant(v, &self.g.consts[c]),
+                };
+                if self.computed[v.index()] {
+                    self.plan.computed_blobs.push(blob);
+                }
+                Place::dense(Root::Const(blob), &dims)
+            }
             Def::Op(..) => return self.error("reads a value that no step has made"),
         };
         self.set_place(v, place.clone());
@@ -384,6 +402,12 @@ impl Builder<'_> {
         emit_reference(self, op, why)
     }
 
+    /// Whether weights of the product are packed: they must be constants of every plan.
+    fn packs(&self, op: OpId) -> bool {
+        let lasting = |v: &ValueId| v.is_none() || !self.computed[v.index()];
+        self.g.inputs_of(op).iter().all(lasting) && conv::gemm_weights(self.g, op).is_some()
+    }
+
     fn set_place(&mut self, v: ValueId, place: Place) {
         self.places[v.index()] = Some(place);
         self.placed.push(v);
@@ -397,7 +421,7 @@ impl Builder<'_> {
         match (g.op_kind[op], g.op_attr[op]) {
             (QConv | FusedConv, _) => conv::emit_conv(self, op),
             (QGemm, _) => conv::emit_gemm(self, op),
-            (Gemm | MatMul, _) if conv::gemm_weights(g, op).is_some() => conv::emit_gemm(self, op),
+            (Gemm | MatMul, _) if self.packs(op) => conv::emit_gemm(self, op),
             (Gemm | MatMul, _) => self.matmul(op),
             (Identity, _) => {
                 let place = self.place(x)?;

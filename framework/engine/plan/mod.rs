@@ -136,6 +136,8 @@ pub struct Plan {
 
     /// Inputs whose elements are indices, and how many there are to choose from.
     pub index_limits: Vec<(usize, usize)>,
+    /// Blobs of constants that only this plan has.
+    pub computed_blobs: Vec<u32>,
     pub arena_bytes: usize,
     /// Not read by a run: one row per step, and where values lie.
     pub step_info: Vec<StepInfo>,

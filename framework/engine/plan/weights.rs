@@ -146,6 +146,8 @@ pub struct Weights {
     chosen: HashMap<Key, Chosen>,
     constants: HashMap<ValueId, u32>,
     zeros: HashMap<usize, u32>,
+    /// Numbers of blobs that were given back, to be used again.
+    free: Vec<u32>,
 }
 
 impl Weights {
@@ -169,6 +171,25 @@ impl Weights {
         let blob = self.push(copy);
         self.constants.insert(v, blob);
         blob
+    }
+
+    /// A blob for a constant of one plan.
+    pub fn computed(&mut self, bytes: &[u8]) -> u32 {
+        let mut copy = AlignedBytes::zeroed(bytes.len());
+        copy.copy_from_slice(bytes);
+        match self.free.pop() {
+            Some(blob) => {
+                self.blobs[blob as usize] = Arc::new(copy);
+                blob
+            }
+            None => self.push(copy),
+        }
+    }
+
+    /// Gives a blob back, whose number another may have.
+    pub fn reuse(&mut self, blob: u32) {
+        self.release(blob);
+        self.free.push(blob);
     }
 
     /// The blob of that many zeros: an operand that the graph leaves out.

@@ -7,11 +7,14 @@ mod drop_dead;
 mod drop_identity;
 mod fold_batch_norm;
 mod fold_const;
+mod settle_shapes;
 
 pub use drop_dead::drop_dead;
 pub use drop_identity::drop_identity;
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_const::{FOLD_ELEMENTS_MAX, FOLD_WORK_MAX, fold_const};
+
+pub use settle_shapes::settle_shapes;
 
 use crate::error::Result;
 use crate::graph::Graph;

@@ -25,6 +25,7 @@ pub use quant::*;
 pub use reduce::*;
 pub use windows::*;
 
+use crate::elements::tensor_of;
 use crate::graph::Graph;
 use crate::ids::Id;
 use crate::ids::ValueId;
@@ -60,6 +61,7 @@ pub struct InferInput<'a> {
 /// What is known of an input's elements.
 struct Known<'a> {
     value: Option<Cow<'a, Tensor>>,
+    elements: Option<&'a [Element]>,
     /// Whether the rule asked for elements that are not known.
     missed: Cell<bool>,
 }
@@ -78,7 +80,14 @@ impl<'a> InferInput<'a> {
 
     /// As [`InferInput::ints`], where some may be known as symbols only, or not at all.
     pub fn elements(&self) -> Option<Vec<Element>> {
-        Some(self.ints()?.into_iter().map(Element::Number).collect())
+        match (&self.known.value, self.known.elements) {
+            (None, Some(elements)) => {
+                let all = elements.iter().all(|e| *e != Element::Unknown);
+                self.known.missed.set(self.known.missed.get() || !all);
+                Some(elements.to_vec())
+            }
+            _ => Some(self.ints()?.into_iter().map(Element::Number).collect()),
+        }
     }
 }
 
@@ -142,7 +151,16 @@ pub fn infer_all(g: &Graph, kind: OpKind, attr: &Attr, inputs: &[ValueId]) -> Re
 
 fn known_of(g: &Graph, v: ValueId) -> Known<'_> {
     let small = !v.is_none() && g.const_bytes(v).is_some_and(|b| b.len() <= VALUE_BYTES_MAX);
-    Known { value: if small { g.const_tensor(v).map(Cow::Owned) } else { None }, missed: Cell::new(false) }
+    let elements = g.value_elements.get(&v).map(Vec::as_slice);
+    let value = match elements {
+        _ if small => g.const_tensor(v),
+        Some(elements) => {
+            let numbers: Option<Vec<i64>> = elements.iter().map(|e| e.number()).collect();
+            numbers.zip(g.fixed_shape(v)).and_then(|(n, dims)| tensor_of(g.value_dtype[v], &dims, &n))
+        }
+        None => None,
+    };
+    Known { value: value.map(Cow::Owned), elements, missed: Cell::new(false) }
 }
 
 /// Runs a rule on tensors: all is known of them.
@@ -151,8 +169,10 @@ pub fn infer_tensors(rule: Rule, attr: &Attr, inputs: &[Option<&Tensor>]) -> Fac
         .iter()
         .map(|t| t.map_or(Vec::new(), |t| t.dims.iter().map(|&d| Dim::Fixed(d as u64)).collect()))
         .collect();
-    let known: Vec<Known<'_>> =
-        inputs.iter().map(|t| Known { value: t.map(Cow::Borrowed), missed: Cell::new(false) }).collect();
+    let known: Vec<Known<'_>> = inputs
+        .iter()
+        .map(|t| Known { value: t.map(Cow::Borrowed), elements: None, missed: Cell::new(false) })
+        .collect();
     let symbols = Symbols::default();
     let scope = Scope::new(&symbols);
     let see = |i: usize| {
