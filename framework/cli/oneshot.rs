@@ -5,7 +5,7 @@ use crate::samples::{ImageInput, ImageOptions, labelled, load_samples};
 use crate::{export, model_file, term};
 use lacuna_engine::Session;
 use lacuna_ir::{Graph, Tensor};
-use lacuna_sparsify::{LayerReport, Method, Oneshot, RangeRule, Reverted, Structure, revert_until};
+use lacuna_sparsify::{LayerReport, Method, Oneshot, Quantize, RangeRule, Reverted, Structure, revert_until};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ pub struct OneshotCommand {
     method: Option<MethodName>,
     /// Make weights and activations eight-bit
     #[arg(long, value_enum)]
-    quantize: Option<Quantize>,
+    quantize: Option<QuantizeName>,
     /// Folder of images, or of .safetensors files (f32 tensors named as the model's inputs), to measure activations on
     #[arg(long, value_name = "DIR")]
     calib: Option<PathBuf>,
@@ -61,9 +61,11 @@ pub struct OneshotCommand {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Quantize {
+enum QuantizeName {
     /// Ranges measured on --calib
     Static,
+    /// Inputs of convolutions and matrix products over the range they have in each run; all else stays f32
+    Dynamic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -101,7 +103,7 @@ pub fn run(options: OneshotCommand) -> Result<()> {
     if options.sparsity == 0.0 && options.quantize.is_none() {
         return Err(Failure::usage("oneshot: nothing to do (give --sparsity, --quantize, or both)"));
     }
-    if options.quantize.is_some() && options.calib.is_none() {
+    if options.quantize == Some(QuantizeName::Static) && options.calib.is_none() {
         return Err(Failure::usage("oneshot: --quantize static needs ranges (give --calib DIR)"));
     }
     let model = model_file::open(&options.path, Default::default(), None)?;
@@ -123,7 +125,11 @@ pub fn run(options: OneshotCommand) -> Result<()> {
                 MethodName::Wanda => Method::Activation,
                 MethodName::Sparsegpt => Method::Reconstruction,
             },
-            quantize: options.quantize == Some(Quantize::Static),
+            quantize: match options.quantize {
+                None => Quantize::No,
+                Some(QuantizeName::Static) => Quantize::Static,
+                Some(QuantizeName::Dynamic) => Quantize::Dynamic,
+            },
             range: options.range,
             correct_biases: !options.no_bias_correction,
             keep: options.keep.clone(),
@@ -205,8 +211,10 @@ fn describe(options: &OneshotCommand) -> String {
         let method = format!("{:?}", options.method()).to_lowercase();
         words.push(format!("{:.1} % {} zeros by {method}", options.sparsity * 100.0, options.structure));
     }
-    if options.quantize.is_some() {
-        words.push(format!("static int8, ranges by {:?}", options.range));
+    match options.quantize {
+        Some(QuantizeName::Static) => words.push(format!("static int8, ranges by {:?}", options.range)),
+        Some(QuantizeName::Dynamic) => words.push("dynamic int8".to_string()),
+        None => {}
     }
     words.join("; ")
 }

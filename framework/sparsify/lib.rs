@@ -40,6 +40,17 @@ use reconstruct::reconstruct;
 use rewrite::{Edits, rewrite};
 use serde::Serialize;
 
+/// Whether layers become eight-bit, and when their inputs' ranges are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantize {
+    No,
+    /// Ranges are measured on samples and are part of the file (QuantizeLinear / DequantizeLinear pairs).
+    Static,
+    /// Inputs of convolutions and matrix products are quantised over the range they have in each run
+    /// (DynamicQuantizeLinear, ConvInteger, MatMulInteger); all else stays f32. Needs no samples.
+    Dynamic,
+}
+
 /// How it is decided which weights go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -59,8 +70,7 @@ pub struct Options {
     pub sparsity: f64,
     pub structure: Structure,
     pub method: Method,
-    /// Eight-bit weights and activations.
-    pub quantize: bool,
+    pub quantize: Quantize,
     pub range: RangeRule,
     /// Biases take over the mean of what rounding and pruning change (Nagel et al., ICCV 2019, section 4.2). Needs samples.
     pub correct_biases: bool,
@@ -76,7 +86,7 @@ impl Default for Options {
             sparsity: 0.0,
             structure: Structure::Unstructured,
             method: Method::Magnitude,
-            quantize: false,
+            quantize: Quantize::No,
             range: RangeRule::MinMax,
             correct_biases: true,
             keep: Vec::new(),
@@ -131,7 +141,7 @@ impl Oneshot {
                 "pruning by activations needs some: give samples, or prune by magnitude".into(),
             ));
         }
-        if options.quantize && samples.is_empty() {
+        if options.quantize == Quantize::Static && samples.is_empty() {
             return Err(Error::Options("activations are quantised to measured ranges: give samples".into()));
         }
         let mut graph = g.clone();
@@ -147,8 +157,9 @@ impl Oneshot {
             if options.sparsity > 0.0 && options.method == Method::Reconstruction {
                 moments = layers.rows.iter().map(|l| Moments::of(&graph, l)).collect();
             }
-            let observed = observed(&graph, &layers, options.quantize);
-            let histograms = options.quantize && options.range != RangeRule::MinMax;
+            let fixed = options.quantize == Quantize::Static;
+            let observed = observed(&graph, &layers, fixed);
+            let histograms = fixed && options.range != RangeRule::MinMax;
             let mut each = |v: ValueId, t: &Tensor, x: &[f32]| {
                 let of = layers.rows.iter().zip(&mut moments).filter(|(l, _)| l.x == v);
                 of.for_each(|(_, m)| m.iter_mut().for_each(|m| m.add(t, x)));
@@ -188,7 +199,7 @@ impl Oneshot {
                 Some(pruned) if kept.is_empty() => pruned.clone(),
                 _ => w.to_vec(),
             };
-            let quantized = quantize && kept.is_empty();
+            let quantized = quantize != Quantize::No && kept.is_empty();
             let scales = quantized.then(|| layer.weight_scales(&new));
             let effective = match &scales {
                 Some(scales) => layer.rounded(&new, scales),
@@ -213,7 +224,8 @@ impl Oneshot {
             });
             edits.set_weight(layer, new, scales);
         }
-        if quantize {
+        edits.dynamic = quantize == Quantize::Dynamic;
+        if quantize == Quantize::Static {
             let alone: Vec<bool> = reports.iter().map(|r| !r.quantized).collect();
             let chosen = select::values(g, &self.layers, &alone);
             edits.ranges = Ranges::new(g, &chosen, &self.stats, self.options.range)?;

@@ -4,7 +4,7 @@
 use lacuna_engine::Session;
 use lacuna_ir::op::{ConvAttr, GemmAttr, Window};
 use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId, interp};
-use lacuna_sparsify::{Error, Method, Oneshot, Options, RangeRule, Structure, revert_until};
+use lacuna_sparsify::{Error, Method, Oneshot, Options, Quantize, RangeRule, Structure, revert_until};
 
 /// Numbers in -1..1 from a linear congruence (Knuth, MMIX).
 struct Numbers(u64);
@@ -188,7 +188,7 @@ fn quantised_graphs_hold_the_rounded_weights_and_run_on_integers() {
     let g = net();
     let samples = samples(8);
     for range in [RangeRule::MinMax, RangeRule::Percentile(0.9999), RangeRule::Entropy] {
-        let options = Options { quantize: true, range, ..options() };
+        let options = Options { quantize: Quantize::Static, range, ..options() };
         let oneshot = Oneshot::new(&g, &samples, options).unwrap();
         let (new, reports) = oneshot.apply(&[false; 4]).unwrap();
         lacuna_ir::verify::verify(&new).unwrap();
@@ -225,6 +225,38 @@ fn quantised_graphs_hold_the_rounded_weights_and_run_on_integers() {
             }
         }
         assert!(error / whole < 1e-3, "{range:?}: relative error {}", error / whole);
+    }
+}
+
+/// What onnxruntime's tool for dynamic quantisation writes, computed again for the last layer.
+#[test]
+fn dynamic_layers_round_their_inputs_in_each_run() {
+    let g = net();
+    let options = Options { quantize: Quantize::Dynamic, ..options() };
+    let (new, reports) = Oneshot::new(&g, &[], options).unwrap().apply(&[false; 4]).unwrap();
+    lacuna_ir::verify::verify(&new).unwrap();
+    assert!(reports.iter().all(|r| r.quantized));
+    let kinds = |kind: OpKind| new.order.iter().filter(|&&op| new.op_kind[op] == kind).count();
+    assert_eq!([kinds(OpKind::ConvInteger), kinds(OpKind::MatMulInteger), kinds(OpKind::Conv)], [3, 1, 0]);
+    let mut session = Session::new(&new, &Default::default()).unwrap();
+    for x in samples(4) {
+        let values = interp::run_all(&new, &x).unwrap();
+        let flat = values[weight(&new, "flat.out").0].as_ref().unwrap().as_f32().unwrap().to_vec();
+        let (lo, hi) = flat.iter().fold((0f32, 0f32), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+        let scale = (hi - lo) / 255.0;
+        let zero = (-lo / scale).round_ties_even();
+        let rounded: Vec<f32> =
+            flat.iter().map(|x| ((x / scale).round_ties_even() + zero).clamp(0.0, 255.0) - zero).collect();
+        let (w, scales) = (f32s(&g, "fc.weight"), f32s(&new, "fc.weight_scale"));
+        let bias = f32s(&g, "fc.bias");
+        let (got, engine) = (run(&new, &x), session.run(&x).unwrap()[0].as_f32().unwrap().to_vec());
+        for o in 0..10 {
+            let steps = |i: usize| (w[o * 16 + i] / scales[o]).round_ties_even();
+            let sum: f32 = (0..16).map(|i| rounded[i] * steps(i)).sum();
+            let want = sum * (scale * scales[o]) + bias[o];
+            assert!((got[o] - want).abs() < 1e-6, "{} is not {want}", got[o]);
+            assert!((engine[o] - want).abs() < 1e-3, "engine: {} is not {want}", engine[o]);
+        }
     }
 }
 
@@ -283,7 +315,7 @@ fn reconstruction_beats_masks_alone() {
 fn layers_are_given_back_until_the_score_is_met() {
     let g = net();
     let samples = samples(4);
-    let options = Options { sparsity: 0.9, quantize: true, ..options() };
+    let options = Options { sparsity: 0.9, quantize: Quantize::Static, ..options() };
     let oneshot = Oneshot::new(&g, &samples, options).unwrap();
     let (_, reports) = oneshot.apply(&[false; 4]).unwrap();
     // A score that asks for dense weights in the two layers with the largest errors.
@@ -323,9 +355,9 @@ fn names_can_be_kept_and_mistakes_are_named() {
     assert!(fails(&[], Options { sparsity: 1.0, ..self::options() }).contains("not in 0..1"));
     let method = Method::Reconstruction;
     assert!(fails(&[], Options { sparsity: 0.5, method, ..self::options() }).contains("give samples"));
-    assert!(fails(&[], Options { quantize: true, ..self::options() }).contains("give samples"));
+    assert!(fails(&[], Options { quantize: Quantize::Static, ..self::options() }).contains("give samples"));
     let wrong = vec![vec![Tensor::from_f32(&[1, 3, 8, 9], vec![0.0; 216])]];
-    assert!(fails(&wrong, Options { quantize: true, ..self::options() }).contains("sample 0"));
+    assert!(fails(&wrong, Options { quantize: Quantize::Static, ..self::options() }).contains("sample 0"));
     let nan = vec![vec![Tensor::from_f32(&[1, 3, 8, 8], vec![f32::NAN; 192])]];
-    assert!(fails(&nan, Options { quantize: true, ..self::options() }).contains("finite"));
+    assert!(fails(&nan, Options { quantize: Quantize::Static, ..self::options() }).contains("finite"));
 }
