@@ -104,6 +104,8 @@ pub fn run(options: Analyze) -> Result<()> {
                 .map(|p| json!({ "pass": p.pass, "changes": p.changes, "ops": p.ops })).collect::<Vec<_>>(),
             "tensors": tensors,
             "steps": rows.iter().map(as_json).collect::<Vec<_>>(),
+            "tail": session.tail().iter()
+                .map(|(op, kind)| json!({ "op": op, "kind": kind })).collect::<Vec<_>>(),
         }));
         return Ok(());
     }
@@ -179,4 +181,22 @@ fn show(path: &str, session: &Session, batch: usize, total: f64, measured: bool,
         term::zeros(zeros, all),
         term::bytes(session.arena_bytes() as u64),
     ));
+    show_slow(session, rows);
+}
+
+/// What has no kernel, and what data size.
+fn show_slow(session: &Session, rows: &[Row]) {
+    let slow = rows.iter().filter(|row| row.step.kernel == "reference").count();
+    if slow > 0 {
+        term::say(format_args!(
+            "{slow} steps run on the reference path, plainly and on one thread: their column 'why' says what they lack"
+        ));
+    }
+    let tail = session.tail();
+    if !tail.is_empty() {
+        term::say("after these steps the interpreter runs, because data decide the sizes of results:");
+        for (op, kind) in tail {
+            term::say(format_args!("  {op} ({kind})"));
+        }
+    }
 }

@@ -33,6 +33,8 @@ pub enum Error {
     Opset { domain: String, version: i64, min: i64, max: i64 },
     #[error("node '{node}': {op} of domain '{domain}', operator set {opset}, is not supported{why}")]
     Unsupported { op: String, node: String, domain: String, opset: i64, why: String },
+    #[error("{} nodes are not supported{}", nodes.len(), lines(nodes))]
+    UnsupportedNodes { nodes: Vec<Error> },
     #[error("'{name}': {what}")]
     UnsupportedFeature { name: String, what: String },
     #[error("'{name}' has element type {dtype}; f32, i64, i32, u8, i8 and bool are read")]
@@ -67,6 +69,20 @@ pub enum Error {
     EngineOp { op: String, kind: &'static str },
     #[error("op '{op}' ({kind}) cannot be written: {why}")]
     NotExpressible { op: String, kind: &'static str, why: String },
+}
+
+/// The most nodes that are listed one by one.
+const LINES_MAX: usize = 50;
+
+fn lines(nodes: &[Error]) -> String {
+    let mut out = String::from(":");
+    for node in nodes.iter().take(LINES_MAX) {
+        out.push_str(&format!("\n  {node}"));
+    }
+    if nodes.len() > LINES_MAX {
+        out.push_str("\n  ...");
+    }
+    out
 }
 
 impl Error {

@@ -42,6 +42,8 @@ pub const FILE_BYTES_MAX: u64 = 8 << 30;
 /// row does not know has other attributes or operands, which is an error.
 pub const OPSET_MIN: i64 = 7;
 pub const OPSET_MAX: i64 = 28;
+/// The most unsupported nodes of a file that an error names.
+const LACKING_MAX: usize = 1000;
 const NAME_BYTES_MAX: usize = 4096;
 /// The most symbols among the dimensions of inputs.
 const SYMBOLS_MAX: usize = 256;
@@ -166,11 +168,7 @@ fn read_graph(proto: &GraphProto, opset: i64, files: Files) -> Result<Graph> {
         nodes.push(Node::new(node, index, opset));
         r.declare_outputs(node, index)?;
     }
-    for index in r.topological_order(&nodes)? {
-        if let Some(node) = nodes.get(index) {
-            r.read_node(node)?;
-        }
-    }
+    r.read_nodes(&nodes)?;
     if proto.output.is_empty() {
         return Err(Error::NotOnnx { why: "its graph has no outputs" });
     }
@@ -298,16 +296,57 @@ impl<'m> Reader<'m> {
 
     // ---- nodes -------------------------------------------------------------------------------------
 
-    fn read_node(&mut self, node: &Node<'m>) -> Result<()> {
-        let proto = node.proto;
-        if !is_default_domain(&proto.domain) {
+    /// All nodes, in order. What is not supported does not stop this: the error names every such node, so that one look
+    /// at a file says all that it lacks. Nodes that read what an unsupported one makes are looked up by name only.
+    fn read_nodes(&mut self, nodes: &[Node<'m>]) -> Result<()> {
+        let mut lacking = Vec::new();
+        let mut lost: HashSet<&str> = HashSet::new();
+        for index in self.topological_order(nodes)? {
+            let Some(node) = nodes.get(index) else { continue };
+            if lacking.len() >= LACKING_MAX {
+                break;
+            }
+            let read = match node.proto.input.iter().any(|input| lost.contains(input.as_str())) {
+                true => self.row_of(node).map(|_| false),
+                false => self.read_node(node).map(|()| true),
+            };
+            match read {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error @ (Error::Unsupported { .. } | Error::UnsupportedDType { .. })) => {
+                    lacking.push(error)
+                }
+                // What is wrong with the file comes after what is missing here.
+                Err(error) if lacking.is_empty() => return Err(error),
+                Err(_) => {}
+            }
+            lost.extend(node.proto.output.iter().map(String::as_str).filter(|o| !o.is_empty()));
+        }
+        match (lacking.pop(), lacking.is_empty()) {
+            (None, _) => Ok(()),
+            (Some(only), true) => Err(only),
+            (Some(last), false) => {
+                lacking.push(last);
+                Err(Error::UnsupportedNodes { nodes: lacking })
+            }
+        }
+    }
+
+    /// The row of the op table for a node. `None`: a constant, which needs none.
+    fn row_of(&self, node: &Node<'_>) -> Result<Option<&'static OnnxOp>> {
+        if !is_default_domain(&node.proto.domain) {
             return Err(node.unsupported("; only the default domain is read: export without custom ops"));
         }
-        if proto.op_type == "Constant" {
-            return self.read_constant_node(node);
+        if node.proto.op_type == "Constant" {
+            return Ok(None);
         }
-        let row = onnx_ops().find(|row| row.name == proto.op_type);
-        let row = row.ok_or_else(|| node.unsupported(" yet"))?;
+        let row = onnx_ops().find(|row| row.name == node.proto.op_type);
+        row.map(Some).ok_or_else(|| node.unsupported(" yet"))
+    }
+
+    fn read_node(&mut self, node: &Node<'m>) -> Result<()> {
+        let proto = node.proto;
+        let Some(row) = self.row_of(node)? else { return self.read_constant_node(node) };
         let numbers = match row.read {
             Read::Params => params_of(row.kind),
             _ => &[],

@@ -68,7 +68,11 @@ fn refused(e: &lacuna_onnx::Error) -> bool {
     use lacuna_onnx::Error::*;
     match e {
         InFile { source, .. } => refused(source),
-        Unsupported { .. } | UnsupportedFeature { .. } | UnsupportedDType { .. } | Opset { .. } => true,
+        Unsupported { .. }
+        | UnsupportedNodes { .. }
+        | UnsupportedFeature { .. }
+        | UnsupportedDType { .. }
+        | Opset { .. } => true,
         _ => false,
     }
 }

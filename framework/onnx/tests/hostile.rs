@@ -8,6 +8,7 @@ use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, verify};
 use lacuna_onnx::proto::tensor_proto::{DataLocation, DataType, Segment};
 use lacuna_onnx::proto::*;
 use lacuna_onnx::{Error, WriteOptions, load, parse, save, to_bytes};
+use prost::Message;
 use std::collections::BTreeSet;
 
 /// Names of all variants, so that a test can ask that each was seen. The match has no wildcard: a new variant
@@ -34,6 +35,7 @@ variants!(
     Opset,
     Unsupported,
     UnsupportedFeature,
+    UnsupportedNodes,
     UnsupportedDType,
     Attribute,
     Arity,
@@ -270,6 +272,19 @@ fn models(seen: &mut Seen) {
     let mut m = relu();
     graph(&mut m).sparse_initializer.push(SparseTensorProto::default());
     seen.model("sparse initialiser", m, "Data", "lacks its values");
+    // Every node that is not supported is named, and one that only reads what such a node makes is not.
+    let many = vec![
+        node("Foo", &["x"], &["a"], vec![]),
+        node("Relu", &["a"], &["b"], vec![]),
+        node("Bar", &["b"], &["c"], vec![]),
+        node("Dropout", &["x"], &["d"], vec![int("seed", 1), int("qux", 1)]),
+        node("Relu", &["c"], &["y"], vec![]),
+    ];
+    let two = "2 nodes are not supported:\n  node 'a': Foo of domain '', operator set 17, is not supported yet\n  node 'c': Bar";
+    seen.model("two unsupported nodes", model(17, many, vec![]), "UnsupportedNodes", two);
+    let bombs = (0..200_000).map(|i| node("Foo", &["x"], &[&format!("v{i}")], vec![])).collect();
+    let Err(error) = parse(Bytes::from(model(17, bombs, vec![]).encode_to_vec())) else { panic!("accepted") };
+    assert!(error.to_string().starts_with("1000 nodes are not supported"), "{error}");
     let cycle = vec![node("Relu", &["b"], &["y"], vec![]), node("Relu", &["y"], &["b"], vec![])];
     seen.model("cycle", model(17, cycle, vec![]), "Cycle", "'y'");
     seen.node("cycle of one", 17, node("Add", &["x", "y"], &["y"], vec![]), &[], "Cycle", "'y'");
