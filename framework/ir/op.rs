@@ -409,8 +409,8 @@ ops! {
     DynamicQuantizeLinear Model 1..=1    None     dynamic_quantize integer::dynamic_quantize;
 
     // ---- engine ops
-    /// What the bytes of `DynamicQuantizeLinear` stand for, and their scale.
-    DynamicRound         Engine 1..=1    None     dynamic_round   integer::dynamic_round;
+    /// The bytes of `DynamicQuantizeLinear` without their zero point, as f32, and their scale.
+    DynamicCentred       Engine 1..=1    None     dynamic_centred integer::dynamic_centred;
     /// x `f32[N,H,W,C]`, w `f32[O,kh,kw,C/g]`, bias `f32[O]`, optional residual `f32[N,OH,OW,O]`.
     FusedConv            Engine 3..=4    FusedConv conv_nhwc      conv::fused_conv;
     /// x `u8[N,H,W,C]`, w `i8[O,kh,kw,C/g]`, bias `i32[O]`, mult `f32[O]`, optional residual `u8[N,OH,OW,O]`, optional

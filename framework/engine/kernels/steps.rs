@@ -209,6 +209,13 @@ pub enum MapOp {
     /// x `u8`, table `u8[256]`.
     QLookup,
     Silu,
+    HardSwish,
+    /// `clamp(alpha * x + beta, 0, 1)`.
+    HardSigmoid(f32, f32),
+    /// The slope below 0.
+    LeakyRelu(f32),
+    /// By the error function.
+    Gelu,
     /// As QuantizeU8, of `Silu`.
     QuantizeSilu,
 }
@@ -243,6 +250,10 @@ impl MapOp {
             MapOp::QMul(_) => "qmul_u8",
             MapOp::QLookup => "lookup_u8",
             MapOp::Silu => "silu_f32",
+            MapOp::HardSwish => "hard_swish_f32",
+            MapOp::HardSigmoid(..) => "hard_sigmoid_f32",
+            MapOp::LeakyRelu(_) => "leaky_relu_f32",
+            MapOp::Gelu => "gelu_f32",
             MapOp::QuantizeSilu => "quantize_silu_u8",
         }
     }
@@ -408,6 +419,10 @@ unsafe fn map(s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
                 requantize((a as i32 - q.a_zero) as f32 * factor, q.out)
             }),
             Silu => m.unary(silu_value),
+            HardSwish => m.unary(|x: f32| x * clamp_unit(x / 6.0 + 0.5)),
+            HardSigmoid(alpha, beta) => m.unary(move |x: f32| clamp_unit(alpha * x + beta)),
+            LeakyRelu(alpha) => m.unary(move |x: f32| if x < 0.0 { alpha * x } else { x }),
+            Gelu => m.unary(|x: f32| 0.5 * x * (1.0 + erf_value(x * std::f32::consts::FRAC_1_SQRT_2))),
             QuantizeSilu => m.scaled(|x: f32, s, z: u8| quantize(silu_value(x), s, z as i32, 0, 255) as u8),
             QLookup => {
                 let table = *p[2].cast::<[u8; 256]>();
@@ -415,6 +430,13 @@ unsafe fn map(s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
             }
         }
     }
+}
+
+/// Between 0 and 1; not a number stays.
+#[inline(always)]
+fn clamp_unit(x: f32) -> f32 {
+    let x = if x < 0.0 { 0.0 } else { x };
+    if x > 1.0 { 1.0 } else { x }
 }
 
 /// One part of one map: where its operands are and how it walks them.

@@ -46,7 +46,8 @@ fn row_operands(g: &Graph, op: OpId) -> Option<Vec<usize>> {
     let inputs = g.inputs_of(op);
     let shape = g.shape(g.outputs_of(op)[0]);
     match g.op_kind[op] {
-        QGemm | QLookup | QAttention | Erf | Tanh | Relu | Sigmoid | Clip | Sqrt => Some(vec![0]),
+        QGemm | QLookup | QAttention | Erf | Tanh | Relu | Sigmoid | Clip | Sqrt | Silu | Gelu
+        | HardSwish | HardSigmoid | LeakyRelu => Some(vec![0]),
         QuantizeLinear | DequantizeLinear => tensor_params(g, op).map(|_| vec![0]),
         AddNorm => Some([0, 3].into_iter().filter(|&i| g.input_of(op, i).is_some()).collect()),
         Add | Sub | Mul | Div => {

@@ -42,17 +42,28 @@ pub struct Pass {
 pub const PASSES: &[Pass] = &[
     Pass { name: "settle_shapes", run: |g, _| Ok(lacuna_ir::passes::settle_shapes(g)?) },
     Pass { name: "fold_const", run: |g, _| Ok(lacuna_ir::passes::fold_const(g)?) },
-    Pass { name: "fold_batch_norm", run: |g, _| Ok(lacuna_ir::passes::fold_batch_norm(g)?) },
+    Pass { name: "fold_batch_norm", run: fold_all_norms },
     Pass { name: "drop_identity", run: |g, _| Ok(lacuna_ir::passes::drop_identity(g)?) },
     Pass { name: "drop_dead", run: |g, _| Ok(lacuna_ir::passes::drop_dead(g)?) },
     Pass { name: "lower_dynamic", run: dynamic::lower_dynamic },
     Pass { name: "lower_qdq", run: lower_qdq::lower_qdq },
-    Pass { name: "fuse_silu", run: activations::fuse_silu },
+    Pass { name: "fuse_activations", run: activations::fuse_activations },
     Pass { name: "to_nhwc", run: to_nhwc::to_nhwc },
     Pass { name: "settle_layout", run: settle_layout::settle_layout },
     Pass { name: "fuse_bytes", run: fuse_bytes::fuse_bytes },
     Pass { name: "chosen_rows", run: chosen_rows::chosen_rows },
 ];
+
+/// One call folds one of several normalisations in a row.
+fn fold_all_norms(g: &mut Graph, _: &Target) -> Result<usize> {
+    let mut changes = 0;
+    loop {
+        match lacuna_ir::passes::fold_batch_norm(g)? {
+            0 => return Ok(changes),
+            n => changes += n,
+        }
+    }
+}
 
 /// Runs every pass over a copy of `g` and returns the lowered graph without dead rows.
 /// In debug builds the verifier runs after each pass.

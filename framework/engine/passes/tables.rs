@@ -114,7 +114,20 @@ fn evaluate(g: &Graph, op: OpId, inputs: &[Option<&Tensor>]) -> Option<Rc<[f32]>
 /// An elementwise op on functions of one value and on single numbers is a function of that value.
 fn elementwise(g: &Graph, op: OpId, floats: &IdVec<ValueId, Known>) -> Known {
     use OpKind::*;
-    let unary = matches!(g.op_kind[op], Relu | Sigmoid | Clip | Sqrt | Identity | Erf | Tanh);
+    let unary = matches!(
+        g.op_kind[op],
+        Relu | Sigmoid
+            | Clip
+            | Sqrt
+            | Identity
+            | Erf
+            | Tanh
+            | HardSigmoid
+            | HardSwish
+            | LeakyRelu
+            | Elu
+            | Gelu
+    );
     if !unary && !matches!(g.op_kind[op], Add | Sub | Mul | Div) {
         return Known::default();
     }

@@ -165,13 +165,13 @@ fn affine(g: &mut Graph, op: OpId) -> Result<bool> {
     let (Some(stats), true) = (stats, rank >= 2) else { return Ok(false) };
     let [scale, bias, mean, var] = &stats[..] else { return Ok(false) };
     let n = scale.len();
-    let a: Vec<f64> = (0..n).map(|i| scale[i] as f64 / (var[i] as f64 + epsilon as f64).sqrt()).collect();
-    let b: Vec<f32> = (0..n).map(|i| (bias[i] as f64 - mean[i] as f64 * a[i]) as f32).collect();
+    // In f32, step by step as onnxruntime: where values are rounded to bytes behind it, they are the same bytes.
+    let a: Vec<f32> = (0..n).map(|i| scale[i] * (1.0 / (var[i] + epsilon).sqrt())).collect();
+    let b: Vec<f32> = (0..n).map(|i| bias[i] - mean[i] * a[i]).collect();
     let mut dims = vec![1; rank];
     dims[1] = n;
     let name = g.op_name[op].clone();
-    let a = Tensor::from_f32(&dims, a.iter().map(|&x| x as f32).collect());
-    let a = constant(g, &format!("{name}/scale"), &a);
+    let a = constant(g, &format!("{name}/scale"), &Tensor::from_f32(&dims, a));
     let b = constant(g, &format!("{name}/shift"), &Tensor::from_f32(&dims, b));
     let y = op_before(g, op, OpKind::Mul, Attr::None, &name, &[inputs[0], a])?;
     let y = op_before(g, op, OpKind::Add, Attr::None, &format!("{name}/add"), &[y, b])?;

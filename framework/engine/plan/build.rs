@@ -20,6 +20,7 @@ use crate::kernels::{READ_AFTER, READ_BEFORE};
 use crate::memory::LINE;
 use crate::target::Target;
 use lacuna_ir::op::{PoolAttr, Requant, ResizeAttr};
+use lacuna_ir::params::Number;
 use lacuna_ir::{Attr, DType, Def, Dim, Graph, Id, OpId, OpKind, Range32, ValueId, element_count};
 
 struct Buffer {
@@ -478,6 +479,17 @@ impl Builder<'_> {
             }
             (ResizeNhwc, Attr::Resize(r)) => self.resize(op, r),
             (Silu, _) => self.elementwise(op, MapOp::Silu),
+            (HardSwish, _) => self.elementwise(op, MapOp::HardSwish),
+            (HardSigmoid, attr) => {
+                let [alpha, beta] = self.numbers(attr)?;
+                self.elementwise(op, MapOp::HardSigmoid(alpha.float(), beta.float()))
+            }
+            (LeakyRelu, attr) => {
+                let [alpha] = self.numbers(attr)?;
+                self.elementwise(op, MapOp::LeakyRelu(alpha.float()))
+            }
+            // The one by tanh has no kernel.
+            (Gelu, attr) if self.numbers::<1>(attr)?[0].choice() == 0 => self.elementwise(op, MapOp::Gelu),
             (QuantizeLinear | DequantizeLinear | QuantizeSilu, Attr::Axis(axis)) => self.scaled(op, axis),
             (Concat, Attr::Axis(axis)) => self.concat(op, axis),
             (MaxPoolNhwc | AveragePoolNhwc, Attr::Pool(attr)) => self.pool(op, attr),
@@ -501,6 +513,10 @@ impl Builder<'_> {
             }
             _ => self.error("no kernel runs this op on these operands"),
         }
+    }
+
+    fn numbers<const N: usize>(&self, attr: Attr) -> Result<[Number; N]> {
+        attr.numbers().or_else(|why| self.error(why))
     }
 
     /// Bounds and zero point of a result must be those of u8: the kernels' rounding rests on it.

@@ -29,7 +29,6 @@ const NOT_YET: &[&str] = &[
     "minilm_l6_int8_weights",
     "captcha",
     "captcha_int8",
-    "efficientnet_lite0_dynamic",
     "yolov8n_qdq",
     "yolox_nano_qoperator",
     "minilm_l3_dynamic",

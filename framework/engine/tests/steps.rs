@@ -5,6 +5,7 @@ mod common;
 use common::*;
 use lacuna_engine::{Isa, Options, Session};
 use lacuna_ir::op::*;
+use lacuna_ir::params::Params;
 use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId, interp};
 
 struct Case {
@@ -104,6 +105,10 @@ fn unary_ops() {
             (OpKind::Silu, Attr::None),
             (OpKind::Sqrt, Attr::None),
             (OpKind::Erf, Attr::None),
+            (OpKind::HardSwish, Attr::None),
+            (OpKind::HardSigmoid, Attr::Params(Params::usual(OpKind::HardSigmoid))),
+            (OpKind::LeakyRelu, Attr::Params(Params::usual(OpKind::LeakyRelu))),
+            (OpKind::Gelu, Attr::Params(Params::usual(OpKind::Gelu))),
             (OpKind::Tanh, Attr::None),
             (OpKind::Cast, Attr::Cast(DType::I64)),
             (OpKind::Cast, Attr::Cast(DType::I32)),

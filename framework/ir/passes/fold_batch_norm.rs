@@ -1,4 +1,5 @@
-//! Folds batch normalisation into the convolution or matrix product before it (Jacob et al. 2018, section 3.2).
+//! Folds batch normalisation into the convolution or matrix product before it (Jacob et al. 2018, section 3.2), and so
+//! constants that are added to its channels or multiplied with them: biases and normalisations that a file writes out.
 
 use super::Redirect;
 use crate::error::Result;
@@ -20,7 +21,7 @@ pub fn fold_batch_norm(g: &mut Graph) -> Result<usize> {
     let mut rewrites = 0;
     for op in order {
         redirect.inputs(g, op);
-        let before = g.input_of(op, 0).filter(|_| g.op_kind[op] == OpKind::BatchNormalization);
+        let before = normalised(g, op);
         // What was made during this walk has no uses yet: of two normalisations in a row one folds now.
         let old = before.filter(|v| v.index() < values);
         let single = old.filter(|v| uses.of(*v).len() == 1 && !g.outputs.contains(v));
@@ -42,13 +43,32 @@ pub fn fold_batch_norm(g: &mut Graph) -> Result<usize> {
     Ok(rewrites)
 }
 
+/// What `op` normalises, or adds a constant to, or multiplies by one.
+fn normalised(g: &Graph, op: OpId) -> Option<ValueId> {
+    let (a, b) = (g.input_of(op, 0)?, g.input_of(op, 1));
+    match g.op_kind[op] {
+        OpKind::BatchNormalization => Some(a),
+        OpKind::Add | OpKind::Sub | OpKind::Mul | OpKind::Div => match (g.const_f32(a), g.const_f32(b?)) {
+            (None, Some(_)) => Some(a),
+            // A constant divided by what was computed is not linear.
+            (Some(_), None) if g.op_kind[op] != OpKind::Div => b,
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 /// Makes the op that does the work of `linear` and `norm`, if they can be folded.
 fn fold(g: &mut Graph, linear: OpId, norm: OpId) -> Result<Option<OpId>> {
     let weight = match (g.op_kind[linear], g.input_of(linear, 1)) {
         (OpKind::Conv | OpKind::Gemm, Some(w)) => w,
         _ => return Ok(None),
     };
-    let Some((scale, shift)) = scale_and_shift(g, norm) else { return Ok(None) };
+    let found = match g.op_kind[norm] {
+        OpKind::BatchNormalization => scale_and_shift(g, norm),
+        _ => per_channel(g, linear, norm),
+    };
+    let Some((scale, shift)) = found else { return Ok(None) };
     let Some(bias) = constant_bias(g, linear, scale.len()) else { return Ok(None) };
     let Some((w, dims)) = g.const_f32(weight).zip(g.fixed_shape(weight)) else { return Ok(None) };
 
@@ -92,6 +112,32 @@ fn scale_and_shift(g: &Graph, norm: OpId) -> Option<(Vec<f64>, Vec<f64>)> {
     let shift: Vec<f64> = (0..s.len()).map(|c| f64::from(bias[c]) - f64::from(mean[c]) * s[c]).collect();
     let finite = !s.is_empty() && s.iter().chain(&shift).all(|v| v.is_finite());
     finite.then_some((s, shift))
+}
+
+/// What an elementwise op with one constant does to each channel, if it treats a channel alike.
+fn per_channel(g: &Graph, linear: OpId, op: OpId) -> Option<(Vec<f64>, Vec<f64>)> {
+    let y = g.outputs_of(linear)[0];
+    let rank = g.shape(y).len();
+    // Channels are the second dimension of four, or of two.
+    let channels = usize::try_from(g.shape(y).get(1)?.fixed()?).ok()?;
+    let from_first = g.input_of(op, 0).filter(|&v| v != y);
+    let constant = from_first.or(g.input_of(op, 1))?;
+    let (values, dims) = (g.const_f32(constant)?, g.fixed_shape(constant)?);
+    (dims.len() <= rank && g.shape(g.outputs_of(op)[0]) == g.shape(y)).then_some(())?;
+    let axis = dims.len().checked_sub(rank - 1);
+    let spread = dims.iter().enumerate().all(|(i, &d)| d == 1 || Some(i) == axis && d == channels);
+    (spread && channels > 0).then_some(())?;
+    let values: Vec<f64> = (0..channels).map(|c| f64::from(values[c % values.len()])).collect();
+    let all = |v: f64| vec![v; channels];
+    let found = match (g.op_kind[op], from_first.is_some()) {
+        (OpKind::Add, _) => (all(1.0), values),
+        (OpKind::Sub, false) => (all(1.0), values.iter().map(|v| -v).collect()),
+        (OpKind::Sub, true) => (all(-1.0), values),
+        (OpKind::Mul, _) => (values, all(0.0)),
+        (OpKind::Div, false) => (values.iter().map(|v| 1.0 / v).collect(), all(0.0)),
+        _ => return None,
+    };
+    found.0.iter().chain(&found.1).all(|v| v.is_finite()).then_some(found)
 }
 
 /// The bias per channel (zeros if there is none); `None` if it is not constant or not per channel.

@@ -2,7 +2,7 @@
 
 use super::conv::ConvShape;
 use super::gemm::broadcast_steps;
-use super::quant::{dequantize_value, quantize_value};
+use super::quant::quantize_value;
 use super::{Inputs, Outputs, f32s, optional, output_dims, tensor, wrong_attr};
 use crate::op::Attr;
 use crate::shape;
@@ -97,20 +97,18 @@ pub fn dynamic_quantize(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     ])
 }
 
-pub fn dynamic_round(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
-    let dims = output_dims(shape::dynamic_round, attr, inputs)?;
+pub fn dynamic_centred(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::dynamic_centred, attr, inputs)?;
     let x = f32s(inputs, 0)?;
-    let mut y = vec![0.0; x.len()];
-    let scale = dynamic_round_f32(x, &mut y);
+    let (scale, zero) = dynamic_range(x);
+    let y = x.iter().map(|&x| centred_value(x, scale, zero)).collect();
     Ok(vec![Tensor::from_f32(&dims, y), Tensor::from_f32(&[], vec![scale])])
 }
 
-/// Writes what the bytes of [`dynamic_quantize`] stand for; returns their scale.
-pub fn dynamic_round_f32(x: &[f32], y: &mut [f32]) -> f32 {
-    let (scale, zero) = dynamic_range(x);
-    let zero = i32::from(zero);
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = dequantize_value(quantize_value(x, scale, zero, 0, 255), scale, zero);
-    }
-    scale
+/// `clamp(rne(x / scale), -zero, 255 - zero)`; not a number becomes 0.
+#[inline(always)]
+pub fn centred_value(x: f32, scale: f32, zero: u8) -> f32 {
+    let q = (x / scale).round_ties_even();
+    let (lo, hi) = (-f32::from(zero), 255.0 - f32::from(zero));
+    if q.is_nan() { 0.0 } else { q.max(lo).min(hi) }
 }

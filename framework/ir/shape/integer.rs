@@ -37,8 +37,8 @@ pub fn dynamic_quantize(_: &Attr, inputs: Inputs<'_>) -> Facts {
     Ok(facts)
 }
 
-/// The floats that the bytes stand for, and their scale.
-pub fn dynamic_round(_: &Attr, inputs: Inputs<'_>) -> Facts {
+/// Whole numbers, and their scale.
+pub fn dynamic_centred(_: &Attr, inputs: Inputs<'_>) -> Facts {
     let mut facts = one(DType::F32, typed(inputs, 0, DType::F32)?.dims.to_vec())?;
     facts.extend(one(DType::F32, vec![])?);
     Ok(facts)

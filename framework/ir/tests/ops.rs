@@ -351,10 +351,10 @@ fn engine_cases() -> Vec<Case> {
         case(Silu, Attr::None, &[f(&[2], &[0., 100.])], f(&[2], &[0., 100.])),
         // Steps of a half: 0.3 and 63.6 go to the nearest.
         case(
-            DynamicRound,
+            DynamicCentred,
             Attr::None,
             &[f(&[4], &[-1.5, 0.3, 63.6, 126.])],
-            f(&[4], &[-1.5, 0.5, 63.5, 126.]),
+            f(&[4], &[-3., 1., 127., 252.]),
         ),
         case(
             QuantizeSilu,
