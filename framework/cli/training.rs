@@ -310,7 +310,7 @@ pub fn run(job: &Job, report: &mut (dyn FnMut(Progress<'_>) + Send)) -> Result<O
         resume: job.resume,
         report,
     };
-    Ok(lacuna_train::fit_with(net, teacher(args, &job.train)?, fit)?)
+    Ok(lacuna_train::fit_with(net, teacher(args, &job.train)?, &[], fit)?)
 }
 
 /// How the weights were made and what they mean; export copies it into the ONNX file.

@@ -71,6 +71,14 @@ pub enum Kind {
         end: f64,
         update_frequency: f64,
     },
+    /// A user's own: at its start, every update and its end, with its numbers.
+    Custom {
+        params: Option<Selector>,
+        numbers: Vec<(&'static str, f64)>,
+        start: f64,
+        end: f64,
+        update_frequency: f64,
+    },
     /// Known and checked, not carried out.
     ParsedOnly {
         start: f64,

@@ -55,7 +55,7 @@ pub use params::{Expression, Pattern, Rule, Selector};
 pub use picture::picture;
 pub use plan::{Action, EVENTS_MAX, Event, Fisher, ParamRow, PoolRange, Score, Watch, WatchKind, compile};
 pub use plan_quant::{LayerRow, LayerScheme, QuantScheme};
-pub use recipe::{Recipe, Stage, parse, parse_overrides};
+pub use recipe::{Recipe, Stage, parse, parse_overrides, parse_with};
 pub use schedule::{Schedule, ScheduleRow};
 pub use schema::json_schema;
 pub use template::{PRUNERS, Pruner, RATES, Rate, TARGETS, TEMPLATES, Target, Template};

@@ -59,6 +59,7 @@ impl Modifier {
             | Kind::ConstantPruning { start, end, .. }
             | Kind::TrainableParams { start, end, .. }
             | Kind::LayerPruning { start, end, .. }
+            | Kind::Custom { start, end, .. }
             | Kind::Logging { start, end, .. }
             | Kind::LearningRate { start, end, .. }
             | Kind::LearningRateFunction { start, end, .. }
@@ -85,6 +86,8 @@ pub(crate) struct Entry<'a> {
     pub node: NodeId,
     pub group: &'a str,
     pub stage: Option<u32>,
+    /// Classes beside those of the table.
+    pub custom: &'static [ModifierRow],
     /// Written `Name: {...}` with the session style's names of keys, not `!Name {...}`.
     pub session: bool,
 }
@@ -117,7 +120,8 @@ pub(crate) fn read(
     entry: &Entry<'_>,
     found: &mut Vec<Diagnostic>,
 ) -> Option<Modifier> {
-    let Entry { pos, node, session, .. } = *entry;
+    let Entry { pos, node, session, custom, .. } = *entry;
+    let rows = || rows().chain(custom);
     let class = entry.class.rsplit('.').next().unwrap_or_default();
     let forms: Vec<&ModifierRow> = rows().filter(|row| row.class == class).collect();
     if forms.is_empty() {
@@ -293,6 +297,9 @@ impl Reader<'_> {
             let at = self.arg("end_epoch").map_or(self.pos, |node| self.doc.pos(node));
             self.error(at, format!("ends at epoch {end}, before it starts at epoch {start}"), "");
         }
+        if self.row.status == Status::Custom {
+            return self.custom(start, end);
+        }
         if self.row.status != Status::Implemented {
             return Some(Kind::ParsedOnly { start, end });
         }
@@ -337,6 +344,26 @@ impl Reader<'_> {
             }
             _ => Kind::Pruning(self.pruning(start, end)?),
         })
+    }
+
+    /// A class that a user brought along.
+    fn custom(&mut self, start: f64, end: f64) -> Option<Kind> {
+        let has = |name: &str| self.row.keys.iter().any(|key| key.name == name);
+        let update_frequency =
+            if has("update_frequency") { self.float("update_frequency") } else { EPOCH_MAX };
+        let number = |key: &KeyRow| match (self.given(key.name), key.default) {
+            (Some(node), _) => boolean(self.doc, node)
+                .map(|on| f64::from(u8::from(on)))
+                .filter(|_| key.ty == Type::Bool)
+                .or_else(|| float(self.doc, node)),
+            (None, Absent::Float(value)) => Some(value),
+            (None, Absent::Int(value)) => Some(value as f64),
+            (None, Absent::Bool(on)) => Some(f64::from(u8::from(on))),
+            _ => None,
+        };
+        let numbers = self.row.keys.iter().filter_map(|key| Some((key.name, number(key)?))).collect();
+        let params = if has("params") { Some(self.params("params")?) } else { None };
+        Some(Kind::Custom { params, numbers, start, end, update_frequency })
     }
 
     fn lr_function(&mut self, start: f64, end: f64) -> Kind {

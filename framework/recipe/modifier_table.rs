@@ -66,6 +66,9 @@ pub struct KeyRow {
 pub enum Status {
     /// [`compile`](crate::compile) turns it into events.
     Implemented,
+    /// A user's own, with `params` if it changes parameters: [`compile`](crate::compile) turns it into events for a
+    /// function of theirs. See `examples/custom_modifier.rs`.
+    Custom,
     /// Read and checked; `compile` refuses it by name.
     ParsedOnly,
     /// Read and checked; it belongs to work that is not done here, for this reason. `compile` refuses it.

@@ -124,6 +124,12 @@ pub enum Action {
     EndTerm {
         term: u32,
     },
+    /// A user's function is called; [`Schedule::numbers`] resolves what the recipe gives it. `part` of its time has passed.
+    Custom {
+        params: PoolRange,
+        numbers: PoolRange,
+        part: f64,
+    },
     /// Write down the sparsity of every tensor, and what is quantised.
     LogSparsity,
 }
@@ -249,7 +255,7 @@ impl Compiler<'_> {
         let modifier = &recipe.modifiers[number as usize];
         let class = modifier.class();
         let refused = match modifier.row.status {
-            Status::Implemented => None,
+            Status::Implemented | Status::Custom => None,
             Status::ParsedOnly => Some(format!("`!{class}` is read but not carried out yet")),
             Status::NotApplicable(why) => Some(format!("`!{class}` does not apply here: {why}")),
         };
@@ -266,6 +272,7 @@ impl Compiler<'_> {
         match &modifier.kind {
             Kind::EpochRange { .. } | Kind::ParsedOnly { .. } => {}
             Kind::Loss(loss) => self.loss(number, modifier.pos, loss),
+            Kind::Custom { .. } => self.custom(number, modifier),
             Kind::SetParam(set) => self.set_param(number, modifier.pos, set),
             Kind::LayerPruning { layers, start, end } => self.remove_layers(number, layers, *start, *end),
             &Kind::Logging { start, end, update_frequency } => {

@@ -3,7 +3,7 @@
 use crate::diagnostic::{Diagnostic, Pos, Severity, did_you_mean};
 use crate::expr::{self, Number};
 use crate::modifier::{self, Modifier};
-use crate::modifier_table::{Absent, COMMON_KEYS, Type};
+use crate::modifier_table::{Absent, COMMON_KEYS, ModifierRow, Type};
 use crate::value::numeric_text;
 use crate::yaml::{self, Data, Document, NODES_MAX, NodeId, RECIPE_BYTES_MAX, YAML_DEPTH_MAX};
 use crate::yaml_scalar;
@@ -51,14 +51,32 @@ pub struct Stage {
 ///
 /// Errors: everything found wrong, each with its place.
 pub fn parse(text: &str, source: &str, overrides: &[(String, String)]) -> Result<Recipe, Vec<Diagnostic>> {
+    parse_with(text, source, overrides, &[])
+}
+
+/// [`parse`] with classes of a user's own, of [`Status::Custom`](crate::Status::Custom).
+pub fn parse_with(
+    text: &str,
+    source: &str,
+    overrides: &[(String, String)],
+    custom: &'static [ModifierRow],
+) -> Result<Recipe, Vec<Diagnostic>> {
     if text.len() > RECIPE_BYTES_MAX {
         let message = format!("the recipe is {} bytes long; the limit is {RECIPE_BYTES_MAX}", text.len());
         return Err(vec![Diagnostic::error(source, Pos::default(), message, "")]);
     }
     let (yaml_text, first_line) = front_matter(text, source).map_err(|error| vec![error])?;
     let (doc, found) = yaml::parse(yaml_text, source, first_line).map_err(|error| vec![error])?;
-    let mut reader =
-        Reader { doc, file: source, found, scopes: Vec::new(), passed: 0, session: false, missing: None };
+    let mut reader = Reader {
+        doc,
+        file: source,
+        found,
+        scopes: Vec::new(),
+        passed: 0,
+        session: false,
+        missing: None,
+        custom,
+    };
     let layout = reader.layout();
     if reader.failed() {
         return Err(reader.errors());
@@ -253,6 +271,8 @@ struct Reader<'a> {
     session: bool,
     /// The variable that an expression asked for and that is not there.
     missing: Option<String>,
+    /// Classes of a user's own.
+    custom: &'static [ModifierRow],
 }
 
 impl Reader<'_> {
@@ -488,7 +508,7 @@ impl Reader<'_> {
     }
 
     fn modifiers(&mut self, layout: &Layout) -> Vec<Modifier> {
-        let mut modifiers = Vec::new();
+        let (mut modifiers, custom) = (Vec::new(), self.custom);
         for group in &layout.groups {
             let entry = |class, pos, node, session| modifier::Entry {
                 class,
@@ -497,6 +517,7 @@ impl Reader<'_> {
                 group: &group.name,
                 stage: group.stage,
                 session,
+                custom,
             };
             for (key, node) in self.entries(group.node) {
                 let entry = entry(self.key_name(key), self.doc.pos(key), node, true);

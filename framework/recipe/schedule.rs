@@ -27,6 +27,7 @@ pub struct Schedule {
     pub(crate) pairs: Vec<Pair>,
     pub(crate) penalised: Vec<(u32, f64)>,
     pub(crate) values: Vec<f32>,
+    pub(crate) numbers: Vec<(&'static str, f64)>,
     pub(crate) rates: Vec<RateRow>,
     pub(crate) watches: Vec<Watch>,
     /// Class name of each modifier of the recipe.
@@ -77,6 +78,7 @@ impl Schedule {
             pairs: Vec::new(),
             penalised: Vec::new(),
             values: Vec::new(),
+            numbers: Vec::new(),
             rates: Vec::new(),
             watches: Vec::new(),
             modifiers: recipe.modifiers.iter().map(|m| m.class()).collect(),
@@ -130,6 +132,11 @@ impl Schedule {
     /// One number, or one for each element of a tensor.
     pub fn values(&self, range: PoolRange) -> &[f32] {
         &self.values[range.range()]
+    }
+
+    /// Keys of a user's modifier and their numbers, a yes as 1.
+    pub fn numbers(&self, range: PoolRange) -> &[(&'static str, f64)] {
+        &self.numbers[range.range()]
     }
 
     /// The class of the modifier that an event comes from.
@@ -248,6 +255,7 @@ fn matched(action: &Action) -> Option<usize> {
         | Action::SetTrainable { params, .. }
         | Action::RestoreTrainable { params }
         | Action::SetParams { params, .. }
+        | Action::Custom { params, .. }
         | Action::RemoveLayers { layers: params, .. } => Some(params.len as usize),
         Action::StartQuantization(scheme) => Some(scheme.layers.len as usize),
         _ => None,
@@ -307,6 +315,11 @@ fn show_action(schedule: &Schedule, action: &Action) -> String {
             .map_or_else(String::new, |term| show_term(schedule, &term.kind)),
         Action::EndTerm { .. } => "the loss as it was before".to_owned(),
         Action::LogSparsity => "sparsity logged".to_owned(),
+        Action::Custom { numbers, part, .. } => {
+            let numbers = schedule.numbers(*numbers).iter().filter(|(name, _)| !name.ends_with("_epoch"));
+            let numbers: Vec<String> = numbers.map(|(name, value)| format!("{name} {value}")).collect();
+            format!("{} at {part:.2} of its time", numbers.join(", "))
+        }
     }
 }
 

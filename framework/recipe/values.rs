@@ -2,7 +2,7 @@
 
 use crate::diagnostic::Pos;
 use crate::kind::{Inter, Kind};
-use crate::modifier::Reader;
+use crate::modifier::{Modifier, Reader};
 use crate::params::{Rule, Selector};
 use crate::plan::{Action, Compiler, PoolRange};
 use crate::plan_pruning::interpolate;
@@ -159,6 +159,25 @@ impl Compiler<'_> {
         self.event(number, self.step(start), Action::RemoveLayers { layers, removed: true });
         if end >= 0.0 {
             self.event(number, self.step(end), Action::RemoveLayers { layers, removed: false });
+        }
+    }
+
+    pub(crate) fn custom(&mut self, number: u32, modifier: &Modifier) {
+        let Kind::Custom { params, numbers, start, end, update_frequency } = &modifier.kind else { return };
+        let params = match params {
+            Some(params) => self.select(params, false, true),
+            None => Some(PoolRange { start: 0, len: 0 }),
+        };
+        let Some(params) = params else { return };
+        let from = self.schedule.numbers.len() as u32;
+        self.schedule.numbers.extend(numbers);
+        let numbers = PoolRange { start: from, len: numbers.len() as u32 };
+        let first = self.step(*start);
+        let last = if *end < 0.0 { first } else { self.step(*end).max(first) };
+        let Some(steps) = self.updates(modifier.pos, first, last, *update_frequency, 1) else { return };
+        for step in steps {
+            let part = if step >= last { 1.0 } else { (step - first) as f64 / (last - first) as f64 };
+            self.event(number, step, Action::Custom { params, numbers, part });
         }
     }
 

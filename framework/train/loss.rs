@@ -407,7 +407,7 @@ fn distance(ours: Feature, theirs: Feature, epsilon: Option<f64>) -> Result<Tens
     }
 }
 
-/// Sum of alpha times the penalty per image, over the layers of a term.
+/// Sum of alpha times the penalty per image, over the layers of a term that run.
 fn penalties(
     schedule: &Schedule,
     layers: PoolRange,
@@ -417,9 +417,11 @@ fn penalties(
 ) -> Option<Tensor<1>> {
     let mut sum: Option<Tensor<1>> = None;
     for &(_, alpha) in schedule.penalised(layers) {
-        let part = match found.next()?? {
-            Feature::Image(x) => penalty(x, function),
-            Feature::Rows(x) => penalty(x, function),
+        let part = match found.next().flatten() {
+            Some(Feature::Image(x)) => penalty(x, function),
+            Some(Feature::Rows(x)) => penalty(x, function),
+            // A layer that another modifier leaves out has no activations.
+            None => continue,
         };
         let part = part.mul_scalar(alpha / images as f64);
         sum = Some(match sum {

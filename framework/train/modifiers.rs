@@ -26,6 +26,37 @@ use lacuna_recipe::{Action, Event, PoolRange, Schedule};
 /// Column: 1 where a parameter was trained before its modifier froze or freed it.
 const TRAINED_BEFORE: &str = "trained_before";
 
+/// A modifier of a user's own: the function behind a row of [`Status::Custom`](lacuna_recipe::Status::Custom).
+#[derive(Clone, Copy, Debug)]
+pub struct Custom {
+    pub class: &'static str,
+    /// Changes the values of one parameter.
+    pub apply: fn(&Moment<'_>, &mut [f32]),
+}
+
+/// When a [`Custom`] modifier acts, and on what.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment<'a> {
+    pub step: u64,
+    /// Of the time from its start to its end, 0 to 1.
+    pub part: f64,
+    /// Name of the parameter.
+    pub param: &'a str,
+    /// What the recipe gives, by key.
+    pub numbers: &'a [(&'static str, f64)],
+}
+
+impl Moment<'_> {
+    /// The number of a key of the modifier's row.
+    ///
+    /// # Panics
+    /// If the row has no such key, or one that is no number.
+    pub fn number(&self, key: &str) -> f64 {
+        let found = self.numbers.iter().find(|(name, _)| *name == key);
+        found.unwrap_or_else(|| panic!("the row has no number '{key}'")).1
+    }
+}
+
 /// Gradients of the loss of the next few training images (`None`: as many as a training step takes) under a pass. Which
 /// images come is a function of the step alone.
 pub type Sample<'a, M> = dyn FnMut(&M, &Pass, Option<usize>) -> Result<Gradients> + 'a;
@@ -141,6 +172,25 @@ pub fn apply<M: Module>(
         }
         Action::RemoveLayers { layers, removed } => {
             Ok((quantize::remove(module, &state.params, schedule.params(layers), removed), true))
+        }
+        Action::Custom { params, numbers, part } => {
+            let (class, rows) = (schedule.modifier(event), rows(params));
+            let custom = state.custom.iter().find(|custom| custom.class == class);
+            let custom = *custom.ok_or_else(|| Error::Recipe(format!("{class} has no function here")))?;
+            let names = state.params.name.clone();
+            let module = params::update_each(module, |row, values| {
+                if rows.contains(&row) {
+                    let moment = Moment {
+                        step: event.step,
+                        part,
+                        param: &names[row],
+                        numbers: schedule.numbers(numbers),
+                    };
+                    (custom.apply)(&moment, values);
+                }
+            });
+            // What a mask covers stays zero.
+            Ok((state.set_masks(module, []), false))
         }
         // These are the trainer's: they change no tensor.
         Action::BeginTerm { .. } | Action::EndTerm { .. } | Action::LogSparsity => Ok((module, false)),

@@ -112,11 +112,15 @@ pub fn assign<M: Module>(
                 _ => {}
             }
         }
-        if let Some(row) = params.row(&format!("{place}.scheme"))
-            && !(readers.is_empty() && makers.is_empty())
-        {
-            changed.insert(row, write_site(grid_of_place(&readers, &makers)));
-        }
+        let Some(row) = params.row(&format!("{place}.scheme")).filter(|row| !changed.contains_key(row))
+        else {
+            continue;
+        };
+        let grid = match readers.is_empty() && makers.is_empty() {
+            true => usual_input(&names, &schemes),
+            false => grid_of_place(&readers, &makers),
+        };
+        changed.insert(row, write_site(grid));
     }
     params::update_each(module, |row, values| {
         if let Some(new) = changed.get(&row) {
@@ -136,6 +140,18 @@ fn grid_of_place(readers: &[LayerScheme], makers: &[LayerScheme]) -> Option<Args
         [] => makers.iter().find_map(|maker| maker.input.filter(|_| maker.weight.is_some())),
         [first, others @ ..] => first.input.filter(|_| others.iter().all(|other| other.input == first.input)),
     }
+}
+
+/// What most layers take. Places that no layer reads or makes, gates and logits, are quantised like that.
+fn usual_input(names: &[LayerRow], schemes: &[LayerScheme]) -> Option<Args> {
+    let inputs: Vec<Option<Args>> = names
+        .iter()
+        .zip(schemes)
+        .filter(|(layer, _)| layer.has_weight && layer.kind != "Embedding")
+        .map(|(_, scheme)| scheme.input)
+        .collect();
+    let votes = |of: &&Option<Args>| inputs.iter().filter(|input| input == of).count();
+    inputs.iter().max_by_key(votes).copied().flatten()
 }
 
 fn args(args: QuantArgs) -> Args {

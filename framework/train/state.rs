@@ -9,6 +9,7 @@ use crate::checkpoint::NamedTensor;
 use crate::columns::Columns;
 use crate::error::{Error, Result};
 use crate::masks::Mask;
+use crate::modifiers::Custom;
 use crate::modifiers::watch::{self, Watching};
 use crate::optimizer::{self, Moments, Optimizer, Rows};
 use burn::module::Module;
@@ -31,6 +32,8 @@ pub struct State {
     pub trainable: Vec<bool>,
     pub weight_decay: f64,
     pub pass: Pass,
+    /// Modifiers of a user's own.
+    pub custom: Vec<Custom>,
     /// What the layers read and make; see [`crate::quantize::flow`].
     pub flow: Vec<Meeting>,
     /// What modifiers remember.
@@ -52,6 +55,7 @@ impl State {
             params,
             weight_decay,
             pass: Pass::default(),
+            custom: Vec::new(),
             flow: Vec::new(),
             columns: Columns::default(),
             watches: Vec::new(),

@@ -6,7 +6,7 @@ use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::logs::{LogOffsets, Logs};
 use crate::loss::{Losses, Teacher};
-use crate::modifiers;
+use crate::modifiers::{self, Custom};
 use crate::optimizer::Optimizer;
 use crate::quantize;
 use crate::run_folder::RunFolder;
@@ -191,22 +191,33 @@ pub fn compile<M: Module>(module: &M, recipe: &Recipe, steps_per_epoch: u32) -> 
 /// Writes into the folder: `results.csv`, `metrics.jsonl`, a TensorBoard file, `weights/best|last`,
 /// `weights/pruned` as they were before quantisation began, and checkpoints.
 pub fn fit<M: Classifier>(module: M, fit: Fit<'_>) -> Result<Outcome<M>> {
-    fit_with(module, Teacher::Missing, fit)
+    fit_with(module, Teacher::Missing, &[], fit)
 }
 
-/// [`fit`] with a teacher, for recipes that distil.
-pub fn fit_with<M: Classifier>(module: M, teacher: Teacher<M>, fit: Fit<'_>) -> Result<Outcome<M>> {
+/// [`fit`] with a teacher, for recipes that distil, and with modifiers of a user's own.
+pub fn fit_with<M: Classifier>(
+    module: M,
+    teacher: Teacher<M>,
+    custom: &[Custom],
+    fit: Fit<'_>,
+) -> Result<Outcome<M>> {
     // Inside the thread pool, an op starts its tasks without waking a sleeping thread first: a tenth of a small step.
-    rayon::scope(|_| fit_in_pool(module, teacher, fit))
+    rayon::scope(|_| fit_in_pool(module, teacher, custom, fit))
 }
 
-fn fit_in_pool<M: Classifier>(module: M, teacher: Teacher<M>, mut fit: Fit<'_>) -> Result<Outcome<M>> {
+fn fit_in_pool<M: Classifier>(
+    module: M,
+    teacher: Teacher<M>,
+    custom: &[Custom],
+    mut fit: Fit<'_>,
+) -> Result<Outcome<M>> {
     let steps_per_epoch = u64::from(fit.args.steps_per_epoch(&fit.train));
     let schedule = compile(&module, fit.recipe, fit.args.steps_per_epoch(&fit.train))?;
     let device = module.devices().first().cloned().unwrap_or_default().autodiff();
     let losses = Losses::new(teacher, &schedule)?;
     let mut run = begin(module, losses, &mut fit)?;
     let (set, plain) = (&fit.train, device.clone().inner());
+    run.state.custom = custom.to_vec();
     run.state.flow = quantize::flow(&run.module, Tensor::<4>::zeros([1, set.c, set.h, set.w], &plain));
     (fit.report)(Progress::Schedule { schedule: &schedule, first_step: run.step });
 

@@ -100,7 +100,7 @@ fn run<M: Classifier>(net: M, modifiers: &str, teacher: Teacher<M>) -> (Outcome<
         resume: false,
         report: &mut |_| {},
     };
-    let outcome = fit_with(net, teacher, fit).unwrap_or_else(|e| panic!("{text}{e}"));
+    let outcome = fit_with(net, teacher, &[], fit).unwrap_or_else(|e| panic!("{text}{e}"));
     let lines = std::fs::read_to_string(folder.path.join("metrics.jsonl")).unwrap();
     (outcome, lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
@@ -592,4 +592,86 @@ fn quantisation_goes_through_its_phases() {
     let step: Vec<f32> = outcome.module.fc.weight_quantizer.step.get().into_data().try_to_vec().unwrap();
     let largest = weights.iter().fold(0f32, |m, w| m.max(w.abs()));
     assert!(step.iter().all(|s| (s - largest / 31.5).abs() <= 1e-6), "{step:?} of {largest}");
+}
+
+// ---- resuming ---------------------------------------------------------------------------------------
+
+/// The weights at the end of a training that is stopped at `stop`, if given, and resumed from its last checkpoint.
+fn weights_after(modifiers: &str, teacher: fn() -> Teacher<Two>, stop: Option<u64>) -> Vec<u8> {
+    let text = format!(
+        "modifiers:\n  - !EpochRangeModifier {{start_epoch: 0, end_epoch: {EPOCHS}}}\n{}",
+        modifiers.lines().map(|line| format!("  {line}\n")).collect::<String>()
+    );
+    let recipe = lacuna_recipe::parse(&text, "r.yaml", &[]).unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let folder = RunFolder::create(place.path(), "run", false).unwrap();
+    let set = Arc::new(set());
+    let train = |resume: bool, stop: Option<u64>| {
+        let args = TrainArgs {
+            batch: BATCH,
+            seed: 11,
+            optimizer: Optimizer::ADAM,
+            lr: 0.02,
+            weight_decay: DECAY,
+            max_images: None,
+            augment: false,
+            checkpoint_steps: 3,
+        };
+        let mut report = |progress: lacuna_train::trainer::Progress<'_>| {
+            if let lacuna_train::trainer::Progress::Step { step, .. } = progress {
+                assert_ne!(Some(step), stop, "stopped on purpose");
+            }
+        };
+        let fit = Fit {
+            args,
+            recipe: &recipe,
+            train: set.clone(),
+            test: &set,
+            folder: &folder,
+            metadata: Metadata::new(),
+            resume,
+            report: &mut report,
+        };
+        fit_with(Two::new(1, &Device::flex().autodiff()), teacher(), &[], fit)
+    };
+    if stop.is_some() {
+        let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| train(false, stop)));
+        assert!(stopped.is_err(), "{modifiers} ran through");
+    }
+    train(stop.is_some(), None).unwrap_or_else(|e| panic!("{modifiers}: {e}"));
+    std::fs::read(folder.weights("last")).unwrap()
+}
+
+/// Teachers, projections and their moments, what was frozen, layers left out and schemes are all in the checkpoint.
+#[test]
+fn what_modifiers_remember_survives_a_stop() {
+    let itself: fn() -> Teacher<Two> = || Teacher::Itself;
+    let another: fn() -> Teacher<Two> = || Teacher::Other(Two::new(99, &Device::flex()), Pass::default());
+    let cases = [
+        ("- !DistillationModifier {start_epoch: 0.5, end_epoch: 3.5}", itself),
+        ("- !PerLayerDistillationModifier {start_epoch: 0.5, end_epoch: 3.5, gain: 0.1}", another),
+        (
+            "- !ASRegModifier {start_epoch: 0, layers: __ALL__, alpha: [0.1, 0.2], layer_normalized: True}",
+            itself,
+        ),
+        ("- !LayerPruningModifier {start_epoch: 1, end_epoch: 3, layers: __ALL__}", itself),
+        (
+            "- !TrainableParamsModifier {params: [fc.weight], trainable: False, start_epoch: 1, end_epoch: 3}",
+            itself,
+        ),
+        (
+            "- !QuantizationModifier {start_epoch: 1, disable_quantization_observer_epoch: 3, submodules: [fc], \
+             weight_bits: 5}",
+            itself,
+        ),
+    ];
+    for (modifiers, teacher) in cases {
+        let through = weights_after(modifiers, teacher, None);
+        for stop in [2, 7, 11, 14] {
+            assert!(
+                through == weights_after(modifiers, teacher, Some(stop)),
+                "{modifiers}, stopped at {stop}"
+            );
+        }
+    }
 }
