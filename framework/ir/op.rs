@@ -42,6 +42,45 @@ pub struct PoolAttr {
     pub count_include_pad: bool,
 }
 
+/// A window over one to three spatial dimensions, and what else such ops carry: entries from `rank` on mean nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpatialAttr {
+    pub rank: u8,
+    pub kernel: [u32; 3],
+    pub stride: [u32; 3],
+    pub dilation: [u32; 3],
+    pub before: [u32; 3],
+    pub after: [u32; 3],
+    pub group: u32,
+    /// Elements that the result of a transposed convolution has more, at its end.
+    pub output_padding: [u32; 3],
+    /// The norm of LpPool.
+    pub p: u32,
+    pub ceil_mode: bool,
+    pub count_include_pad: bool,
+    /// Places of largest elements count down columns.
+    pub column_major: bool,
+}
+
+impl Default for SpatialAttr {
+    fn default() -> SpatialAttr {
+        SpatialAttr {
+            rank: 2,
+            kernel: [1; 3],
+            stride: [1; 3],
+            dilation: [1; 3],
+            before: [0; 3],
+            after: [0; 3],
+            group: 1,
+            output_padding: [0; 3],
+            p: 2,
+            ceil_mode: false,
+            count_include_pad: false,
+            column_major: false,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GemmAttr {
     pub alpha: f32,
@@ -75,6 +114,37 @@ impl Axes {
             *slot = i8::try_from(axis).ok()?;
         }
         Some(a)
+    }
+}
+
+/// A short text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Equation {
+    len: u8,
+    text: [u8; 64],
+}
+
+impl Equation {
+    /// `None` when it is longer than 64 bytes, or not of letters, dots, commas and `->`. Spaces are dropped.
+    pub fn new(text: &str) -> Option<Equation> {
+        let bytes: Vec<u8> = text.bytes().filter(|b| *b != b' ').collect();
+        let known = |b: &u8| b.is_ascii_alphabetic() || matches!(b, b'.' | b',' | b'-' | b'>');
+        if bytes.len() > 64 || !bytes.iter().all(known) {
+            return None;
+        }
+        let mut e = Equation { len: bytes.len() as u8, text: [0; 64] };
+        e.text[..bytes.len()].copy_from_slice(&bytes);
+        Some(e)
+    }
+
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.text[..usize::from(self.len)]).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for Equation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_str().fmt(f)
     }
 }
 
@@ -248,6 +318,9 @@ pub enum Attr {
     Resize(ResizeAttr),
     /// Numbers by the names that [`crate::params`] gives the kind.
     Params(Params),
+    Spatial(SpatialAttr),
+    /// The equation of an einsum.
+    Equation(Equation),
 }
 
 /// One kind of op. `inputs` is the fewest and the most; a trailing optional input may be `ValueId::NONE`.
@@ -304,11 +377,12 @@ ops! {
     Sqrt                 Model  1..=1    None     same_f32        elementwise::sqrt;
     MaxPool              Model  1..=1    Pool     pool            pool::max_pool;
     AveragePool          Model  1..=1    Pool     pool            pool::average_pool;
-    GlobalAveragePool    Model  1..=1    None     global_pool     pool::global_average_pool;
-    ReduceMean           Model  1..=1    Reduce   reduce          reduce::mean;
+    GlobalAveragePool    Model  1..=1    None     global_pool     spatial::global_average_pool;
+    /// Axes are attributes or an operand; none given means all.
+    ReduceMean           Model  1..=2    Reduce   reduce          reduce::mean;
     /// Softmax along one axis (the meaning since opset 13).
     Softmax              Model  1..=1    Axis     same_f32        reduce::softmax;
-    /// Second input: the target shape, an i64 constant (0 copies, -1 infers).
+    /// Second input: the target shape, i64 (0 copies, -1 infers).
     Reshape              Model  2..=2    None     reshape         layout::reshape;
     /// [d0 * .. * d(axis-1), d(axis) * ..].
     Flatten              Model  1..=1    Axis     flatten         layout::flatten;
@@ -323,10 +397,10 @@ ops! {
     Tanh                 Model  1..=1    None     same_f32        elementwise::tanh;
     /// Floats become integers towards zero and within i64; integers wrap.
     Cast                 Model  1..=1    Cast     cast            elementwise::cast;
-    /// New dimensions of 1, at these axes of the result.
-    Unsqueeze            Model  1..=1    Axes     unsqueeze       layout::unsqueeze;
-    /// Drops dimensions of 1: these, or all.
-    Squeeze              Model  1..=1    Axes     squeeze         layout::squeeze;
+    /// New dimensions of 1, at these axes of the result: attributes, or an operand.
+    Unsqueeze            Model  1..=2    Axes     unsqueeze       layout::unsqueeze;
+    /// Drops dimensions of 1: these (attributes, or an operand), or all.
+    Squeeze              Model  1..=2    Axes     squeeze         layout::squeeze;
     /// x `[N,C,H,W]`: each pixel becomes `scale[0]` x `scale[1]` pixels (ONNX: nearest, asymmetric, floor).
     Resize               Model  1..=1    Resize   resize          layout::resize;
     /// x f32, scale, zero point: `clamp(rne(x / scale) + zero)`. The zero point's dtype is the result's; per axis if scale is 1-D with more than one element.
@@ -407,6 +481,110 @@ ops! {
     MatMulInteger        Model  2..=4    None     matmul_integer  integer::matmul_integer;
     /// x to u8 over the range that holds 0 and all of x; then the scale and the zero point: [`reference::integer::dynamic_range`].
     DynamicQuantizeLinear Model 1..=1    None     dynamic_quantize integer::dynamic_quantize;
+    // Along axes: x and optional axes.
+    ReduceSum            Model  1..=2    Reduce   reduce_number   reduce::sum;
+    ReduceProd           Model  1..=2    Reduce   reduce_number   reduce::prod;
+    ReduceMax            Model  1..=2    Reduce   reduce_any      reduce::max;
+    ReduceMin            Model  1..=2    Reduce   reduce_any      reduce::min;
+    ReduceL1             Model  1..=2    Reduce   reduce_number   reduce::l1;
+    ReduceL2             Model  1..=2    Reduce   reduce_f32      reduce::l2;
+    ReduceSumSquare      Model  1..=2    Reduce   reduce_number   reduce::sum_square;
+    ReduceLogSum         Model  1..=2    Reduce   reduce_f32      reduce::log_sum;
+    ReduceLogSumExp      Model  1..=2    Reduce   reduce_f32      reduce::log_sum_exp;
+    ArgMax               Model  1..=1    Params   arg_reduce      reduce::arg_max;
+    ArgMin               Model  1..=1    Params   arg_reduce      reduce::arg_min;
+    LogSoftmax           Model  1..=1    Axis     same_f32        reduce::log_softmax;
+    Hardmax              Model  1..=1    Axis     same_f32        reduce::hardmax;
+    /// x and the axis.
+    CumSum               Model  2..=2    Params   cum_sum         slice::cum_sum;
+    /// x and k: values and indices of the largest or smallest; of equal ones the first.
+    TopK                 Model  2..=2    Params   top_k           scatter::top_k;
+
+    // Parts of a tensor.
+    /// Dimensions `start..end` of x.
+    Shape                Model  1..=1    Params   shape_of        slice::shape_of;
+    /// x, starts, ends, optional axes and steps.
+    Slice                Model  3..=5    None     slice           slice::slice;
+    /// x and optional sizes; as many results as sizes, or `num_outputs`.
+    Split                Model  1..=2    Params   split           slice::split;
+    /// x, pads (begins, then ends), optional value and axes.
+    Pad                  Model  2..=4    Params   pad             slice::pad;
+    /// x and how often each dimension is repeated.
+    Tile                 Model  2..=2    None     tile            slice::tile;
+    /// start, limit, delta.
+    Range                Model  3..=3    None     range           slice::range;
+    /// x and an optional diagonal.
+    Trilu                Model  1..=2    Params   trilu           slice::trilu;
+    /// f32 of the shape of x; `dtype` is what ONNX calls that.
+    EyeLike              Model  1..=1    Params   eye_like        slice::eye_like;
+    DepthToSpace         Model  1..=1    Params   depth_to_space  slice::depth_to_space;
+    SpaceToDepth         Model  1..=1    Params   space_to_depth  slice::space_to_depth;
+    /// x and how much of each sequence is reversed.
+    ReverseSequence      Model  2..=2    Params   reverse_sequence slice::reverse_sequence;
+    /// x and a shape, on these axes or all.
+    CenterCropPad        Model  2..=2    Axes     center_crop_pad slice::center_crop_pad;
+
+    // By index.
+    GatherElements       Model  2..=2    Axis     gather_elements scatter::gather_elements;
+    GatherND             Model  2..=2    Params   gather_nd       scatter::gather_nd;
+    /// x, indices, updates.
+    ScatterElements      Model  3..=3    Params   scatter_elements scatter::scatter_elements;
+    ScatterND            Model  3..=3    Params   scatter_nd      scatter::scatter_nd;
+    /// indices, depth, values `[off, on]`.
+    OneHot               Model  3..=3    Params   one_hot         scatter::one_hot;
+    NonZero              Model  1..=1    None     non_zero        scatter::non_zero;
+    /// x and a condition.
+    Compress             Model  2..=2    Params   compress        scatter::compress;
+    /// Distinct elements, their first places, what each became, how often each is there.
+    Unique               Model  1..=1    Params   unique          scatter::unique;
+    /// boxes, scores, optional limit a class, overlap and score: rows of (batch, class, box).
+    NonMaxSuppression    Model  2..=5    Params   non_max_suppression scatter::non_max_suppression;
+
+    // Windows over any number of dimensions.
+    /// As Conv, over one to three dimensions.
+    ConvNd               Model  2..=3    Spatial  conv_nd         spatial::conv_nd;
+    /// `x[N,C,..]`, `w[C,O/g,..]`, optional `bias[O]`.
+    ConvTranspose        Model  2..=3    Spatial  conv_transpose  spatial::conv_transpose;
+    /// Largest elements, and their places in x.
+    MaxPoolNd            Model  1..=1    Spatial  max_pool_nd     spatial::max_pool_nd;
+    AveragePoolNd        Model  1..=1    Spatial  pool_nd         spatial::average_pool_nd;
+    LpPool               Model  1..=1    Spatial  pool_nd         spatial::lp_pool;
+    /// Values, their places, optional shape of the result.
+    MaxUnpool            Model  2..=3    Spatial  max_unpool      spatial::max_unpool;
+    GlobalMaxPool        Model  1..=1    None     global_pool     spatial::global_max_pool;
+
+    // Images: places between elements.
+    /// x, region, scales or sizes (the other is absent), and the axes that these are of. ONNX calls it Resize.
+    Interpolate          Model  1..=5    Params   interpolate     sample::interpolate;
+    /// x `[N,C,..]`, grid `[N,..,rank]`.
+    GridSample           Model  2..=2    Params   grid_sample     sample::grid_sample;
+    /// theta, size.
+    AffineGrid           Model  2..=2    Params   affine_grid     sample::affine_grid;
+    /// x, regions, the image of each.
+    RoiAlign             Model  3..=3    Params   roi_align       sample::roi_align;
+    /// columns, image size, block size; the window's kernel is the block.
+    Col2Im               Model  3..=3    Spatial  col2im          sample::col2im;
+
+    // Norms, sums and losses with a plain form only.
+    /// x `[N,C,..]`, scale, bias.
+    InstanceNormalization Model 3..=3    Epsilon  channel_norm    loss::instance_norm;
+    /// x `[N,C,..]`, scale and bias for each channel.
+    GroupNormalization   Model  3..=3    Params   channel_norm    loss::group_norm;
+    LRN                  Model  1..=1    Params   lrn             loss::lrn;
+    Einsum               Model  1..=8    Equation einsum          loss::einsum;
+    Det                  Model  1..=1    None     det             loss::det;
+    /// log chances, targets, optional weights.
+    NegativeLogLikelihoodLoss Model 2..=3 Params  loss            loss::negative_log_likelihood;
+    /// scores, targets, optional weights: the loss, and the log chances.
+    SoftmaxCrossEntropyLoss Model 2..=3  Params   cross_entropy   loss::cross_entropy;
+
+    // Recurrent: x, w, r, optional bias, lengths, state (cell, peepholes). All states, the last, (the last cell).
+    LSTM                 Model  3..=8    Params   lstm            recurrent::lstm;
+    GRU                  Model  3..=6    Params   gru             recurrent::gru;
+    RNN                  Model  3..=6    Params   rnn             recurrent::rnn;
+
+    /// x rounded through a narrower type of floats, which the graph has not.
+    RoundFloat           Model  1..=1    Params   same_f32        unary::round_float;
 
     // ---- engine ops
     /// The bytes of `DynamicQuantizeLinear` without their zero point, as f32, and their scale.
@@ -493,6 +671,8 @@ impl Attr {
             Attr::QMul(_) => "QMul",
             Attr::Resize(_) => "Resize",
             Attr::Params(_) => "Params",
+            Attr::Spatial(_) => "Spatial",
+            Attr::Equation(_) => "Equation",
         }
     }
 }

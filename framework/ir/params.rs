@@ -111,6 +111,25 @@ const fn choice(name: &'static str, names: &'static [&'static str]) -> Param {
     Param { name, usual: Usual::Choice(names) }
 }
 
+const REDUCTIONS: &[&str] = &["none", "add", "mul", "max", "min"];
+
+const LOSSES: &[&str] = &["mean", "none", "sum"];
+/// Activations of recurrent ops.
+pub const ACTIVATIONS: &[&str] = &[
+    "Sigmoid",
+    "Tanh",
+    "Relu",
+    "Affine",
+    "LeakyRelu",
+    "ThresholdedRelu",
+    "ScaledTanh",
+    "HardSigmoid",
+    "Elu",
+    "Softsign",
+    "Softplus",
+];
+const DIRECTIONS: &[&str] = &["forward", "reverse", "bidirectional"];
+
 /// The numbers of `kind`; none for kinds that carry something else.
 pub const fn params_of(kind: OpKind) -> &'static [Param] {
     match kind {
@@ -123,6 +142,124 @@ pub const fn params_of(kind: OpKind) -> &'static [Param] {
         OpKind::IsInf => const { &[flag("detect_negative", true), flag("detect_positive", true)] },
         OpKind::Mod => const { &[flag("fmod", false)] },
         OpKind::BitShift => const { &[choice("direction", &["LEFT", "RIGHT"])] },
+        OpKind::ArgMax | OpKind::ArgMin => {
+            const { &[int("axis", 0), flag("keepdims", true), flag("select_last_index", false)] }
+        }
+        OpKind::TopK => const { &[int("axis", -1), flag("largest", true), flag("sorted", true)] },
+        OpKind::CumSum => const { &[flag("exclusive", false), flag("reverse", false)] },
+        OpKind::Shape => const { &[int("start", 0), int("end", i32::MAX)] },
+        OpKind::Split => const { &[int("axis", 0), int("num_outputs", 0)] },
+        OpKind::Pad => const { &[choice("mode", &["constant", "reflect", "edge", "wrap"])] },
+        OpKind::GatherND => const { &[int("batch_dims", 0)] },
+        OpKind::ScatterElements => const { &[int("axis", 0), choice("reduction", REDUCTIONS)] },
+        OpKind::ScatterND => const { &[choice("reduction", REDUCTIONS)] },
+        OpKind::OneHot => const { &[int("axis", -1)] },
+        OpKind::Trilu => const { &[flag("upper", true)] },
+        OpKind::EyeLike => const { &[int("k", 0), int("dtype", 0)] },
+        OpKind::DepthToSpace => const { &[int("blocksize", 0), choice("mode", &["DCR", "CRD"])] },
+        OpKind::SpaceToDepth => const { &[int("blocksize", 0)] },
+        OpKind::ReverseSequence => const { &[int("batch_axis", 1), int("time_axis", 0)] },
+        OpKind::Compress => const { &[int("axis", i32::MAX)] },
+        OpKind::Unique => const { &[int("axis", i32::MAX), flag("sorted", true)] },
+        OpKind::NonMaxSuppression => const { &[int("center_point_box", 0)] },
+        OpKind::LRN => {
+            const { &[float("alpha", 1e-4), float("beta", 0.75), float("bias", 1.0), int("size", 1)] }
+        }
+        OpKind::GroupNormalization => const { &[float("epsilon", 1e-5), int("num_groups", 1)] },
+        OpKind::NegativeLogLikelihoodLoss | OpKind::SoftmaxCrossEntropyLoss => {
+            const { &[choice("reduction", LOSSES), int("ignore_index", i32::MIN)] }
+        }
+        OpKind::GridSample => {
+            const {
+                &[
+                    choice("mode", &["linear", "nearest", "cubic"]),
+                    choice("padding_mode", &["zeros", "border", "reflection"]),
+                    flag("align_corners", false),
+                ]
+            }
+        }
+        OpKind::AffineGrid => const { &[flag("align_corners", false)] },
+        OpKind::RoiAlign => {
+            const {
+                &[
+                    choice("mode", &["avg", "max"]),
+                    int("output_height", 1),
+                    int("output_width", 1),
+                    int("sampling_ratio", 0),
+                    float("spatial_scale", 1.0),
+                    choice("coordinate_transformation_mode", &["half_pixel", "output_half_pixel"]),
+                ]
+            }
+        }
+        OpKind::Interpolate => {
+            const {
+                &[
+                    choice("mode", &["nearest", "linear", "cubic"]),
+                    choice(
+                        "coordinate_transformation_mode",
+                        &[
+                            "half_pixel",
+                            "asymmetric",
+                            "align_corners",
+                            "pytorch_half_pixel",
+                            "tf_crop_and_resize",
+                            "half_pixel_symmetric",
+                        ],
+                    ),
+                    choice("nearest_mode", &["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]),
+                    float("cubic_coeff_a", -0.75),
+                    flag("exclude_outside", false),
+                    float("extrapolation_value", 0.0),
+                    flag("antialias", false),
+                    choice("keep_aspect_ratio_policy", &["stretch", "not_larger", "not_smaller"]),
+                ]
+            }
+        }
+        OpKind::LSTM => {
+            const {
+                &[
+                    choice("direction", DIRECTIONS),
+                    int("hidden_size", 0),
+                    float("clip", f32::INFINITY),
+                    flag("layout", false),
+                    flag("input_forget", false),
+                    choice("f", ACTIVATIONS),
+                    choice("g", ACTIVATIONS),
+                    choice("h", ACTIVATIONS),
+                    choice("f_back", ACTIVATIONS),
+                    choice("g_back", ACTIVATIONS),
+                    choice("h_back", ACTIVATIONS),
+                ]
+            }
+        }
+        OpKind::GRU => {
+            const {
+                &[
+                    choice("direction", DIRECTIONS),
+                    int("hidden_size", 0),
+                    float("clip", f32::INFINITY),
+                    flag("layout", false),
+                    flag("linear_before_reset", false),
+                    choice("f", ACTIVATIONS),
+                    choice("g", ACTIVATIONS),
+                    choice("f_back", ACTIVATIONS),
+                    choice("g_back", ACTIVATIONS),
+                ]
+            }
+        }
+        OpKind::RNN => {
+            const {
+                &[
+                    choice("direction", DIRECTIONS),
+                    int("hidden_size", 0),
+                    float("clip", f32::INFINITY),
+                    flag("layout", false),
+                    choice("f", ACTIVATIONS),
+                    choice("f_back", ACTIVATIONS),
+                ]
+            }
+        }
+        OpKind::RoundFloat => const { &[choice("to", &["FLOAT16", "BFLOAT16"])] },
         _ => &[],
     }
 }

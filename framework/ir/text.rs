@@ -311,6 +311,27 @@ fn attr_fields(kind: OpKind, attr: &Attr) -> Fields {
             requant_fields(&mut f, &q.out);
         }
         Attr::Resize(r) => f.push(("scale", list(&r.scale))),
+        Attr::Spatial(a) => {
+            let usual = SpatialAttr::default();
+            let n = usize::from(a.rank).min(3);
+            let lists = [
+                ("kernel", a.kernel, [u32::MAX; 3]),
+                ("stride", a.stride, usual.stride),
+                ("dilation", a.dilation, usual.dilation),
+                ("before", a.before, usual.before),
+                ("after", a.after, usual.after),
+                ("output_padding", a.output_padding, usual.output_padding),
+            ];
+            for (key, sizes, usual) in lists {
+                unless(&mut f, key, list(&sizes[..n]), sizes[..n] == usual[..n]);
+            }
+            unless(&mut f, "group", a.group.to_string(), a.group == usual.group);
+            unless(&mut f, "p", a.p.to_string(), a.p == usual.p);
+            flag(&mut f, "ceil_mode", a.ceil_mode);
+            flag(&mut f, "count_include_pad", a.count_include_pad);
+            flag(&mut f, "column_major", a.column_major);
+        }
+        Attr::Equation(e) => f.push(("equation", quote(e.as_str()))),
         Attr::Params(p) => {
             for (param, &bits) in params_of(kind).iter().zip(&p.bits) {
                 unless(&mut f, param.name, param_text(param.usual, bits), bits == param.usual.bits());
@@ -440,6 +461,34 @@ impl<'a> Read<'a> {
         if self.fields.iter().any(|(k, _)| *k == "zero") { self.requant().map(Some) } else { Ok(None) }
     }
 
+    fn spatial(&mut self) -> Result<SpatialAttr, String> {
+        let kernel = self.list::<u32>("kernel")?.ok_or("kernel is missing")?;
+        let n = kernel.len();
+        let rank =
+            u8::try_from(n).ok().filter(|n| (1..=3).contains(n)).ok_or("kernel must have 1 to 3 numbers")?;
+        let mut a = SpatialAttr { rank, ..SpatialAttr::default() };
+        a.kernel[..n].copy_from_slice(&kernel);
+        for (key, slots) in [
+            ("stride", &mut a.stride),
+            ("dilation", &mut a.dilation),
+            ("before", &mut a.before),
+            ("after", &mut a.after),
+            ("output_padding", &mut a.output_padding),
+        ] {
+            match self.list::<u32>(key)? {
+                Some(sizes) if sizes.len() == n => slots[..n].copy_from_slice(&sizes),
+                Some(_) => return Err(format!("{key} must have {n} numbers")),
+                None => {}
+            }
+        }
+        a.group = self.number("group", Some(a.group))?;
+        a.p = self.number("p", Some(a.p))?;
+        a.ceil_mode = self.flag("ceil_mode")?;
+        a.count_include_pad = self.flag("count_include_pad")?;
+        a.column_major = self.flag("column_major")?;
+        Ok(a)
+    }
+
     fn params(&mut self, kind: OpKind) -> Result<Params, String> {
         let mut params = Params::usual(kind);
         for (param, slot) in params_of(kind).iter().zip(&mut params.bits) {
@@ -467,6 +516,12 @@ impl<'a> Read<'a> {
 fn attr_from(kind: OpKind, r: &mut Read<'_>) -> Result<Attr, String> {
     Ok(match kind.row().attr {
         "Params" => Attr::Params(r.params(kind)?),
+        "Spatial" => Attr::Spatial(r.spatial()?),
+        "Equation" => {
+            let text = r.take("equation").and_then(|t| t.strip_prefix('"')?.strip_suffix('"'));
+            let equation = text.and_then(Equation::new);
+            Attr::Equation(equation.ok_or("equation must be a short list of letters in double quotes")?)
+        }
         "Conv" => Attr::Conv(r.conv()?),
         "Pool" => Attr::Pool(PoolAttr {
             window: r.window()?,

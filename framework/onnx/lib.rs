@@ -1,5 +1,5 @@
 //! ONNX files and Lacuna's graph: [`load`] and [`parse`] read operator sets 7 to 28, [`save`] and [`to_bytes`]
-//! write operator set 17. Nothing else knows protobuf.
+//! write operator set 17 (21 where an op came later). Nothing else knows protobuf.
 //!
 //! One table, [`ops::FAMILIES`], says how each op is read and written. Files are not trusted: whatever is wrong
 //! with one is an [`Error`] that says where and what, found before memory is allocated for it.

@@ -122,6 +122,13 @@ impl<'m> Node<'m> {
         std::str::from_utf8(&attr.s).map(Some).map_err(|_| self.attribute(name, "is not UTF-8"))
     }
 
+    pub fn texts(&self, name: &str) -> Result<Option<Vec<&'m str>>> {
+        let Some(attr) = self.typed(name, AttributeType::Strings)? else { return Ok(None) };
+        let text =
+            |s: &'m bytes::Bytes| std::str::from_utf8(s).map_err(|_| self.attribute(name, "is not UTF-8"));
+        attr.strings.iter().map(text).collect::<Result<Vec<&str>>>().map(Some)
+    }
+
     pub fn tensor(&self, name: &str) -> Result<Option<&'m TensorProto>> {
         match self.typed(name, AttributeType::Tensor)? {
             Some(AttributeProto { t: Some(t), .. }) => Ok(Some(t)),

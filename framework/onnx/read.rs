@@ -21,15 +21,16 @@ use crate::node::Node;
 use crate::ops::{OnnxOp, Read, onnx_ops, params::read_params};
 use crate::proto::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
 use crate::proto::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto, ValueInfoProto, type_proto,
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TypeProto, ValueInfoProto, type_proto,
 };
 use crate::scan;
 use crate::tensor::{self, Constant, DIM_MAX, RANK_MAX};
 use crate::{composite, functions};
 use bytes::Bytes;
-use lacuna_ir::params::params_of;
+use lacuna_ir::params::{Params, params_of};
+use lacuna_ir::shape::VALUE_BYTES_MAX;
 use lacuna_ir::tensor::TENSOR_ELEMENTS_MAX;
-use lacuna_ir::{Attr, DType, Dim, Graph, Id, OpKind, ValueId};
+use lacuna_ir::{Attr, DType, Dim, Graph, Id, OpKind, Tensor, ValueId, element_count};
 use prost::Message;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -38,12 +39,46 @@ use std::path::Path;
 
 /// Largest file that is read.
 pub const FILE_BYTES_MAX: u64 = 8 << 30;
-/// Versions of the default operator set that are read: broadcasting has been numpy's since 7, and a form of an op that a
-/// row does not know has other attributes or operands, which is an error.
-pub const OPSET_MIN: i64 = 7;
+/// Versions of the default operator set that are read. A form of an op that a row does not know has other attributes or
+/// operands, which is an error.
+pub const OPSET_MIN: i64 = 1;
 pub const OPSET_MAX: i64 = 28;
 /// The most unsupported nodes of a file that an error names.
 const LACKING_MAX: usize = 1000;
+/// Ops of shape arithmetic: done at once where all they read is known and small. What quantises weights is not among
+/// them, nor what takes long.
+const AT_ONCE: &[OpKind] = &[
+    OpKind::Shape,
+    OpKind::Add,
+    OpKind::Sub,
+    OpKind::Mul,
+    OpKind::Div,
+    OpKind::Mod,
+    OpKind::Neg,
+    OpKind::Floor,
+    OpKind::Ceil,
+    OpKind::Min,
+    OpKind::Max,
+    OpKind::Equal,
+    OpKind::Less,
+    OpKind::Greater,
+    OpKind::And,
+    OpKind::Or,
+    OpKind::Not,
+    OpKind::Where,
+    OpKind::Cast,
+    OpKind::Concat,
+    OpKind::Slice,
+    OpKind::Gather,
+    OpKind::Squeeze,
+    OpKind::Unsqueeze,
+    OpKind::Reshape,
+    OpKind::Expand,
+    OpKind::Range,
+    OpKind::ReduceProd,
+    OpKind::ScatterElements,
+    OpKind::ScatterND,
+];
 const NAME_BYTES_MAX: usize = 4096;
 /// The most symbols among the dimensions of inputs.
 const SYMBOLS_MAX: usize = 256;
@@ -128,6 +163,8 @@ fn opset(model: &ModelProto) -> Result<i64> {
         None if model.opset_import.iter().any(|o| is_default_domain(&o.domain)) => {
             Err(Error::DuplicateName { what: "operator set", name: "ai.onnx".to_string() })
         }
+        // Ops of other domains only: they are refused by name.
+        None if !model.opset_import.is_empty() => Ok(OPSET_MAX),
         None => Err(Error::NotOnnx { why: "it names no version of the default operator set" }),
     }
 }
@@ -145,10 +182,13 @@ pub struct Reader<'m> {
     pub graph: Graph,
     names: HashMap<&'m str, Source>,
     files: Files,
+    /// Inputs and constants of integer types that the graph holds in wider ones.
+    widened: HashSet<ValueId>,
 }
 
 fn read_graph(proto: &GraphProto, opset: i64, files: Files) -> Result<Graph> {
-    let mut r = Reader { graph: Graph::new(&proto.name), names: HashMap::new(), files };
+    let mut r =
+        Reader { graph: Graph::new(&proto.name), names: HashMap::new(), files, widened: HashSet::new() };
     for sparse in &proto.sparse_initializer {
         let name = sparse.values.as_ref().map_or("", |v| v.name.as_str());
         let constant = tensor::read_sparse(sparse, name, &mut r.files)?;
@@ -158,6 +198,7 @@ fn read_graph(proto: &GraphProto, opset: i64, files: Files) -> Result<Graph> {
     for tensor in &proto.initializer {
         let constant = tensor::read(tensor, &tensor.name, &mut r.files)?;
         let value = r.graph.add_const(&tensor.name, constant.dtype, &constant.dims, constant.bytes)?;
+        r.widened.extend(Some(value).filter(|_| tensor::is_widened(tensor.data_type)));
         r.declare("initialiser", &tensor.name, Source::Value(value))?;
     }
     for input in &proto.input {
@@ -234,6 +275,7 @@ impl<'m> Reader<'m> {
             return Err(Error::Elements { name: input.name.clone(), dims, max: TENSOR_ELEMENTS_MAX });
         }
         let value = self.graph.add_input(&input.name, dtype, &dims);
+        self.widened.extend(Some(value).filter(|_| tensor::is_widened(element_code(input))));
         self.declare("input", &input.name, Source::Value(value))
     }
 
@@ -340,7 +382,7 @@ impl<'m> Reader<'m> {
         if node.proto.op_type == "Constant" {
             return Ok(None);
         }
-        let row = onnx_ops().find(|row| row.name == node.proto.op_type);
+        let row = onnx_ops().find(|row| row.name == node.proto.op_type && !matches!(row.read, Read::Never));
         row.map(Some).ok_or_else(|| node.unsupported(" yet"))
     }
 
@@ -369,6 +411,7 @@ impl<'m> Reader<'m> {
                 };
                 self.add(row, node, attr, &self.inputs(node)?)?
             }
+            Read::Never => return Err(node.unsupported(" yet")),
             Read::Ops(read) => {
                 let values = read(self, node)?;
                 self.name_results(node, values, before)?
@@ -395,17 +438,18 @@ impl<'m> Reader<'m> {
             names.push(if output.is_empty() { self.unused_name(&unnamed) } else { output.clone() });
         }
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        Ok(self.graph.add_op(row.kind, attr, &node.name, inputs, &names)?)
+        let made = self.graph.add_op(row.kind, attr, &node.name, inputs, &names)?;
+        Ok(self.settled(row.kind, &attr, inputs, made))
     }
 
     /// Gives what a node was read as the names of its outputs. A value that was there before is copied.
     fn name_results(&mut self, node: &Node<'m>, values: Vec<ValueId>, before: usize) -> Result<Vec<ValueId>> {
         let mut named: Vec<ValueId> = Vec::with_capacity(values.len());
         for (value, output) in values.into_iter().zip(&node.proto.output) {
-            let own = value.index() >= before && self.graph.producer(value).is_some();
+            let own = value.index() >= before && !named.contains(&value);
             if output.is_empty() {
                 named.push(value);
-            } else if own && !named.contains(&value) {
+            } else if own {
                 self.graph.rename(value, output);
                 named.push(value);
             } else {
@@ -419,8 +463,115 @@ impl<'m> Reader<'m> {
     /// Adds one of the ops that a node is read as, with one result.
     pub fn op(&mut self, node: &Node<'_>, kind: OpKind, attr: Attr, inputs: &[ValueId]) -> Result<ValueId> {
         let name = self.unused_name(&format!("{}.{}", node.name, kind.name()));
-        let values = self.graph.add_op(kind, attr, &node.name, inputs, &[&name])?;
+        let made = self.graph.add_op(kind, attr, &node.name, inputs, &[&name])?;
+        let values = self.settled(kind, &attr, inputs, made);
         values.first().copied().ok_or_else(|| node.arity("it has no result".to_string()))
+    }
+
+    /// As [`Reader::op`], with as many results as the node has outputs.
+    pub fn results(
+        &mut self,
+        node: &Node<'_>,
+        kind: OpKind,
+        attr: Attr,
+        inputs: &[ValueId],
+    ) -> Result<Vec<ValueId>> {
+        let count = node.proto.output.iter().rposition(|o| !o.is_empty()).map_or(1, |i| i.saturating_add(1));
+        let name = |i: usize| self.unused_name(&format!("{}.{}.{i}", node.name, kind.name()));
+        let names: Vec<String> = (0..count).map(name).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let made = self.graph.add_op(kind, attr, &node.name, inputs, &names)?;
+        Ok(self.settled(kind, &attr, inputs, made))
+    }
+
+    /// A tensor that stands in an attribute.
+    pub fn tensor(&mut self, t: &TensorProto, name: &str) -> Result<Constant> {
+        tensor::read(t, name, &mut self.files)
+    }
+
+    /// A list that is an operand in the graph and an attribute in the file.
+    pub fn list(&mut self, node: &Node<'_>, name: &str, values: &[i64]) -> Result<ValueId> {
+        self.add_constant(&format!("{}.{name}", node.name), Constant::list_i64(values))
+    }
+
+    /// The dimensions of a value as an operand: a constant where they are numbers.
+    pub fn shape_of(&mut self, node: &Node<'_>, x: ValueId) -> Result<ValueId> {
+        let dims = self.graph.shape(x).iter().map(|d| d.fixed().and_then(|n| i64::try_from(n).ok()));
+        match dims.collect::<Option<Vec<i64>>>() {
+            Some(dims) => self.list(node, "shape", &dims),
+            None => self.op(node, OpKind::Shape, Attr::Params(Params::usual(OpKind::Shape)), &[x]),
+        }
+    }
+
+    /// What is computed of small constants, or is the shape of a value, is a constant at once: rules then see it. The op
+    /// was the last of the order.
+    fn settled(&mut self, kind: OpKind, attr: &Attr, inputs: &[ValueId], made: Vec<ValueId>) -> Vec<ValueId> {
+        match self.evaluated(kind, attr, inputs, &made) {
+            Some(constants) => {
+                self.graph.order.pop();
+                constants
+            }
+            None => made,
+        }
+    }
+
+    fn evaluated(
+        &mut self,
+        kind: OpKind,
+        attr: &Attr,
+        inputs: &[ValueId],
+        made: &[ValueId],
+    ) -> Option<Vec<ValueId>> {
+        if !AT_ONCE.contains(&kind) {
+            return None;
+        }
+        let small = |g: &Graph, v: &ValueId| {
+            let dims = g.fixed_shape(*v)?;
+            let bytes = element_count(&dims)?.checked_mul(8)?;
+            (bytes <= VALUE_BYTES_MAX).then_some(())
+        };
+        for v in made {
+            small(&self.graph, v)?;
+        }
+        let mut operands: Vec<Option<Tensor>> = Vec::with_capacity(inputs.len());
+        for v in inputs {
+            operands.push(match v.is_none() {
+                true => None,
+                // A shape does not depend on the elements.
+                false if kind == OpKind::Shape => {
+                    let dims = self.graph.fixed_shape(*v)?.iter().map(|d| i64::try_from(*d).ok()).collect();
+                    return self.constant_shape(attr, dims, made);
+                }
+                false => {
+                    self.graph.const_bytes(*v).filter(|b| b.len() <= VALUE_BYTES_MAX)?;
+                    Some(self.graph.const_tensor(*v)?)
+                }
+            });
+        }
+        let operands: Vec<Option<&Tensor>> = operands.iter().map(Option::as_ref).collect();
+        let results = (kind.row().eval)(attr, &operands).ok()?;
+        Some(self.constants(made, &results))
+    }
+
+    fn constant_shape(
+        &mut self,
+        attr: &Attr,
+        dims: Option<Vec<i64>>,
+        made: &[ValueId],
+    ) -> Option<Vec<ValueId>> {
+        let dims = dims?;
+        let (start, end) = lacuna_ir::shape::shape_range(attr, dims.len()).ok()?;
+        let part = dims.get(start..end)?.to_vec();
+        let tensor = Tensor::from_i64(&[part.len()], part);
+        Some(self.constants(made, &[tensor]))
+    }
+
+    fn constants(&mut self, made: &[ValueId], results: &[Tensor]) -> Vec<ValueId> {
+        let of = |(v, t): (&ValueId, &Tensor)| {
+            let name = self.graph.value_name.get(*v).cloned().unwrap_or_default();
+            self.graph.add_tensor(&name, t)
+        };
+        made.iter().zip(results).map(of).collect()
     }
 
     /// A name that nothing in the file has.
@@ -516,6 +667,11 @@ impl<'m> Reader<'m> {
         self.graph.value_dtype[value]
     }
 
+    /// Whether a value is of an integer type that the graph holds in a wider one.
+    pub fn is_widened(&self, value: ValueId) -> bool {
+        self.widened.contains(&value)
+    }
+
     /// Input `i` as a value of the graph, if it is there.
     pub fn input(&self, node: &Node<'_>, i: usize) -> Result<Option<ValueId>> {
         match node.proto.input.get(i).filter(|name| !name.is_empty()) {
@@ -567,11 +723,17 @@ fn list(items: impl Iterator<Item = String>) -> String {
 fn input_dim(name: &str, axis: usize, dim: i64) -> Result<u64> {
     let why = match dim {
         ..0 => "a dimension cannot be negative; a dynamic one has a name (dim_param)",
-        0 => "an input cannot be empty; a dynamic dimension has a name (dim_param)",
-        1..=DIM_MAX => return Ok(dim.unsigned_abs()),
+        0..=DIM_MAX => return Ok(dim.unsigned_abs()),
         _ => "a dimension cannot be larger than 2^31",
     };
     Err(Error::Dimension { name: name.to_string(), axis, dim, why })
+}
+
+fn element_code(info: &ValueInfoProto) -> i32 {
+    match info.r#type.as_ref().and_then(|t| t.value.as_ref()) {
+        Some(type_proto::Value::TensorType(t)) => t.elem_type,
+        _ => 0,
+    }
 }
 
 /// Element type and shape that the file gives to an input or output.

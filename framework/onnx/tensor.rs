@@ -143,6 +143,11 @@ pub fn graph_dtype(code: i32, name: &str) -> Result<DType> {
     foreign(code).map_or_else(|| dtype(code, name), |row| Ok(row.dtype))
 }
 
+/// Whether a type of files is one of integers that a graph holds in a wider one.
+pub fn is_widened(code: i32) -> bool {
+    foreign(code).is_some_and(|row| row.dtype != DType::F32 && row.stored != DataType::Uint64)
+}
+
 pub fn code(dtype: DType) -> i32 {
     DTYPES.iter().find(|row| row.0 == dtype).map_or(0, |row| row.1.into())
 }

@@ -161,9 +161,9 @@ fn write_graph(g: &Graph, opset: i64) -> Result<(GraphProto, i64)> {
         }
     }
     for &op in &g.order {
-        let (node, needed) = write_node(g, op, &mut names, &mut proto.initializer, opset)?;
+        let (nodes, needed) = write_node(g, op, &mut names, &mut proto.initializer, opset)?;
         needs = needs.max(needed);
-        proto.node.push(node);
+        proto.node.extend(nodes);
         let inner = g.outputs_of(op).iter().filter(|v| !g.outputs.contains(v));
         proto.value_info.extend(inner.map(|&v| value_info(g, v, &names)));
     }
@@ -186,6 +186,9 @@ pub struct NodeOut<'a> {
     /// The operator set that is written.
     pub opset: i64,
     needs: i64,
+    graph: &'a Graph,
+    op: OpId,
+    after: Option<NodeProto>,
     node: NodeProto,
     names: &'a mut Names,
     initializers: &'a mut Vec<TensorProto>,
@@ -197,7 +200,7 @@ fn write_node(
     names: &mut Names,
     initializers: &mut Vec<TensorProto>,
     opset: i64,
-) -> Result<(NodeProto, i64)> {
+) -> Result<(Vec<NodeProto>, i64)> {
     let (kind, name) = (g.op_kind[op], &g.op_name[op]);
     if kind.row().level != Level::Model {
         return Err(Error::EngineOp { op: name.clone(), kind: kind.name() });
@@ -217,10 +220,10 @@ fn write_node(
         output: g.outputs_of(op).iter().map(text).collect(),
         ..NodeProto::default()
     };
-    let mut out = NodeOut { kind, opset, needs: OPSET, node, names, initializers };
+    let mut out = NodeOut { kind, opset, needs: OPSET, graph: g, op, after: None, node, names, initializers };
     out.needs(row.since);
     write(&g.op_attr[op], &mut out).map_err(fail)?;
-    Ok((out.node, out.needs))
+    Ok((std::iter::once(out.node).chain(out.after).collect(), out.needs))
 }
 
 impl NodeOut<'_> {
@@ -249,6 +252,54 @@ impl NodeOut<'_> {
     /// The node is not what is meant before this operator set.
     pub fn needs(&mut self, opset: i64) {
         self.needs = self.needs.max(opset);
+    }
+
+    /// Takes input `i` away, which must be the last, and gives its elements. `None`: there is none.
+    pub fn take_ints(&mut self, i: usize) -> Result<Option<Vec<i64>>, String> {
+        let Some(v) = self.graph.input_of(self.op, i) else { return Ok(None) };
+        self.node.input.truncate(i);
+        while self.node.input.last().is_some_and(String::is_empty) {
+            self.node.input.pop();
+        }
+        let list = self.graph.const_i64(v).map(|list| list.into_owned());
+        list.map(Some).ok_or_else(|| format!("input {i} is computed: ONNX has it as an attribute"))
+    }
+
+    /// Takes attributes away that this form of the op has not.
+    pub fn forget(&mut self, names: &[&str]) -> Result<(), String> {
+        self.node.attribute.retain(|a| !names.contains(&a.name.as_str()));
+        Ok(())
+    }
+
+    /// Writes the node as another op, and a second node of that op after it.
+    pub fn twice(&mut self, name: &str, first: i64, second: i64) {
+        let value = self.node.output.first().cloned().unwrap_or_default();
+        let between = self.names.fresh(format!("{value}.{name}"));
+        let cast = |input: String, output: String, to: i64| NodeProto {
+            op_type: "Cast".to_string(),
+            input: vec![input],
+            output: vec![output],
+            attribute: vec![AttributeProto {
+                name: "to".to_string(),
+                r#type: AttributeType::Int.into(),
+                i: to,
+                ..AttributeProto::default()
+            }],
+            ..NodeProto::default()
+        };
+        let input = self.node.input.first().cloned().unwrap_or_default();
+        self.after = Some(cast(between.clone(), value, second));
+        self.node = NodeProto { name: self.node.name.clone(), ..cast(input, between, first) };
+    }
+
+    pub fn texts(&mut self, name: &str, texts: &[&str]) {
+        let strings = texts.iter().map(|t| t.as_bytes().to_vec().into()).collect();
+        self.attribute(name, AttributeType::Strings, AttributeProto { strings, ..AttributeProto::default() });
+    }
+
+    /// How many inputs the node has so far.
+    pub fn inputs(&self) -> usize {
+        self.node.input.len()
     }
 
     /// One more input, which is left out.

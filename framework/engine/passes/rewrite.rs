@@ -136,7 +136,7 @@ pub fn spatial_mean(g: &Graph, op: OpId) -> Option<bool> {
     }
     match (g.op_kind[op], g.op_attr[op]) {
         (OpKind::GlobalAveragePool, _) => Some(true),
-        (OpKind::ReduceMean, Attr::Reduce(r)) => {
+        (OpKind::ReduceMean, Attr::Reduce(r)) if g.inputs_of(op).len() == 1 => {
             let mut axes: Vec<i64> = r.axes.as_slice().iter().map(|&a| (a as i64).rem_euclid(4)).collect();
             axes.sort_unstable();
             (axes == [2, 3]).then_some(r.keep_dims)
@@ -154,7 +154,9 @@ pub fn keeps_order(dims: &[Dim], perm: &[i64]) -> bool {
 pub fn perm_of(g: &Graph, op: OpId) -> Option<Vec<i64>> {
     match g.op_attr[op] {
         Attr::Perm(a) if g.op_kind[op] == OpKind::Transpose => {
-            Some(a.as_slice().iter().map(|&x| x as i64).collect())
+            // None given: the order is reversed.
+            let rank = g.input_of(op, 0).map_or(0, |x| g.shape(x).len());
+            lacuna_ir::shape::permutation(&a, rank).ok().map(|p| p.iter().map(|&x| x as i64).collect())
         }
         _ => None,
     }

@@ -434,7 +434,11 @@ impl Builder<'_> {
                 self.view(place.reshaped(&dims), dtype)
             }
             (Transpose, Attr::Perm(perm)) => {
-                let perm: Vec<i64> = perm.as_slice().iter().map(|&a| a as i64).collect();
+                // None given: the order is reversed.
+                let perm: Vec<i64> = match perm.as_slice() {
+                    [] => (0..g.shape(x).len() as i64).rev().collect(),
+                    perm => perm.iter().map(|&a| a as i64).collect(),
+                };
                 let place = self.place(x)?.transposed(&perm);
                 self.view(Some(place), dtype)
             }
@@ -450,7 +454,9 @@ impl Builder<'_> {
             (Tanh, _) => self.elementwise(op, MapOp::Tanh),
             (Cast, Attr::Cast(to)) => self.cast(op, dtype, to),
             (Gather, Attr::Axis(axis)) => rows::emit_gather(self, op, axis),
-            (LayerNormalization, Attr::Norm(norm)) => rows::emit_layer_norm(self, op, norm),
+            (LayerNormalization, Attr::Norm(norm)) if g.outputs_of(op).len() == 1 => {
+                rows::emit_layer_norm(self, op, norm)
+            }
             (AddNorm, Attr::AddNorm(norm)) => rows::emit_add_norm(self, op, norm),
             (QAttention, Attr::QAttention(a)) => rows::emit_attention(self, op, a),
             (Add, _) => self.elementwise(op, MapOp::Add),
@@ -499,7 +505,7 @@ impl Builder<'_> {
                 self.eight_bit_zeros(&[q.x_zero])?;
                 self.mean(op, Some((q.x_zero, q.mult, q.out)))
             }
-            (ReduceMean, Attr::Reduce(r)) => {
+            (ReduceMean, Attr::Reduce(r)) if g.inputs_of(op).len() == 1 => {
                 let rank = g.shape(x).len() as i64;
                 let axes: Vec<usize> = match r.axes.as_slice() {
                     [] => (0..rank as usize).collect(),

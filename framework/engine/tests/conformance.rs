@@ -6,15 +6,16 @@
 //! `target/onnx-testdata` of the workspace, where `.ci/run` unpacks them. A case is a model, inputs and outputs.
 //!
 //! `conformance.txt` beside this file lists every case that does not pass, and why. A case that is not listed must
-//! pass, a listed one must not; what is not supported must be refused by a typed error that says so.
+//! pass, a listed one must not: it is refused by a typed error that names what is not supported, or is one of the few
+//! whose expected results we do not follow (`DEVIATIONS`).
 //! `UPDATE_GOLDEN=1` writes the list anew. `LACUNA_ONNX_CASE=text` runs the cases that have `text` in their names, and
-//! prints what became of each.
+//! prints what became of each; `LACUNA_ONNX_RUN=interpreter` leaves the engine out.
 
 #[path = "conformance/tensor.rs"]
 mod tensor;
 
 use lacuna_engine::{Options, Session};
-use lacuna_ir::{Graph, Tensor, interp};
+use lacuna_ir::{Graph, Tensor, ValueId, interp};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
@@ -91,6 +92,18 @@ fn engine(graph: &Graph, inputs: &[Tensor], threads: usize) -> Result<Vec<Tensor
     session.run(inputs).map_err(|e| e.to_string())
 }
 
+/// Cases whose expected results are not followed, and why.
+const DEVIATIONS: [(&str, &str); 5] = [
+    ("node/test_averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_True", CEIL),
+    ("node/test_qlinearmatmul_2D_int8_float16", WRAPS),
+    ("node/test_qlinearmatmul_2D_int8_float32", WRAPS),
+    ("node/test_qlinearmatmul_3D_int8_float16", WRAPS),
+    ("node/test_qlinearmatmul_3D_int8_float32", WRAPS),
+];
+const CEIL: &str = "the file counts elements beyond the padding; onnxruntime and PyTorch do not";
+const WRAPS: &str = "results beyond i8 wrap in the file; the standard's text and onnxruntime saturate";
+const DEVIATES: &str = "deviates: ";
+
 type Run = fn(&Graph, &[Tensor]) -> Result<Vec<Tensor>, String>;
 
 const CONFIGURATIONS: [(&str, Run); 3] = [
@@ -108,10 +121,15 @@ fn check(folder: &Path) -> Result<(), String> {
     };
     lacuna_ir::verify::verify(&graph).map_err(|e| format!("verify: {e}"))?;
     for set in folders(folder) {
-        let inputs = tensors(&set, "input")?;
-        let inputs: Vec<Tensor> = inputs.into_iter().map(|t| t.tensor).collect();
-        let expected = tensors(&set, "output")?;
-        for (name, run) in CONFIGURATIONS {
+        let like = |(t, v): (Expected, &ValueId)| t.as_graph(graph.value_dtype[*v]);
+        let inputs = tensors(&set, "input")?.into_iter().zip(&graph.inputs).map(like);
+        let inputs: Vec<Tensor> = inputs.map(|t| t.tensor).collect();
+        let expected: Vec<Expected> =
+            tensors(&set, "output")?.into_iter().zip(&graph.outputs).map(like).collect();
+        let only = std::env::var("LACUNA_ONNX_RUN").ok();
+        for (name, run) in
+            CONFIGURATIONS.iter().filter(|c| only.as_ref().is_none_or(|only| c.0.starts_with(only)))
+        {
             let outputs = run(&graph, &inputs).map_err(|e| format!("{name}: {e}"))?;
             if outputs.len() != expected.len() {
                 return Err(format!("{name}: {} outputs, {} expected", outputs.len(), expected.len()));
@@ -151,6 +169,8 @@ fn the_node_tests_of_the_standard_pass() {
             if only.is_some() {
                 println!("{case}: {}", result.as_ref().err().map_or("ok", String::as_str));
             }
+            let deviation = DEVIATIONS.iter().find(|d| d.0 == case).filter(|_| result.is_err());
+            let result = deviation.map_or(result, |d| Err(format!("{DEVIATES}{}", d.1)));
             match result {
                 Ok(()) => passed += 1,
                 Err(why) => drop(found.insert(case, why)),
@@ -160,14 +180,20 @@ fn the_node_tests_of_the_standard_pass() {
         writeln!(text, "# {set}: {passed} of {count} pass").unwrap();
     }
     found.iter().for_each(|(case, why)| writeln!(text, "{case}  {why}").unwrap());
-    if only.is_some() {
+    if only.is_some() || std::env::var_os("LACUNA_ONNX_RUN").is_some() {
+        found.iter().for_each(|(case, why)| println!("{case}  {why}"));
         return;
     }
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         return fs::write(manifest(), text).unwrap();
     }
     for (case, why) in &found {
+        let refused = why.starts_with(UNSUPPORTED) || why.starts_with(DEVIATES);
+        if !refused {
+            faults.push(format!("{case} fails: {why}"));
+        }
         match listed.get(case) {
+            _ if !refused => {}
             None => faults.push(format!("{case} fails: {why}")),
             Some(was) if was.starts_with(UNSUPPORTED) != why.starts_with(UNSUPPORTED) => {
                 faults.push(format!("{case} is listed as '{was}', but: {why}"));

@@ -18,11 +18,8 @@ const RELATIVE: f32 = 1e-5;
 
 /// Files that do not run yet. One that does must leave this list.
 const NOT_YET: &[&str] = &[
-    "keras_cnn",
-    "keras_transformer",
     "tf2onnx_cnn",
     "tf2onnx_transformer",
-    "torch_dynamo_cnn",
     "torch_dynamo_transformer",
     "torch_torchscript_cnn",
     "torch_torchscript_transformer",

@@ -6,7 +6,7 @@ use crate::shape;
 use crate::tensor::{Elements, Tensor};
 
 /// Builds a tensor of `dims` whose element `i` is element `f(i)` of `x`.
-fn pick(x: &Tensor, dims: Vec<usize>, f: impl Fn(usize) -> usize) -> Tensor {
+pub(super) fn pick(x: &Tensor, dims: Vec<usize>, f: impl Fn(usize) -> usize) -> Tensor {
     let n: usize = dims.iter().product();
     let elements = match &x.elements {
         Elements::F32(x) => Elements::F32((0..n).map(|i| x[f(i)]).collect()),

@@ -15,10 +15,16 @@ pub mod fixed;
 pub mod gemm;
 pub mod integer;
 pub mod layout;
+pub mod loss;
 pub mod norm;
 pub mod pool;
 pub mod quant;
+pub mod recurrent;
 pub mod reduce;
+pub mod sample;
+pub mod scatter;
+pub mod slice;
+pub mod spatial;
 pub mod unary;
 
 use crate::op::Attr;

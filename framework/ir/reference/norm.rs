@@ -2,7 +2,7 @@
 
 use super::fixed::{LANES, sum_lanes};
 use super::quant::requantize;
-use super::{Inputs, Outputs, f32s, optional, output_dims, tensor, wrong_attr};
+use super::{Inputs, Outputs, all_output_dims, f32s, optional, output_dims, tensor, wrong_attr};
 use crate::op::{AddNormAttr, Affine, Attr};
 use crate::shape;
 use crate::tensor::{Elements, Tensor};
@@ -27,7 +27,8 @@ pub fn batch_norm(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
 
 /// Over all dimensions from `axis` on.
 pub fn layer_norm(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
-    let dims = output_dims(shape::layer_norm, attr, inputs)?;
+    let all = all_output_dims(shape::layer_norm, attr, inputs)?;
+    let dims = all[0].clone();
     let Attr::Norm(norm) = *attr else { return Err(wrong_attr(attr)) };
     let axis = shape::axis_index(norm.axis as i64, dims.len())?;
     let len: usize = dims[axis..].iter().product();
@@ -37,13 +38,32 @@ pub fn layer_norm(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     if len > 0 {
         y.chunks_exact_mut(len).for_each(|row| add_norm_row(row, scale, bias, norm.epsilon));
     }
-    Ok(vec![Tensor::from_f32(&dims, y)])
+    let (mut means, mut inverses) = (Vec::new(), Vec::new());
+    for row in f32s(inputs, 0)?.chunks_exact(len.max(1)) {
+        let (mean, inverse) = center(&mut row.to_vec(), norm.epsilon);
+        means.push(mean);
+        inverses.push(inverse);
+    }
+    Ok(vec![
+        Tensor::from_f32(&dims, y),
+        Tensor::from_f32(&all[1], means),
+        Tensor::from_f32(&all[2], inverses),
+    ])
 }
 
-/// Normalises one row in place: mean and variance are sums in lanes ([`sum_lanes`]) over the length, squares are added
-/// with one rounding, and so is the bias.
+/// Normalises one row in place; the bias is added with one rounding.
 #[inline(always)]
 pub fn add_norm_row(x: &mut [f32], scale: &[f32], bias: &[f32], epsilon: f32) {
+    let (_, inverse) = center(x, epsilon);
+    for ((x, &scale), &bias) in x.iter_mut().zip(scale).zip(bias) {
+        *x = (*x * inverse).mul_add(scale, bias);
+    }
+}
+
+/// Takes the mean away; returns it, and one over the deviation: sums in lanes ([`sum_lanes`]) over the length, squares
+/// are added with one rounding.
+#[inline(always)]
+fn center(x: &mut [f32], epsilon: f32) -> (f32, f32) {
     let len = x.len() as f32;
     let mut lanes = [0.0f32; LANES];
     for block in x.chunks(LANES) {
@@ -57,10 +77,7 @@ pub fn add_norm_row(x: &mut [f32], scale: &[f32], bias: &[f32], epsilon: f32) {
             *lane = x.mul_add(*x, *lane);
         }
     }
-    let inverse = 1.0 / (sum_lanes(lanes) / len + epsilon).sqrt();
-    for ((x, &scale), &bias) in x.iter_mut().zip(scale).zip(bias) {
-        *x = (*x * inverse).mul_add(scale, bias);
-    }
+    (mean, 1.0 / (sum_lanes(lanes) / len + epsilon).sqrt())
 }
 
 /// What the zero points of u8 operands add to every element of their sum.

@@ -136,15 +136,6 @@ pub fn average_pool_nhwc(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     window_pool(attr, inputs, true, false)
 }
 
-pub fn global_average_pool(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
-    let dims = output_dims(shape::global_pool, attr, inputs)?;
-    let x = tensor(inputs, 0)?;
-    let pixels = x.dims[2] * x.dims[3];
-    let y =
-        f32s(inputs, 0)?.chunks_exact(pixels).map(|p| p.iter().fold(0.0f32, |a, &b| a + b) / pixels as f32);
-    Ok(vec![Tensor::from_f32(&dims, y.collect())])
-}
-
 pub fn global_avg_pool_nhwc(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     let dims = output_dims(shape::global_pool_nhwc, attr, inputs)?;
     let x = tensor(inputs, 0)?;

@@ -179,3 +179,34 @@ pub fn is_inf(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     let is = |&x: &f32| u8::from(negative && x == f32::NEG_INFINITY || positive && x == f32::INFINITY);
     Ok(vec![Tensor::from_bool(&dims, f32s(inputs, 0)?.iter().map(is).collect())])
 }
+
+/// To the nearest value of a narrower type, ties to even.
+pub fn round_float(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let half = attr.numbers::<1>()?[0].choice() == 0;
+    map(attr, inputs, |x| if half { through_f16(x) } else { through_bf16(x) })
+}
+
+/// The upper half of the bits.
+pub fn through_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    if x.is_nan() {
+        return x;
+    }
+    let even = (bits >> 16) & 1;
+    f32::from_bits(bits.wrapping_add(0x7fff + even) & 0xffff_0000)
+}
+
+/// IEEE 754 binary16: 11 bits from 2^-14 on, steps of 2^-24 below, at most 65504.
+pub fn through_f16(x: f32) -> f32 {
+    let magnitude = x.abs();
+    if !magnitude.is_finite() || magnitude == 0.0 {
+        return x;
+    }
+    // Half way to the next value beyond the largest.
+    if magnitude >= 65520.0 {
+        return f32::INFINITY.copysign(x);
+    }
+    let exponent = ((magnitude.to_bits() >> 23) as i32 - 127).max(-14);
+    let step = 2.0f32.powi(exponent - 10);
+    ((magnitude / step).round_ties_even() * step).copysign(x)
+}

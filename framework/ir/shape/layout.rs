@@ -1,8 +1,8 @@
 //! Ops that move elements and compute nothing.
 
 use super::{
-    Element, Facts, InferInput, Inputs, RANK_MAX, axis_index, expect_dtype, input, joined, may_equal, number,
-    one, rank, show, typed, wrong_attr,
+    Element, Facts, InferInput, Inputs, RANK_MAX, axis_index, expect_dtype, input, joined, list_len,
+    may_equal, number, one, optional, rank, show, typed, wrong_attr,
 };
 use crate::op::{Attr, Axes};
 use crate::tensor::{DType, Dim};
@@ -116,11 +116,29 @@ fn axis_flags(axes: &Axes, rank: usize) -> Result<Vec<bool>, String> {
     Ok(flags)
 }
 
+/// The axes of an attribute, or those that an operand lists; `Err(count)` where only their count is known.
+fn axes_of(axes: &Axes, inputs: Inputs<'_>) -> Result<Result<Axes, usize>, String> {
+    let Some(list) = optional(inputs, 1) else { return Ok(Ok(*axes)) };
+    if !axes.as_slice().is_empty() {
+        return Err("has axes as attributes and as an operand".to_string());
+    }
+    expect_dtype(1, &list, DType::I64)?;
+    let count = list_len(1, &list)?;
+    match list.ints() {
+        Some(axes) => Axes::new(&axes).map(Ok).ok_or_else(|| format!("{axes:?} are not at most 8 axes")),
+        None => Ok(Err(count)),
+    }
+}
+
 /// Axes count dimensions of the result.
 pub fn unsqueeze(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let Attr::Axes(axes) = attr else { return Err(wrong_attr(attr)) };
     let x = input(inputs, 0)?;
-    let new = axis_flags(axes, x.dims.len() + axes.as_slice().len())?;
+    let axes = match axes_of(axes, inputs)? {
+        Ok(axes) => axes,
+        Err(count) => return one(x.dtype, vec![Dim::Unknown; (x.dims.len() + count).min(RANK_MAX + 1)]),
+    };
+    let new = axis_flags(&axes, x.dims.len() + axes.as_slice().len())?;
     let mut old = x.dims.iter();
     let dims = new.iter().map(|&new| if new { Some(Dim::Fixed(1)) } else { old.next().copied() });
     one(x.dtype, dims.collect::<Option<Vec<Dim>>>().ok_or("the axes do not fit")?)
@@ -131,9 +149,16 @@ pub fn squeeze(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let Attr::Axes(axes) = attr else { return Err(wrong_attr(attr)) };
     let x = input(inputs, 0)?;
     let is_one = |d: &Dim| *d == Dim::Fixed(1);
+    let axes = match axes_of(axes, inputs)? {
+        Ok(axes) => axes,
+        Err(count) => {
+            let left = x.dims.len().checked_sub(count).ok_or("more axes than dimensions")?;
+            return one(x.dtype, vec![Dim::Unknown; left]);
+        }
+    };
     let gone = match axes.as_slice() {
-        [] => x.dims.iter().map(is_one).collect(),
-        _ => axis_flags(axes, x.dims.len())?,
+        [] if inputs.len() == 1 => x.dims.iter().map(is_one).collect(),
+        _ => axis_flags(&axes, x.dims.len())?,
     };
     if let Some(at) = (0..gone.len()).find(|&i| gone[i] && !may_equal(x.dims[i], Dim::Fixed(1))) {
         return Err(format!("dimension {at} of {} is not 1", show(x.dims)));

@@ -13,7 +13,12 @@ mod layout;
 mod norm;
 mod products;
 mod quant;
+mod recurrent;
 mod reduce;
+mod sample;
+mod scatter;
+mod slice;
+mod spatial;
 mod windows;
 
 pub use elementwise::*;
@@ -22,7 +27,12 @@ pub use layout::*;
 pub use norm::*;
 pub use products::*;
 pub use quant::*;
+pub use recurrent::*;
 pub use reduce::*;
+pub use sample::*;
+pub use scatter::*;
+pub use slice::*;
+pub use spatial::*;
 pub use windows::*;
 
 use crate::elements::tensor_of;
@@ -262,9 +272,9 @@ fn expect_scalar(i: usize, x: &InferInput<'_>) -> Result<(), String> {
     }
 }
 
-/// The elements of an integer operand, where they are known.
-fn known_ints(x: &InferInput<'_>) -> Option<Vec<i64>> {
-    x.ints()
+/// The elements of an f32 operand, where they are known.
+fn known_floats(x: &InferInput<'_>) -> Option<Vec<f32>> {
+    x.value()?.as_f32().map(<[f32]>::to_vec)
 }
 
 /// Numbers of an operand as sizes, none negative.
@@ -283,11 +293,6 @@ fn list_len(i: usize, x: &InferInput<'_>) -> Result<usize, String> {
 
 /// The most numbers of a list that is an operand (shapes, axes, sizes of parts).
 const LIST_MAX: usize = 4096;
-
-/// A dimension that rests on what is computed.
-fn unknown(_what: &str) -> Result<Dim, String> {
-    Ok(Dim::Unknown)
-}
 
 /// As [`expect_dims`], where a symbol may turn out to be any number.
 fn expect_like(i: usize, x: &InferInput<'_>, dims: &[Dim]) -> Result<(), String> {

@@ -1,11 +1,11 @@
 //! Normalisations.
 
 use super::{
-    Facts, Inputs, axis_index, check_u8, check_zero, expect_dims, expect_like, input, number, one, optional,
-    typed, wrong_attr,
+    Fact, Facts, Inputs, axis_index, check_dims, check_u8, check_zero, expect_dims, expect_like, input,
+    number, one, optional, typed, wrong_attr,
 };
 use crate::op::Attr;
-use crate::tensor::DType;
+use crate::tensor::{DType, Dim};
 
 /// Batch normalisation: x[N,C,...] and four vectors of C, all f32.
 pub fn first_f32(attr: &Attr, inputs: Inputs<'_>) -> Facts {
@@ -30,7 +30,11 @@ pub fn layer_norm(attr: &Attr, inputs: Inputs<'_>) -> Facts {
             expect_like(i, &typed(inputs, i, DType::F32)?, &x.dims[axis..])?;
         }
     }
-    one(x.dtype, x.dims.to_vec())
+    check_dims(x.dims)?;
+    // Means, and inverses of deviations: a number for each run.
+    let ones = vec![Dim::Fixed(1); x.dims.len() - axis];
+    let statistic = Fact { dtype: x.dtype, dims: [&x.dims[..axis], &ones].concat() };
+    Ok(vec![Fact { dtype: x.dtype, dims: x.dims.to_vec() }, statistic.clone(), statistic])
 }
 
 /// Rows of u8 or f32, summed and normalised; a u8 result, an f32 result, or both.

@@ -28,7 +28,13 @@ fn positions(size: u64, w: &Window, d: usize, ceil: bool) -> Result<u64, String>
 }
 
 /// Output height or width.
-fn window_dim(x: &InferInput<'_>, dim: Dim, w: &Window, d: usize, ceil: bool) -> Result<Dim, String> {
+pub(super) fn window_dim(
+    x: &InferInput<'_>,
+    dim: Dim,
+    w: &Window,
+    d: usize,
+    ceil: bool,
+) -> Result<Dim, String> {
     let size = match dim {
         Dim::Fixed(size) => return Ok(Dim::Fixed(positions(size, w, d, ceil)?)),
         _ => Element::from(dim),
@@ -48,6 +54,7 @@ fn window_dim(x: &InferInput<'_>, dim: Dim, w: &Window, d: usize, ceil: bool) ->
     let steps = x.symbols.div(room, Element::Number(stride));
     Ok(x.symbols.to_dim(x.symbols.add(steps, Element::Number(1))))
 }
+
 /// Groups divide channels and filters; the kernel has the size that the weight has.
 fn check_conv(attr: &ConvAttr, x_channels: Dim, w: [Dim; 4]) -> Result<(), String> {
     let [filters, w_channels, kh, kw] = w;
@@ -184,12 +191,6 @@ fn not_empty(h: Dim, w: Dim) -> Result<(), String> {
         return Err("cannot average over no elements: height or width of input 0 is 0".to_string());
     }
     Ok(())
-}
-
-pub fn global_pool(_: &Attr, inputs: Inputs<'_>) -> Facts {
-    let [n, c, h, w] = rank(0, &typed(inputs, 0, DType::F32)?)?;
-    not_empty(h, w)?;
-    one(DType::F32, vec![n, c, Dim::Fixed(1), Dim::Fixed(1)])
 }
 
 pub fn global_pool_nhwc(_: &Attr, inputs: Inputs<'_>) -> Facts {

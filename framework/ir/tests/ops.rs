@@ -462,12 +462,14 @@ fn every_case_gives_the_value_worked_out_by_hand() {
 }
 
 #[test]
-fn rows_are_where_their_kind_says_and_each_has_a_case() {
+fn rows_are_where_their_kind_says_and_engine_ops_have_a_case() {
     let cases = cases();
     for (at, row) in OPS.iter().enumerate() {
         assert_eq!(row.kind as usize, at);
         assert_eq!(OpKind::from_name(row.name), Some(row.kind));
-        assert!(cases.iter().any(|c| c.kind == row.kind), "{} has no case here", row.name);
+        // Model ops are held against onnxruntime and the standard's node tests; only we know what engine ops mean.
+        let own = row.level == Level::Engine;
+        assert!(!own || cases.iter().any(|c| c.kind == row.kind), "{} has no case here", row.name);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Products of integers, and quantisation to a range that is found at run time.
 
-use super::windows::{read_conv, write_conv};
+use super::windows::{read_conv_2d, write_conv};
 use super::{OnnxOp, op, plain};
 use lacuna_ir::OpKind;
 
@@ -10,7 +10,7 @@ pub const OPS: &[OnnxOp] = &[
         "ConvInteger",
         OpKind::ConvInteger,
         &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
-        read_conv,
+        read_conv_2d,
         write_conv,
     ),
     plain("MatMulInteger", OpKind::MatMulInteger),

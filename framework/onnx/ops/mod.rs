@@ -18,7 +18,10 @@ mod norm;
 pub(crate) mod params;
 mod products;
 mod quant;
+mod recurrent;
 mod reduce;
+mod sample;
+mod slice;
 mod windows;
 
 use crate::error::Result;
@@ -35,6 +38,9 @@ pub const FAMILIES: &[&[OnnxOp]] = &[
     norm::OPS,
     reduce::OPS,
     layout::OPS,
+    slice::OPS,
+    sample::OPS,
+    recurrent::OPS,
     quant::OPS,
     integer::OPS,
 ];
@@ -66,6 +72,8 @@ pub enum Read {
     /// As one op of the row's kind, whose attributes are its numbers (`lacuna_ir::params`) and whose operands are the
     /// node's.
     Params,
+    /// Not at all: nodes of that name are read by another row.
+    Never,
     /// As several ops: the values of the node's outputs.
     Ops(fn(&mut Reader<'_>, &Node<'_>) -> Result<Vec<ValueId>>),
 }

@@ -17,11 +17,14 @@ use lacuna_ir::{OpKind, ValueId};
 
 /// The rows of this family.
 pub const OPS: &[OnnxOp] = &[
-    op("Gemm", OpKind::Gemm, &["alpha", "beta", "transA", "transB"], read_gemm, write_gemm),
+    op("Gemm", OpKind::Gemm, &["alpha", "beta", "broadcast", "transA", "transB"], read_gemm, write_gemm),
     op("MatMul", OpKind::MatMul, &[], read_plain, write_plain),
 ];
 
 fn read_gemm(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueId>)> {
+    if node.int("broadcast")?.is_some() && node.opset >= 7 {
+        return Err(node.attribute("broadcast", "is not known since operator set 7"));
+    }
     let attr = GemmAttr {
         alpha: node.finite("alpha", 1.0)?,
         beta: node.finite("beta", 1.0)?,

@@ -76,5 +76,11 @@ fn read_scaled(r: &mut Reader<'_>, node: &Node<'_>, zero: DType) -> Result<(Attr
             r.add_constant(&format!("{output}.zero_point"), Constant { dtype: zero, dims, bytes })?
         }
     };
+    if node.proto.op_type == "QuantizeLinear" && r.is_widened(zero) {
+        return Err(node.unsupported(" to a type that graphs hold in a wider one; quantise to u8 or i8"));
+    }
+    if r.dtype(zero) == DType::I64 {
+        return Err(node.unsupported(" to or from 16 bits; quantise to u8 or i8"));
+    }
     Ok((Attr::Axis(node.axis(1)?), vec![x, scale, zero]))
 }

@@ -5,7 +5,7 @@ mod common;
 use bytes::Bytes;
 use lacuna_ir::op::Level;
 use lacuna_ir::{Attr, DType, Dim, Graph, OPS, OpKind, interp, text, verify};
-use lacuna_onnx::ops::onnx_ops;
+use lacuna_onnx::ops::{OnnxOp, Read, onnx_ops};
 use lacuna_onnx::{WriteOptions, load, parse, save, to_bytes};
 
 #[test]
@@ -15,13 +15,16 @@ fn every_model_op_has_one_row_that_writes() {
         match op.level {
             Level::Model => {
                 assert_eq!(rows.len(), 1, "{}", op.name);
-                assert_eq!(rows[0].name, op.name);
+                let only_written = matches!(rows[0].read, Read::Never);
+                assert!(only_written || rows[0].name == op.name, "{}", op.name);
             }
             Level::Engine => assert!(rows.is_empty(), "{} has no meaning in ONNX", op.name),
         }
     }
     for (i, row) in onnx_ops().enumerate() {
-        assert!(onnx_ops().take(i).all(|r| r.name != row.name), "{} stands twice", row.name);
+        let read = |r: &OnnxOp| !matches!(r.read, Read::Never);
+        let twice = onnx_ops().take(i).any(|r| r.name == row.name && read(r) && read(row));
+        assert!(!twice, "{} stands twice", row.name);
     }
 }
 
@@ -40,10 +43,16 @@ fn round_trip_keeps_text_and_results() {
         let bytes = to_bytes(&case.graph, &WriteOptions::default()).unwrap();
         let again = parse(Bytes::from(bytes.clone())).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         verify::verify(&again).unwrap();
-        assert_eq!(text::print_full(&case.graph), text::print_full(&again));
+        // Rounding through a type that graphs have not is two casts in a file.
+        let casts = case.graph.order.iter().any(|&op| case.graph.op_kind[op] == OpKind::RoundFloat);
+        if !casts {
+            assert_eq!(text::print_full(&case.graph), text::print_full(&again));
+        }
         let want = interp::run(&case.graph, &case.inputs).unwrap();
         assert_eq!(interp::run(&again, &case.inputs).unwrap(), want, "{}", case.name);
-        assert_eq!(to_bytes(&again, &WriteOptions::default()).unwrap(), bytes, "{}", case.name);
+        if !casts {
+            assert_eq!(to_bytes(&again, &WriteOptions::default()).unwrap(), bytes, "{}", case.name);
+        }
     }
 }
 
@@ -131,7 +140,7 @@ fn foreign_forms_become_ours() {
             Ok(file) => {
                 assert_eq!(text::print_full(&parse(file.into()).unwrap()), text::print_full(&graph), "{name}")
             }
-            Err(e) => assert_eq!(name, "average_pool_19_dilated", "{e}"),
+            Err(e) => panic!("{name}: {e}"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Tensors of test cases: read from `.pb` files into the graph's element types, and compared in the file's.
 
-use lacuna_ir::{Elements, Tensor};
+use lacuna_ir::{DType, Elements, Tensor};
 use lacuna_onnx::proto::TensorProto;
 use lacuna_onnx::proto::tensor_proto::DataType;
 use prost::Message;
@@ -44,7 +44,15 @@ fn elements(t: &TensorProto, file: DataType) -> Option<Elements> {
             .chain(t.uint64_data.iter().copied())
             .collect()
     };
+    let fours = |signed: bool| {
+        let raw = t.raw_data.iter().copied().chain(t.int32_data.iter().map(|&v| v as u8));
+        let both =
+            raw.flat_map(|b| [b & 15, b >> 4]).map(move |v| if signed && v > 7 { v | 0xf0 } else { v });
+        both.take(t.dims.iter().product::<i64>() as usize)
+    };
     Some(match file {
+        DataType::Int4 => Elements::I8(fours(true).map(|v| v as i8).collect()),
+        DataType::Uint4 => Elements::U8(fours(false).collect()),
         DataType::Float => Elements::F32(
             words(4).map(|w| f32::from_bits(w as u32)).chain(t.float_data.iter().copied()).collect(),
         ),
@@ -79,6 +87,16 @@ fn from_f16(bits: u16) -> f32 {
 }
 
 impl Expected {
+    /// numpy has no bfloat16: its bits stand as uint16 in the files, where the graph has floats.
+    pub fn as_graph(mut self, dtype: DType) -> Expected {
+        if let (DType::F32, DataType::Uint16, Some(bits)) = (dtype, self.file, self.tensor.as_i64()) {
+            let floats = bits.iter().map(|&b| f32::from_bits((b as u32) << 16)).collect();
+            self.tensor.elements = Elements::F32(floats);
+            self.file = DataType::Bfloat16;
+        }
+        self
+    }
+
     /// What differs between a result and this tensor. Integers must be equal; floats are compared as the file's type
     /// holds them, so that a result that is more precise than the file is not held against it.
     pub fn compare(&self, got: &Tensor) -> Result<(), String> {

@@ -76,7 +76,24 @@ impl Cases {
         Tensor::from_f32(dims, (0..n).map(|_| self.random.float() * scale + shift).collect())
     }
 
+    /// As `one`, where some constants are absent.
+    fn absent(
+        &mut self,
+        label: &str,
+        kind: OpKind,
+        attr: Attr,
+        x: (DType, &[usize]),
+        consts: Vec<Option<Tensor>>,
+    ) {
+        let data = self.random.tensor(x.0, x.1);
+        self.add(label, kind, attr, data, consts);
+    }
+
     fn given(&mut self, label: &str, kind: OpKind, attr: Attr, x: Tensor, consts: Vec<Tensor>) {
+        self.add(label, kind, attr, x, consts.into_iter().map(Some).collect());
+    }
+
+    fn add(&mut self, label: &str, kind: OpKind, attr: Attr, x: Tensor, consts: Vec<Option<Tensor>>) {
         let name = format!("{}_{label}", kind.name());
         let mut g = Graph::new(&name);
         let batch = g.symbol("batch");
@@ -87,10 +104,10 @@ impl Cases {
         }
         let mut operands = vec![g.add_input("x", x.dtype(), &dims)];
         for (i, c) in consts.iter().enumerate() {
-            operands.push(g.add_tensor(&format!("c{i}"), c));
+            operands.push(c.as_ref().map_or(ValueId::NONE, |c| g.add_tensor(&format!("c{i}"), c)));
         }
         let results = lacuna_ir::shape::infer(&g, kind, &attr, &operands).map_or(1, |facts| facts.len());
-        let y = g.add_op(kind, attr, "the op", &operands, &["y", "y1", "y2"][..results]);
+        let y = g.add_op(kind, attr, "the op", &operands, &["y", "y1", "y2", "y3"][..results]);
         g.outputs = y.unwrap_or_else(|e| panic!("{name}: {e}"));
         g.metadata.push(("case".to_string(), name.clone()));
         self.cases.push(Case { name, graph: g, inputs: vec![x] });
@@ -112,6 +129,12 @@ pub fn cases() -> Vec<Case> {
     products(&mut c);
     elementwise(&mut c);
     table::elementwise(&mut c);
+    table::along_axes(&mut c);
+    table::parts(&mut c);
+    table::by_index(&mut c);
+    table::windows(&mut c);
+    table::images(&mut c);
+    table::sums(&mut c);
     reductions_and_layout(&mut c);
     quantisation(&mut c);
     c.cases.push(several_ops(&mut c.random));
