@@ -49,8 +49,8 @@ pub struct Options {
     pub release_weights: bool,
 }
 
-/// What a symbol that is not the batch, such as the length of sequences, is bound to until a run says otherwise: kernels
-/// are chosen for it.
+/// What a symbol that is not the batch, such as the length of sequences, is bound to until a run says otherwise, if the
+/// network takes that many: kernels are chosen for it.
 pub const LENGTH: u64 = 128;
 
 /// An input or output: `None` stands for a dimension that a run binds.
@@ -238,17 +238,31 @@ fn bind_batch(g: &Graph, batch: usize, symbols: &mut [u64]) {
     }
 }
 
+/// A binding to begin with: of [`LENGTH`], or the largest half, quarter, ... of it that the network takes.
+fn first_binding(g: &Graph, batch: usize) -> Result<(Vec<u64>, Binding)> {
+    let mut length = LENGTH;
+    let mut refused = None;
+    loop {
+        let mut symbols = vec![length; g.symbols.len()];
+        bind_batch(g, batch, &mut symbols);
+        match specialise(g, &symbols, &[]) {
+            Ok(bound) => return Ok((symbols, bound)),
+            Err(why) if length == 1 => return Err(refused.unwrap_or(why)),
+            Err(why) => refused.get_or_insert(why),
+        };
+        length /= 2;
+    }
+}
+
 impl Session {
     /// Compiles `g`: runs the passes, packs the weights, plans for [`Options::batch`] (every other symbol is
     /// [`LENGTH`]).
     pub fn new(g: &Graph, options: &Options) -> Result<Session> {
         let target = Target::new(options.isa, options.threads)?;
         let (mut graph, reports) = lower(g, &target)?;
-        let mut symbols = vec![LENGTH; graph.symbols.len()];
-        bind_batch(&graph, options.batch.unwrap_or(1), &mut symbols);
         let mut weights = Weights::default();
         let shape_inputs = shape_inputs(&graph);
-        let mut bound = specialise(&graph, &symbols, &[])?;
+        let (symbols, mut bound) = first_binding(&graph, options.batch.unwrap_or(1))?;
         let cache = cache_folder().filter(|_| options.tune == Tune::Cached);
         let how = How {
             target: &target,

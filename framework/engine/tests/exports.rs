@@ -17,13 +17,7 @@ use std::path::{Path, PathBuf};
 const RELATIVE: f32 = 1e-5;
 
 /// Files that do not run yet. One that does must leave this list.
-const NOT_YET: &[&str] = &[
-    "tf2onnx_cnn",
-    "tf2onnx_transformer",
-    "torch_dynamo_transformer",
-    "torch_torchscript_cnn",
-    "torch_torchscript_transformer",
-];
+const NOT_YET: &[&str] = &["tf2onnx_cnn"];
 
 fn folders(of: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(of).unwrap().map(|entry| entry.unwrap().path());

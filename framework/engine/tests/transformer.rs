@@ -29,6 +29,8 @@ struct Shape {
 struct Net {
     g: Graph,
     pairs: Pairs,
+    /// Write shapes as PyTorch's exporters do: in ops.
+    in_ops: bool,
     rng: Rng,
 }
 
@@ -105,8 +107,39 @@ impl Net {
     }
 
     fn reshape(&mut self, x: ValueId, dims: &[i64]) -> ValueId {
+        if self.in_ops {
+            return self.reshape_in_ops(x, dims);
+        }
         let dims = self.constant(Tensor::from_i64(&[dims.len()], dims.to_vec()));
         self.plain(OpKind::Reshape, &[x, dims])
+    }
+
+    /// `Shape -> Gather -> Unsqueeze`, joined with numbers by `Concat`.
+    fn reshape_in_ops(&mut self, x: ValueId, dims: &[i64]) -> ValueId {
+        let kind = OpKind::from_name("Shape").expect("asked before");
+        let attr = match kind.row().attr {
+            "None" => Attr::None,
+            _ => {
+                let mut bits = [0; lacuna_ir::params::PARAMS_MAX];
+                bits[1] = i32::MAX;
+                Attr::Params(lacuna_ir::params::Params { bits })
+            }
+        };
+        let axis = Attr::Axes(Axes::new(&[0]).unwrap());
+        let mut parts = Vec::new();
+        for (i, &d) in dims.iter().enumerate() {
+            let part = if d == 0 {
+                let shape = self.op(kind, attr, &[x]);
+                let place = self.constant(Tensor::from_i64(&[], vec![i as i64]));
+                let one = self.op(OpKind::Gather, Attr::Axis(0), &[shape, place]);
+                self.op(OpKind::Unsqueeze, axis, &[one])
+            } else {
+                self.constant(Tensor::from_i64(&[1], vec![d]))
+            };
+            parts.push(part);
+        }
+        let target = self.op(OpKind::Concat, Attr::Axis(0), &parts);
+        self.plain(OpKind::Reshape, &[x, target])
     }
 
     fn transpose(&mut self, x: ValueId, perm: &[i64]) -> ValueId {
@@ -168,7 +201,11 @@ enum Positions {
 
 /// A BERT: embeddings, layers, the first token's pooling, two classes.
 fn bert(pairs: Pairs, s: Shape, positions: Positions) -> Graph {
-    let mut n = Net { g: Graph::new("bert"), pairs, rng: Rng(11) };
+    bert_with(pairs, s, positions, false)
+}
+
+fn bert_with(pairs: Pairs, s: Shape, positions: Positions, in_ops: bool) -> Graph {
+    let mut n = Net { g: Graph::new("bert"), pairs, in_ops, rng: Rng(11) };
     let batch = Dim::Symbol(n.g.symbol("batch"));
     let tokens = match positions {
         Positions::GivenForAnyLength => Dim::Symbol(n.g.symbol("tokens")),
@@ -336,4 +373,47 @@ fn any_length_gives_what_its_own_session_gives() {
             assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5), "{got:?}, not {want:?}");
         }
     }
+}
+
+/// Shapes that are computed in ops, as exports of dynamic batch and length have them, cost nothing: the same ops are left,
+/// and the same session serves any length.
+#[test]
+fn shapes_in_ops_lower_to_the_same_steps() {
+    if OpKind::from_name("Shape").is_none() {
+        println!("SKIP shapes_in_ops_lower_to_the_same_steps: there is no Shape op (1 skipped)");
+        return;
+    }
+    let s = Shape { layers: 2, width: 64, heads: 4, tokens: 19 };
+    for pairs in [Pairs::None, Pairs::Inputs, Pairs::Everywhere] {
+        let [plain, in_ops] =
+            [false, true].map(|in_ops| bert_with(pairs, s, Positions::GivenForAnyLength, in_ops));
+        assert!(in_ops.order.len() > plain.order.len());
+        let [mut plain, mut in_ops] = [plain, in_ops].map(|g| Session::new(&g, &Options::default()).unwrap());
+        let kinds =
+            |s: &Session| s.lowered().order.iter().map(|&op| s.lowered().op_kind[op]).collect::<Vec<_>>();
+        assert_eq!(kinds(&in_ops), kinds(&plain), "{pairs:?}");
+        assert!(in_ops.steps().iter().all(|step| step.kernel != "reference"), "{pairs:?}");
+        for (batch, tokens) in [(1, 19), (3, 70), (2, 1)] {
+            let s = Shape { tokens, ..s };
+            let mut x = inputs(s, batch);
+            let places = (0..batch * tokens).map(|i| (i % tokens) as i64).collect();
+            x.push(Tensor::from_i64(&[batch, tokens], places));
+            assert_eq!(in_ops.run(&x).unwrap(), plain.run(&x).unwrap(), "{pairs:?} {batch} x {tokens}");
+        }
+    }
+}
+
+/// A table of positions that is shorter than the usual length bounds the first binding, and refuses longer runs.
+#[test]
+fn a_network_of_short_sequences_makes_a_session() {
+    let short = lacuna_ir::text::parse(
+        "graph g
+input %x: f32[n,t,4]
+const %p: f32[3,4] = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0}
+%y: f32[n,3,4] = Add(%x, %p)
+output %y",
+    );
+    let mut session = Session::new(&short.unwrap(), &Options::default()).unwrap();
+    assert_eq!(session.run(&[Tensor::from_f32(&[2, 3, 4], vec![1.0; 24])]).unwrap()[0].dims, [2, 3, 4]);
+    assert!(session.run(&[Tensor::from_f32(&[2, 5, 4], vec![1.0; 40])]).is_err());
 }

@@ -14,7 +14,7 @@ use crate::read::Reader;
 use crate::tensor::Constant;
 use crate::write::NodeOut;
 use lacuna_ir::op::{Attr, Axes};
-use lacuna_ir::{DType, OpKind, ValueId};
+use lacuna_ir::{DType, Element, OpKind, ValueId};
 
 /// The rows of this family.
 pub const OPS: &[OnnxOp] = &[
@@ -44,7 +44,12 @@ fn read_reshape(r: &mut Reader<'_>, node: &Node<'_>) -> Result<(Attr, Vec<ValueI
     if r.dtype(shape) != DType::I64 {
         return Err(node.arity("its shape must be an i64 list".to_string()));
     }
-    let zero = r.graph.const_i64(shape).is_none_or(|shape| shape.contains(&0));
+    // A dimension of an input is not 0: neither is what stands for it.
+    let zero = match (r.graph.const_i64(shape), r.graph.value_elements.get(&shape)) {
+        (Some(shape), _) => shape.contains(&0),
+        (None, Some(shape)) => shape.iter().any(|e| matches!(e, Element::Number(0) | Element::Unknown)),
+        (None, None) => true,
+    };
     if node.flag("allowzero", false)? && zero {
         return Err(node.unsupported(" to a shape that may hold a 0 which does not copy (allowzero)"));
     }
