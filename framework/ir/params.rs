@@ -204,6 +204,7 @@ pub const fn params_of(kind: OpKind) -> &'static [Param] {
                             "pytorch_half_pixel",
                             "tf_crop_and_resize",
                             "half_pixel_symmetric",
+                            "tf_half_pixel_for_nn",
                         ],
                     ),
                     choice("nearest_mode", &["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]),

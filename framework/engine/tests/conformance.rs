@@ -121,7 +121,7 @@ fn check(folder: &Path) -> Result<(), String> {
     };
     lacuna_ir::verify::verify(&graph).map_err(|e| format!("verify: {e}"))?;
     for set in folders(folder) {
-        let like = |(t, v): (Expected, &ValueId)| t.as_graph(graph.value_dtype[*v]);
+        let like = |(t, v): (Expected, &ValueId)| t.in_graph_type(graph.value_dtype[*v]);
         let inputs = tensors(&set, "input")?.into_iter().zip(&graph.inputs).map(like);
         let inputs: Vec<Tensor> = inputs.map(|t| t.tensor).collect();
         let expected: Vec<Expected> =

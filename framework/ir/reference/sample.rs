@@ -38,6 +38,7 @@ fn original(rule: &Rule, i: usize, size: usize, out: usize, scale: f64, roi: [f6
             let centre = n / 2.0;
             centre * (1.0 - m / exact) + (i + 0.5) / scale - 0.5
         }
+        6 => (i + 0.5) / scale,
         _ => (i + 0.5) / scale - 0.5,
     }
 }

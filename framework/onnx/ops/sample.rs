@@ -137,14 +137,14 @@ fn read_upsample(r: &mut Reader<'_>, node: &Node<'_>) -> Result<Vec<ValueId>> {
     interpolate(r, node, numbers, [None, scales, None], None)
 }
 
-/// The nearest neighbour, enlarged by whole factors: then asymmetric coordinates rounded down and half-pixel ones
+/// The nearest neighbour, enlarged by whole factors: then asymmetric coordinates rounded down (TensorFlow's half-pixel ones, too) and half-pixel ones
 /// rounded to nearest both repeat every pixel. The region of interest is for cropping modes only.
 fn whole_factors(r: &Reader<'_>, node: &Node<'_>, x: ValueId) -> Result<Option<ResizeAttr>> {
     let mode = node.text("mode")?.unwrap_or("nearest");
     let coordinates = node.text("coordinate_transformation_mode")?.unwrap_or("half_pixel");
     let nearest = node.text("nearest_mode")?.unwrap_or("round_prefer_floor");
     let repeats = match coordinates {
-        "asymmetric" => nearest == "floor",
+        "asymmetric" | "tf_half_pixel_for_nn" => nearest == "floor",
         "half_pixel" => matches!(nearest, "round_prefer_floor" | "round_prefer_ceil"),
         _ => false,
     };

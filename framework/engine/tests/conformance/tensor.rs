@@ -88,7 +88,7 @@ fn from_f16(bits: u16) -> f32 {
 
 impl Expected {
     /// numpy has no bfloat16: its bits stand as uint16 in the files, where the graph has floats.
-    pub fn as_graph(mut self, dtype: DType) -> Expected {
+    pub fn in_graph_type(mut self, dtype: DType) -> Expected {
         if let (DType::F32, DataType::Uint16, Some(bits)) = (dtype, self.file, self.tensor.as_i64()) {
             let floats = bits.iter().map(|&b| f32::from_bits((b as u32) << 16)).collect();
             self.tensor.elements = Elements::F32(floats);
