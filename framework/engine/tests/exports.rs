@@ -3,6 +3,7 @@
 //!
 //! `tests/py/make_exports.py` made `tests/data/exports`: small networks with real layers and random weights.
 
+#[allow(dead_code)] // Of it, files of arrays are read here.
 #[path = "../../../tests/common/onnxruntime.rs"]
 #[allow(dead_code)] // Other tests use the rest.
 mod onnxruntime;

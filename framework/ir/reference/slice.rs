@@ -247,7 +247,7 @@ pub fn center_crop_pad(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
 pub fn cum_sum(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     fn all<T: Number>(x: &[T], n: usize, inner: usize, exclusive: bool, reverse: bool) -> Vec<T> {
         let mut y = x.to_vec();
-        for start in (0..x.len()).filter(|i| i / inner % n == 0) {
+        for start in (0..x.len()).filter(|i| (i / inner).is_multiple_of(n)) {
             let mut sum = T::default();
             for step in 0..n {
                 let at = start + if reverse { n - 1 - step } else { step } * inner;
