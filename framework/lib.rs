@@ -16,6 +16,7 @@
 //! | [`onnx`] | that graph as a file, and back | [`onnx::load`], [`onnx::save`] |
 //! | [`container`] | the same in a file of our own, whose zeros take no room | [`container::load`], [`container::save`] |
 //! | [`engine`] | graph to plan to results, on the best kernels there are | [`engine::Session`] |
+//! | [`pipelines`] | pictures to boxes around a session | [`pipelines::Detector`] |
 //! | [`cli`] | the command `lacuna`, one verb per file | [`cli::VERBS`] |
 //!
 //! # Running a model
@@ -51,6 +52,7 @@ pub use lacuna_ir as ir;
 pub use lacuna_models as models;
 pub use lacuna_nn as nn;
 pub use lacuna_onnx as onnx;
+pub use lacuna_pipelines as pipelines;
 pub use lacuna_recipe as recipe;
 pub use lacuna_train as train;
 pub use lacuna_weights as weights;

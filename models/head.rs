@@ -10,17 +10,15 @@ impl ModelRow {
         let mut init = Init::new(device, seed);
         let mut net = (self.build)(&mut init);
         if classes != self.classes {
-            let head = head_of(&mut net);
-            let [_, inputs] = head.weight.dims();
-            *head = Linear::new(inputs, classes, &mut init);
+            set_classes(&mut net, classes, &mut init);
         }
         net
     }
 }
 
-/// The layer whose parameters' names begin with [`ModelRow::head`].
-fn head_of(net: &mut Network) -> &mut Linear {
-    match net {
+/// Makes the layer anew whose parameters' names begin with [`ModelRow::head`].
+fn set_classes(net: &mut Network, classes: usize, init: &mut Init) {
+    let head = match net {
         Network::ResNet(net) => &mut net.fc,
         Network::MobileNet(net) => &mut net.classifier.fc,
         Network::MobileNetV2(net) => &mut net.classifier.fc,
@@ -28,7 +26,10 @@ fn head_of(net: &mut Network) -> &mut Linear {
         Network::EfficientNet(net) => &mut net._fc,
         Network::EfficientNetB(net) => &mut net.classifier.fc,
         Network::Bert(net) => &mut net.classifier,
-    }
+        Network::Yolo(net) => return net.set_classes(classes, init),
+    };
+    let [_, inputs] = head.weight.dims();
+    *head = Linear::new(inputs, classes, init);
 }
 
 #[cfg(test)]

@@ -12,11 +12,14 @@ pub mod mobilenet_v2;
 pub mod mobilenet_v3;
 pub mod published;
 pub mod resnet;
+pub mod yolo;
+pub mod yolo_layers;
 
 use bert::{BERT_SIZES, Bert};
 use burn::tensor::Tensor;
 use efficientnet::{EFFICIENTNET_SIZES, EfficientNet};
 use efficientnet_b::{EFFICIENTNET_B_SIZES, EfficientNetB};
+use lacuna_nn::capture::{Outputs, TensorId};
 use lacuna_nn::layers::Init;
 use lacuna_nn::quant::Pass;
 use lacuna_nn::{Classifier, Input, one_of_modules};
@@ -25,6 +28,7 @@ use mobilenet_v2::{MOBILENET_V2_SIZES, MobileNetV2};
 use mobilenet_v3::{MOBILENET_V3_SIZES, MobileNetV3};
 use resnet::{RESNET_SIZES, ResNet};
 use std::fmt;
+use yolo::{YOLO_SIZES, Yolo};
 
 /// What every row of [`MODELS`] builds: a member of one family.
 #[derive(Clone, Debug)]
@@ -38,9 +42,19 @@ pub enum Network {
     EfficientNet(EfficientNet),
     EfficientNetB(EfficientNetB),
     Bert(Bert),
+    Yolo(Yolo),
 }
 
-one_of_modules!(Network { ResNet, MobileNet, MobileNetV2, MobileNetV3, EfficientNet, EfficientNetB, Bert });
+one_of_modules!(Network {
+    ResNet,
+    MobileNet,
+    MobileNetV2,
+    MobileNetV3,
+    EfficientNet,
+    EfficientNetB,
+    Bert,
+    Yolo
+});
 
 impl Classifier for Network {
     fn forward(&self, x: impl Into<Input>, pass: &Pass) -> Tensor<2> {
@@ -52,6 +66,46 @@ impl Classifier for Network {
             Network::EfficientNet(net) => net.forward(x, pass),
             Network::EfficientNetB(net) => net.forward(x, pass),
             Network::Bert(net) => net.forward(x, pass),
+            Network::Yolo(_) => panic!("this network detects, it does not classify"),
+        }
+    }
+}
+
+impl Network {
+    /// What a network gives: logits [n, classes], or the raw maps of a detector, finest first.
+    ///
+    /// # Panics
+    /// If the network takes another kind of input.
+    pub fn outputs(&self, x: impl Into<Input>, pass: &Pass) -> Vec<Output> {
+        match self {
+            Network::Yolo(net) => net.forward(x.into().images(), pass).into_iter().map(Output::Map).collect(),
+            net => vec![Output::Logits(net.forward(x, pass))],
+        }
+    }
+}
+
+/// Names for the results of a network in a graph.
+pub fn output_names(net: &Network) -> Vec<&'static str> {
+    const MAPS: [&str; 3] = ["map0", "map1", "map2"];
+    match net {
+        Network::Yolo(net) => MAPS[..net.plan.levels.len()].to_vec(),
+        _ => vec!["logits"],
+    }
+}
+
+/// One result of a network.
+#[derive(Clone, Debug)]
+pub enum Output {
+    Logits(Tensor<2>),
+    /// [n, channels, h, w]
+    Map(Tensor<4>),
+}
+
+impl Outputs for Output {
+    fn ids(self, ids: &mut Vec<Option<TensorId>>) {
+        match self {
+            Output::Logits(x) => x.ids(ids),
+            Output::Map(x) => x.ids(ids),
         }
     }
 }
@@ -62,6 +116,8 @@ pub enum Task {
     ImageClassification,
     /// A sequence of tokens to one of several classes.
     TextClassification,
+    /// An image to boxes, each of one of several classes.
+    ObjectDetection,
 }
 
 impl Task {
@@ -69,6 +125,7 @@ impl Task {
         match self {
             Task::ImageClassification => "image_classification",
             Task::TextClassification => "text_classification",
+            Task::ObjectDetection => "object_detection",
         }
     }
 }
@@ -105,6 +162,9 @@ pub const IMAGENET: Pixels = Pixels { mean: [0.485, 0.456, 0.406], std: [0.229, 
 /// (x - 127) / 128 of bytes x: EfficientNet-Lite.
 pub const AROUND_127: Pixels = Pixels { mean: [127.0 / 255.0; 3], std: [128.0 / 255.0; 3] };
 
+/// Plain 0..1: YOLO.
+pub const UNIT: Pixels = Pixels { mean: [0.0; 3], std: [1.0; 3] };
+
 /// One model.
 pub struct ModelRow {
     pub name: &'static str,
@@ -137,6 +197,11 @@ const BERT: &str = "Devlin et al. 2019, arXiv:1810.04805";
 const BERT_MINIATURE: &str = "Turc et al. 2019, arXiv:1908.08962";
 const MINILM: &str = "Wang et al. 2020, arXiv:2002.10957";
 
+const YOLO_V3: &str =
+    "Redmon and Farhadi 2018, arXiv:1804.02767; size as Ultralytics' summary of yolov3 (v9.5)";
+const YOLO_V5: &str =
+    "Jocher 2020, doi:10.5281/zenodo.3908559; size as Ultralytics' summary of yolov5 (v7.0)";
+
 const IMAGE_224: [usize; 3] = [3, 224, 224];
 
 /// A classifier of images: family, size, input, parameters, source, head, pixels.
@@ -168,6 +233,23 @@ macro_rules! bert {
             head: "classifier.",
             pixels: None,
             build: |init| Network::Bert(Bert::new(&BERT_SIZES[$i], init)),
+        }
+    };
+}
+
+/// A detector of the 80 classes of COCO.
+macro_rules! yolo {
+    ($i:literal, $parameters:literal, $source:expr) => {
+        ModelRow {
+            name: YOLO_SIZES[$i].name,
+            task: Task::ObjectDetection,
+            input: InputShape::Image([3, 640, 640]),
+            classes: YOLO_SIZES[$i].classes,
+            parameters: $parameters,
+            source: $source,
+            head: YOLO_SIZES[$i].plan.head,
+            pixels: Some(UNIT),
+            build: |init| Network::Yolo(Yolo::new(&YOLO_SIZES[$i], init)),
         }
     };
 }
@@ -338,6 +420,13 @@ pub const MODELS: &[ModelRow] = &[
     bert!(3, 41_374_210, BERT_MINIATURE),
     bert!(4, 109_483_778, BERT),
     bert!(5, 22_713_986, MINILM),
+    yolo!(0, 61_949_149, YOLO_V3),
+    yolo!(1, 62_998_749, YOLO_V3),
+    yolo!(2, 1_872_157, YOLO_V5),
+    yolo!(3, 7_235_389, YOLO_V5),
+    yolo!(4, 21_190_557, YOLO_V5),
+    yolo!(5, 46_563_709, YOLO_V5),
+    yolo!(6, 86_749_405, YOLO_V5),
 ];
 
 /// The row of that name.

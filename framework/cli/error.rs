@@ -119,6 +119,16 @@ impl From<lacuna_container::Error> for Failure {
     }
 }
 
+impl From<lacuna_pipelines::Error> for Failure {
+    fn from(e: lacuna_pipelines::Error) -> Failure {
+        match e {
+            lacuna_pipelines::Error::Data(e) => e.into(),
+            lacuna_pipelines::Error::Engine(e) => e.into(),
+            e => Failure::input(e.to_string()),
+        }
+    }
+}
+
 impl From<lacuna_weights::Error> for Failure {
     fn from(e: lacuna_weights::Error) -> Failure {
         Failure::input(e.to_string())

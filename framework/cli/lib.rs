@@ -9,6 +9,7 @@
 pub mod analyze;
 pub mod benchmark;
 pub mod classify;
+pub mod detect;
 pub mod doctor;
 pub mod error;
 pub mod eval;
@@ -73,6 +74,7 @@ pub const VERBS: &[Verb] = &[
         examples: &[
             "lacuna predict classify runs/train/model.onnx shoe.png",
             "lacuna predict classify runs/train images/ --top 3 --json",
+            "lacuna predict detect yolov5s.onnx street.jpg --output boxes/",
         ],
         arguments: predict::Predict::augment_args,
         run: |m| predict::run(parsed(m)?),

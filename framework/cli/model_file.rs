@@ -6,16 +6,18 @@ use crate::training;
 use burn::tensor::Device;
 use lacuna_ir::{Attr, DType, Graph, OpKind, ValueId, passes};
 use lacuna_models::published::{self, Report};
+use lacuna_models::yolo::Plan;
 use lacuna_models::{InputShape, ModelRow, Network};
-use lacuna_nn::Classifier;
 use lacuna_nn::layers::Init;
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
+use lacuna_pipelines::heads::Head;
 use lacuna_train::checkpoint::{NamedTensor, read_safetensors_metadata};
 use lacuna_train::run_folder::RunFolder;
 use lacuna_train::trainer::quant_from_name;
 use lacuna_train::weights::{self, Metadata};
 use lacuna_weights::WeightFile;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Most classes of a run: more than any data set has that is read.
@@ -223,13 +225,23 @@ pub fn graph_of(trained: &Trained) -> Result<Graph> {
         let what = "cannot be a graph yet (only networks of images can)";
         return Err(Failure::input(format!("model {}: takes {}, and {what}", row.name, row.input)));
     };
+    let names = lacuna_models::output_names(net);
     let mut graph =
-        lacuna_nn::capture::capture(net, "input", [1, c, h, w], &["logits"], |m, x| m.forward(x, pass))?;
+        lacuna_nn::capture::capture(net, "input", [1, c, h, w], &names, |m, x| m.outputs(x, pass))?;
     passes::simplify(&mut graph)?;
     let mut graph = graph.compact();
     graph.name = row.name.to_owned();
     graph.metadata = metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    if let Network::Yolo(net) = net {
+        graph.metadata.push(("lacuna.head".to_owned(), json!(head_of(&net.plan)).to_string()));
+    }
     Ok(graph)
+}
+
+/// How the maps of a detector are to be read.
+fn head_of(plan: &Plan) -> Head {
+    let anchors = plan.anchors.iter().map(|level| level.to_vec()).collect();
+    Head::Anchors { strides: plan.strides.to_vec(), anchors }
 }
 
 impl Model {

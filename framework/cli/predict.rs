@@ -1,6 +1,7 @@
 //! `lacuna predict`: a model on image files. One subcommand per task.
 
 use crate::classify::Classifier;
+use crate::detect;
 use crate::error::{Exit, Failure, Result};
 use crate::model_file::{self, WeightsName};
 use crate::term;
@@ -22,6 +23,11 @@ enum Task {
         after_help = "Examples:\n  lacuna predict classify model.onnx shoe.png bag.jpg --top 3\n  lacuna predict classify model.onnx images/ --json"
     )]
     Classify(Classify),
+    /// The objects on each image, as boxes; --output draws them
+    #[command(
+        after_help = "Examples:\n  lacuna predict detect yolov5s.onnx street.jpg\n  lacuna predict detect yolov5s.pt --model yolov5s photos/ --output boxes/ --json"
+    )]
+    Detect(detect::Detect),
 }
 
 #[derive(clap::Args, Debug)]
@@ -56,8 +62,10 @@ struct Classify {
 type Ranking = Vec<(usize, String, f32)>;
 
 pub fn run(options: Predict) -> Result<()> {
-    let Task::Classify(options) = options.task;
-    classify(options)
+    match options.task {
+        Task::Classify(options) => classify(options),
+        Task::Detect(options) => detect::run(options),
+    }
 }
 
 fn classify(options: Classify) -> Result<()> {

@@ -8,7 +8,7 @@ use crate::term;
 use burn::tensor::Device;
 use indicatif::ProgressBar;
 use lacuna_data::{DataSet, ImageSet, Source, sets};
-use lacuna_models::{InputShape, MODELS, ModelRow, Network};
+use lacuna_models::{InputShape, MODELS, ModelRow, Network, Task};
 use lacuna_nn::layers::Init;
 use lacuna_recipe::{Recipe, Schedule};
 use lacuna_train::loss::{Losses, Teacher};
@@ -60,6 +60,9 @@ pub fn model(name: &str) -> Result<&'static ModelRow> {
 
 /// The data set in a folder (without one, Fashion-MNIST) as the images that a model takes.
 pub fn open_data(dir: Option<&Path>, row: &ModelRow) -> Result<DataSet> {
+    if row.task == Task::ObjectDetection {
+        return Err(Failure::usage(format!("model {}: has no loss yet (choose a classifier)", row.name)));
+    }
     let InputShape::Image(shape) = row.input else {
         return Err(Failure::usage(format!(
             "model {}: takes {}, and only images are read so far (choose another model)",

@@ -8,38 +8,37 @@ mod onnxruntime;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use common::{CLASSES, of_images, values};
+use common::{image_size, of_images, values};
 use lacuna_engine::{Options, Session};
 use lacuna_ir::{DType, Graph, OpKind, Tensor as Plain, interp, passes};
-use lacuna_models::Network;
-use lacuna_nn::Classifier;
+use lacuna_models::{Network, Output, output_names};
 use lacuna_nn::capture::capture;
 use lacuna_nn::layers::Init;
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use std::path::{Path, PathBuf};
 
-const IMAGE: [usize; 2] = [33, 40];
 const PLAIN: Pass = Pass { quant: Quant::Off, norm: Norm::Batch, sparse: false };
 const OBSERVE: Pass = Pass { quant: Quant::Observe, norm: Norm::Batch, sparse: false };
 const FROZEN: Pass = Pass { quant: Quant::Frozen, norm: Norm::Frozen, sparse: false };
 
-fn image(n: usize, seed: u32) -> TensorData {
-    let [h, w] = IMAGE;
+fn image(net: &Network, n: usize, seed: u32) -> TensorData {
+    let [h, w] = image_size(net);
     TensorData::new(values(n * 3 * h * w, seed), [n, 3, h, w])
 }
 
 /// Passes that move running statistics and observed ranges as training does.
 fn stepped(net: &Network, passes: &[Pass]) {
     for (i, pass) in passes.iter().enumerate() {
-        let x = Tensor::<4>::from_data(image(8, i as u32), &Device::flex().autodiff());
-        net.forward(x, pass);
+        let x = Tensor::<4>::from_data(image(net, 8, i as u32), &Device::flex().autodiff());
+        net.outputs(x, pass);
     }
 }
 
 /// The graph as a file holds it.
 fn written(net: &Network, pass: &Pass) -> Graph {
-    let shape = [1, 3, IMAGE[0], IMAGE[1]];
-    let graph = capture(net, "image", shape, &["logits"], |net, x| net.forward(x, pass)).unwrap();
+    let [h, w] = image_size(net);
+    let names = output_names(net);
+    let graph = capture(net, "image", [1, 3, h, w], &names, |net, x| net.outputs(x, pass)).unwrap();
     lacuna_onnx::parse(bytes(&graph).into()).unwrap()
 }
 
@@ -47,21 +46,32 @@ fn bytes(graph: &Graph) -> Vec<u8> {
     lacuna_onnx::to_bytes(graph, &lacuna_onnx::WriteOptions::default()).unwrap()
 }
 
-fn in_burn(net: &Network, x: &TensorData, pass: &Pass) -> Vec<f32> {
+fn in_burn(net: &Network, x: &TensorData, pass: &Pass) -> Vec<Vec<f32>> {
     let x = Tensor::<4>::from_data(x.clone(), &Device::flex());
-    net.forward(x, pass).into_data().try_to_vec().unwrap()
+    let host = |output| -> Vec<f32> {
+        match output {
+            Output::Logits(x) => x.into_data().try_to_vec().unwrap(),
+            Output::Map(x) => x.into_data().try_to_vec().unwrap(),
+        }
+    };
+    net.outputs(x, pass).into_iter().map(host).collect()
 }
 
 fn plain(x: &TensorData) -> Plain {
     Plain::from_f32(&x.shape().to_vec(), x.as_slice::<f32>().unwrap().to_vec())
 }
 
-/// Largest difference, in units of the largest element of `want`.
-fn off(have: &[f32], want: &[f32]) -> f32 {
+/// Largest difference, in units of the largest element of `want`, of all results.
+fn off(have: &[Plain], want: &[Vec<f32>]) -> f32 {
+    let one = |(have, want): (&Plain, &Vec<f32>)| {
+        let have = have.as_f32().unwrap();
+        assert_eq!(have.len(), want.len());
+        let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+        assert!(largest > 1e-3, "a comparison with zeros says nothing");
+        have.iter().zip(want).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
+    };
     assert_eq!(have.len(), want.len());
-    let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
-    assert!(largest > 1e-3, "a comparison with zeros says nothing");
-    have.iter().zip(want).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
+    have.iter().zip(want).map(one).fold(0.0, f32::max)
 }
 
 fn root() -> PathBuf {
@@ -75,25 +85,26 @@ fn plain_networks_mean_the_same_everywhere() {
     for (name, net) in of_images(&mut Init::new(&Device::flex().autodiff(), 5)) {
         stepped(&net, &[PLAIN; 2]);
         let net = net.valid();
-        let x = image(2, 9);
+        let x = image(&net, 2, 9);
         let want = in_burn(&net, &x, &PLAIN);
-        assert_eq!(want.len(), 2 * CLASSES);
         let mut graph = written(&net, &PLAIN);
         let interpreted = interp::run(&graph, &[plain(&x)]).unwrap();
-        let d = off(interpreted[0].as_f32().unwrap(), &want);
+        let d = off(&interpreted, &want);
         assert!(d <= 1e-5, "{name}: the graph is off by {d}");
 
         let case = dir.path().join(name.replace(' ', "_"));
         std::fs::create_dir(&case).unwrap();
         std::fs::write(case.join("model.onnx"), bytes(&graph)).unwrap();
         std::fs::write(case.join("input_0.npy"), onnxruntime::npy(&plain(&x))).unwrap();
-        std::fs::write(case.join("output_0.npy"), onnxruntime::npy(&interpreted[0])).unwrap();
+        for (i, output) in interpreted.iter().enumerate() {
+            std::fs::write(case.join(format!("output_{i}.npy")), onnxruntime::npy(output)).unwrap();
+        }
         cases.push(case);
 
         passes::simplify(&mut graph).unwrap();
         let mut session = Session::new(&graph, &Options { threads: Some(1), ..Options::default() }).unwrap();
         let have = session.run(&[plain(&x)]).unwrap();
-        let d = off(have[0].as_f32().unwrap(), &want);
+        let d = off(&have, &want);
         assert!(d <= 2e-5, "{name}: the engine is off by {d}");
     }
     let python = match onnxruntime::python(&root()) {
@@ -113,13 +124,13 @@ fn quantised_networks_are_integers_of_the_interpreter() {
         stepped(&net, &[PLAIN, PLAIN, OBSERVE, OBSERVE]);
         let net = net.valid();
         let graph = written(&net, &FROZEN);
-        let x = image(2, 9);
+        let x = image(&net, 2, 9);
         let want = in_burn(&net, &x, &FROZEN);
         let options = Options { threads: Some(1), keep_values: true, ..Options::default() };
         let mut session = Session::new(&graph, &options).unwrap();
         let have = session.run(&[plain(&x)]).unwrap();
         // Sums in another order may round an activation to its neighbour on the grid.
-        let d = off(have[0].as_f32().unwrap(), &want);
+        let d = off(&have, &want);
         assert!(d <= 0.05, "{name}: the engine is off by {d}");
 
         let lowered = session.lowered().clone();

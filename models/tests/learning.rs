@@ -5,8 +5,8 @@ mod common;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use common::{BERT, all, values};
-use lacuna_models::Network;
 use lacuna_models::bert::Bert;
+use lacuna_models::{Network, Output};
 use lacuna_nn::layers::Init;
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use lacuna_nn::{Classifier, Input, Tokens, ops, params};
@@ -31,21 +31,49 @@ fn batch(net: &Network, device: &Device) -> Input {
     match net {
         Network::Bert(_) => tokens(0, device).into(),
         _ => {
-            let x = TensorData::new(values(BATCH * 3 * 32 * 32, 0), [BATCH, 3, 32, 32]);
+            // The smallest that detectors take.
+            let [h, w] = if matches!(net, Network::Yolo(_)) { [64, 32] } else { [32, 32] };
+            let x = TensorData::new(values(BATCH * 3 * h * w, 0), [BATCH, 3, h, w]);
             Tensor::<4>::from_data(x, device).into()
         }
     }
 }
 
+/// Classes for a classifier; for a detector, the distance of its maps to fixed ones.
+fn loss(outputs: Vec<Output>, device: &Device) -> Tensor<1> {
+    let one = |output| match output {
+        Output::Logits(logits) => {
+            let targets: Vec<i64> = (0..BATCH as i64).map(|i| i % 4).collect();
+            let y = Tensor::<1, Int>::from_data(TensorData::new(targets, [BATCH]), device);
+            ops::cross_entropy(logits, y)
+        }
+        Output::Map(map) => {
+            let dims = map.dims();
+            let fixed = Tensor::from_data(TensorData::new(values(dims.iter().product(), 1), dims), device);
+            (map - fixed).powi_scalar(2).mean()
+        }
+    };
+    outputs.into_iter().map(one).reduce(|a, b| a + b).expect("a network has a result")
+}
+
+/// All results of a network, one behind the other.
+fn flat(outputs: Vec<Output>) -> Vec<f32> {
+    let one = |output| -> Vec<f32> {
+        match output {
+            Output::Logits(x) => x.into_data().try_to_vec().unwrap(),
+            Output::Map(x) => x.into_data().try_to_vec().unwrap(),
+        }
+    };
+    outputs.into_iter().flat_map(one).collect()
+}
+
 /// Losses of steps of plain gradient descent on one batch.
 fn losses(mut net: Network, pass: &Pass, steps: usize, device: &Device) -> (Network, Vec<f32>) {
-    let targets: Vec<i64> = (0..BATCH as i64).map(|i| i % 4).collect();
     // Without Adam, a transformer's first steps are slow.
     let rate = if matches!(net, Network::Bert(_)) { 0.2 } else { 0.05 };
     let mut losses = Vec::new();
     for _ in 0..steps {
-        let y = Tensor::<1, Int>::from_data(TensorData::new(targets.clone(), [BATCH]), device);
-        let loss = ops::cross_entropy(net.forward(batch(&net, device), pass), y);
+        let loss = loss(net.outputs(batch(&net, device), pass), device);
         losses.push(loss.clone().into_scalar());
         let gradients = loss.backward();
         net = params::update_with_gradients(net, gradients, |rows| {
@@ -69,7 +97,7 @@ fn losses_fall() {
         let net = net.valid();
         let logits = |quant| -> Vec<f32> {
             let pass = Pass { quant, norm: Norm::Frozen, ..Pass::default() };
-            net.forward(batch(&net, &Device::flex()), &pass).into_data().try_to_vec().unwrap()
+            flat(net.outputs(batch(&net, &Device::flex()), &pass))
         };
         let (plain, quantised) = (logits(Quant::Off), logits(Quant::Frozen));
         let size = |x: &mut dyn Iterator<Item = f32>| x.map(|v| v * v).sum::<f32>().sqrt();
@@ -84,7 +112,12 @@ fn losses_fall() {
 fn every_parameter_has_a_gradient() {
     let device = Device::flex().autodiff();
     for (name, net) in all(&mut Init::new(&device, 3)) {
-        let loss = net.forward(batch(&net, &device), &Pass::default()).powi_scalar(2).sum();
+        let square = |output| match output {
+            Output::Logits(x) => x.powi_scalar(2).sum(),
+            Output::Map(x) => x.powi_scalar(2).sum(),
+        };
+        let outputs = net.outputs(batch(&net, &device), &Pass::default());
+        let loss = outputs.into_iter().map(square).reduce(|a, b| a + b).unwrap();
         let table = params::ParamTable::of(&net);
         let mut seen = vec![false; table.len()];
         params::update_with_gradients(net, loss.backward(), |rows| {

@@ -8,7 +8,8 @@ use lacuna_models::mobilenet::MOBILENET_SIZES;
 use lacuna_models::mobilenet_v2::MOBILENET_V2_SIZES;
 use lacuna_models::mobilenet_v3::MOBILENET_V3_SIZES;
 use lacuna_models::resnet::RESNET_SIZES;
-use lacuna_models::{InputShape, MODELS, Network, find};
+use lacuna_models::yolo::YOLO_SIZES;
+use lacuna_models::{InputShape, MODELS, Network, Output, find};
 use lacuna_nn::layers::Init;
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::Pass;
@@ -29,14 +30,22 @@ fn rows_say_what_they_build() {
         let x: Input = match row.input {
             // Images and sequences of any size do; large ones would take seconds.
             InputShape::Image([c, h, _]) => {
-                Tensor::<4>::zeros([2, c, h.min(33), h.min(40)], &Device::flex()).into()
+                // Detectors halve an image five times and double it again.
+                let [h, w] = if h == 640 { [32, 64] } else { [h.min(33), h.min(40)] };
+                Tensor::<4>::zeros([2, c, h, w], &Device::flex()).into()
             }
             InputShape::Tokens { .. } => {
                 let ids = Tensor::<2, Int>::from_ints([[101, 7592, 102], [101, 30521, 102]], &Device::flex());
                 Tokens { ids, mask: None }.into()
             }
         };
-        assert_eq!(net.forward(x, &Pass::default()).dims(), [2, row.classes], "{}", row.name);
+        for output in net.outputs(x, &Pass::default()) {
+            match output {
+                Output::Logits(logits) => assert_eq!(logits.dims(), [2, row.classes], "{}", row.name),
+                // Three anchors, each with a box and a score.
+                Output::Map(map) => assert_eq!(map.dims()[..2], [2, 3 * (5 + row.classes)], "{}", row.name),
+            }
+        }
     }
 }
 
@@ -50,6 +59,7 @@ fn every_size_of_a_family_is_a_row_and_names_are_unique() {
         EFFICIENTNET_SIZES.iter().map(|s| s.name).collect(),
         EFFICIENTNET_B_SIZES.iter().map(|s| s.name).collect(),
         BERT_SIZES.iter().map(|s| s.name).collect(),
+        YOLO_SIZES.iter().map(|s| s.name).collect(),
     ]
     .concat();
     let rows: Vec<&str> = MODELS.iter().map(|row| row.name).collect();
@@ -61,7 +71,7 @@ fn every_size_of_a_family_is_a_row_and_names_are_unique() {
 }
 
 /// Tensors of published state dicts, without the counters of batch norms (`num_batches_tracked`).
-const PUBLISHED: [(&str, usize, &[&str]); 9] = [
+const PUBLISHED: [(&str, usize, &[&str]); 11] = [
     (
         "resnet18",
         102,
@@ -122,6 +132,13 @@ const PUBLISHED: [(&str, usize, &[&str]); 9] = [
             "classifier.1.bias",
         ],
     ),
+    (
+        "yolov5s",
+        // Convolutions with the four tensors of their norms, and three with a bias.
+        57 * 5 + 3 * 2,
+        &["model.0.conv.weight", "model.24.m.2.bias"],
+    ),
+    ("yolov3", 72 * 5 + 3 * 2, &["model.4.1.cv2.conv.weight", "model.28.m.0.bias"]),
     (
         "mobilenet_v1",
         137,

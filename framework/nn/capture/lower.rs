@@ -10,7 +10,7 @@ use crate::mark::{FAKE_QUANT, FAKE_QUANT_CHANNELS};
 use crate::ops::Grid;
 use burn_capture::TensorId;
 use burn_ir::*;
-use lacuna_ir::op::{Axes, ClipAttr, ConvAttr, GemmAttr, PoolAttr, ReduceAttr, Window};
+use lacuna_ir::op::{Axes, ClipAttr, ConvAttr, GemmAttr, PoolAttr, ReduceAttr, ResizeAttr, Window};
 use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -446,6 +446,7 @@ impl Lower<'_> {
                 self.unary(OpKind::AveragePool, Attr::Pool(attr), &op.x, &op.out)
             }
             M::AdaptiveAvgPool2d(op) => self.adaptive_average_pool(op),
+            M::Interpolate(op) => self.interpolate(op),
             _ => unsupported(),
         }
     }
@@ -501,6 +502,21 @@ impl Lower<'_> {
         let window = window(kernel, kernel, [1, 1], [0; 4])?;
         let attr = PoolAttr { window, ceil_mode: false, count_include_pad: false };
         self.unary(OpKind::AveragePool, Attr::Pool(attr), &op.x, &op.out)
+    }
+
+    /// Nearest pixels, a whole number of times larger.
+    fn interpolate(&mut self, op: &InterpolateOpIr) -> Step<()> {
+        let [_, _, h, w] = op.x.shape.dims();
+        let [oh, ow] = op.output_size;
+        let whole = h > 0 && w > 0 && oh.is_multiple_of(h) && ow.is_multiple_of(w);
+        if !matches!(op.options.mode, InterpolateModeIr::Nearest) || !whole {
+            let what = format!("{:?} of {h}x{w} to {oh}x{ow}", op.options.mode);
+            return Err(format!(
+                "{what}: only nearest pixels, a whole number of times larger, are supported"
+            ));
+        }
+        let scale = [small(oh / h)?, small(ow / w)?];
+        self.unary(OpKind::Resize, Attr::Resize(ResizeAttr { scale }), &op.x, &op.out)
     }
 
     // ---- quantisation --------------------------------------------------------------------------

@@ -10,7 +10,8 @@ mod record;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn_capture::{CaptureBackend, TensorId};
+use burn_capture::CaptureBackend;
+pub use burn_capture::TensorId;
 use lacuna_ir::{Graph, passes, verify};
 
 /// Why a forward pass is not a graph, and where.

@@ -9,6 +9,7 @@ mod conv;
 mod dense;
 mod excite;
 mod init;
+mod upsample;
 
 pub use crate::ops::{Act, activation, attention, global_average_pool, max_pool2d};
 pub use act::ActQuantizer;
@@ -17,3 +18,4 @@ pub use conv::{BatchNorm, Conv2d, Padding, conv_norm};
 pub use dense::{Embedding, LayerNorm, Linear};
 pub use excite::{Gate, SqueezeExcite};
 pub use init::Init;
+pub use upsample::upsample_nearest;

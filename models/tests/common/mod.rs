@@ -1,4 +1,4 @@
-//! A small member of every family of classifiers, all of four classes, and values to feed them.
+//! A small member of every family, all of four classes, and values to feed them.
 #![allow(dead_code)]
 
 use lacuna_models::Network;
@@ -9,6 +9,7 @@ use lacuna_models::mobilenet::{MobileNet, MobileNetSize};
 use lacuna_models::mobilenet_v2::{MobileNetV2, MobileNetV2Size};
 use lacuna_models::mobilenet_v3::{LARGE, MobileNetV3, MobileNetV3Size, SMALL};
 use lacuna_models::resnet::{BOTTLENECK, BlockKind, ResNet, ResNetSize, Stem};
+use lacuna_models::yolo::{V3_SPP, V5, Yolo, YoloSize};
 use lacuna_nn::layers::Init;
 
 pub const CLASSES: usize = 4;
@@ -33,6 +34,11 @@ const EFFICIENTNET_B: EfficientNetBSize =
 pub const BERT: BertSize =
     BertSize { name: "two layers", classes: CLASSES, layers: 2, width: 32, heads: 4, inner: 64 };
 
+const YOLO: [YoloSize; 2] = [
+    YoloSize { name: "v5", classes: CLASSES, plan: &V5, depth: 0.33, width: 0.125 },
+    YoloSize { name: "v3", classes: CLASSES, plan: &V3_SPP, depth: 0.125, width: 0.03125 },
+];
+
 /// Networks that take images of three channels.
 pub fn of_images(init: &mut Init) -> Vec<(&'static str, Network)> {
     vec![
@@ -44,7 +50,17 @@ pub fn of_images(init: &mut Init) -> Vec<(&'static str, Network)> {
         ("MobileNetV3 large", Network::MobileNetV3(MobileNetV3::new(&MOBILENET_V3[1], init))),
         ("EfficientNet-Lite", Network::EfficientNet(EfficientNet::new(&EFFICIENTNET, init))),
         ("EfficientNet-B", Network::EfficientNetB(EfficientNetB::new(&EFFICIENTNET_B, init))),
+        ("YOLOv5", Network::Yolo(Yolo::new(&YOLO[0], init))),
+        ("YOLOv3-SPP", Network::Yolo(Yolo::new(&YOLO[1], init))),
     ]
+}
+
+/// Height and width of an image that a network takes: detectors halve it five times and double it again.
+pub fn image_size(net: &Network) -> [usize; 2] {
+    match net {
+        Network::Yolo(_) => [64, 32],
+        _ => [33, 40],
+    }
 }
 
 pub fn all(init: &mut Init) -> Vec<(&'static str, Network)> {

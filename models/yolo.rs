@@ -1,0 +1,298 @@
+//! YOLO detectors: v3 and v3-SPP (Redmon and Farhadi, 2018, arXiv:1804.02767) and v5 n to x, as Ultralytics builds
+//! them.
+//!
+//! Parameter names are Ultralytics': `model.0.conv.weight`, `model.2.m.0.cv1.bn.bias`, `model.24.m.0.weight`. A network is a
+//! table of layers, each of which reads the one before it or the ones it names; sizes scale its channels and repeats. The
+//! result is one map of raw scores for each level, finest first; boxes are decoded outside (`lacuna-pipelines`).
+
+use crate::yolo_layers::{AnchorHead, Bottleneck, C3, Concat, Conv, Spp, Sppf};
+use burn::module::Module;
+use burn::tensor::Tensor;
+use lacuna_nn::layers::{Init, upsample_nearest};
+use lacuna_nn::one_of_modules;
+use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
+
+/// What a layer is: channels it gives before scaling, window, stride, shortcut.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    Conv(usize, usize, usize),
+    /// 6x6 of stride 2, padded by 2.
+    Stem(usize),
+    Bottleneck(usize, bool),
+    C3(usize, bool),
+    Spp(usize),
+    Sppf(usize),
+    Upsample,
+    Concat,
+}
+
+/// One layer: what it reads (relative if negative), how often it is repeated, what it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Row(pub &'static [isize], pub usize, pub Kind);
+
+/// Layers before the head, and which of them the head reads, finest first.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub rows: &'static [Row],
+    pub levels: &'static [usize],
+    /// Widths and heights of the anchors of each level, in pixels.
+    pub anchors: &'static [[[f32; 2]; 3]],
+    /// Pixels of the image for a pixel of each level.
+    pub strides: &'static [usize],
+    /// What the names of the head's tensors begin with.
+    pub head: &'static str,
+}
+
+/// One size.
+#[derive(Clone, Copy, Debug)]
+pub struct YoloSize {
+    pub name: &'static str,
+    pub classes: usize,
+    pub plan: &'static Plan,
+    /// Repeats and channels in multiples of the plan's.
+    pub depth: f64,
+    pub width: f64,
+}
+
+const PREVIOUS: &[isize] = &[-1];
+
+const fn row(repeats: usize, kind: Kind) -> Row {
+    Row(PREVIOUS, repeats, kind)
+}
+
+const fn join(with: &'static [isize]) -> Row {
+    Row(with, 1, Kind::Concat)
+}
+
+const ANCHORS: &[[[f32; 2]; 3]] = &[
+    [[10.0, 13.0], [16.0, 30.0], [33.0, 23.0]],
+    [[30.0, 61.0], [62.0, 45.0], [59.0, 119.0]],
+    [[116.0, 90.0], [156.0, 198.0], [373.0, 326.0]],
+];
+
+pub const V5: Plan = Plan {
+    rows: &[
+        row(1, Kind::Stem(64)),
+        row(1, Kind::Conv(128, 3, 2)),
+        row(3, Kind::C3(128, true)),
+        row(1, Kind::Conv(256, 3, 2)),
+        row(6, Kind::C3(256, true)),
+        row(1, Kind::Conv(512, 3, 2)),
+        row(9, Kind::C3(512, true)),
+        row(1, Kind::Conv(1024, 3, 2)),
+        row(3, Kind::C3(1024, true)),
+        row(1, Kind::Sppf(1024)),
+        row(1, Kind::Conv(512, 1, 1)),
+        row(1, Kind::Upsample),
+        join(&[-1, 6]),
+        row(3, Kind::C3(512, false)),
+        row(1, Kind::Conv(256, 1, 1)),
+        row(1, Kind::Upsample),
+        join(&[-1, 4]),
+        row(3, Kind::C3(256, false)),
+        row(1, Kind::Conv(256, 3, 2)),
+        join(&[-1, 14]),
+        row(3, Kind::C3(512, false)),
+        row(1, Kind::Conv(512, 3, 2)),
+        join(&[-1, 10]),
+        row(3, Kind::C3(1024, false)),
+    ],
+    levels: &[17, 20, 23],
+    anchors: ANCHORS,
+    strides: &[8, 16, 32],
+    head: "model.24.",
+};
+
+/// v3 with or without pyramid pooling, which stands in the place of a convolution.
+const fn v3(rows: &'static [Row]) -> Plan {
+    Plan { rows, levels: &[27, 22, 15], anchors: ANCHORS, strides: &[8, 16, 32], head: "model.28." }
+}
+
+macro_rules! v3_rows {
+    ($pool:expr) => {
+        &[
+            row(1, Kind::Conv(32, 3, 1)),
+            row(1, Kind::Conv(64, 3, 2)),
+            row(1, Kind::Bottleneck(64, true)),
+            row(1, Kind::Conv(128, 3, 2)),
+            row(2, Kind::Bottleneck(128, true)),
+            row(1, Kind::Conv(256, 3, 2)),
+            row(8, Kind::Bottleneck(256, true)),
+            row(1, Kind::Conv(512, 3, 2)),
+            row(8, Kind::Bottleneck(512, true)),
+            row(1, Kind::Conv(1024, 3, 2)),
+            row(4, Kind::Bottleneck(1024, true)),
+            row(1, Kind::Bottleneck(1024, false)),
+            row(1, $pool),
+            row(1, Kind::Conv(1024, 3, 1)),
+            row(1, Kind::Conv(512, 1, 1)),
+            row(1, Kind::Conv(1024, 3, 1)),
+            Row(&[-2], 1, Kind::Conv(256, 1, 1)),
+            row(1, Kind::Upsample),
+            join(&[-1, 8]),
+            row(1, Kind::Bottleneck(512, false)),
+            row(1, Kind::Bottleneck(512, false)),
+            row(1, Kind::Conv(256, 1, 1)),
+            row(1, Kind::Conv(512, 3, 1)),
+            Row(&[-2], 1, Kind::Conv(128, 1, 1)),
+            row(1, Kind::Upsample),
+            join(&[-1, 6]),
+            row(1, Kind::Bottleneck(256, false)),
+            row(2, Kind::Bottleneck(256, false)),
+        ]
+    };
+}
+
+pub const V3: Plan = v3(v3_rows!(Kind::Conv(512, 1, 1)));
+pub const V3_SPP: Plan = v3(v3_rows!(Kind::Spp(512)));
+
+const fn size(name: &'static str, plan: &'static Plan, depth: f64, width: f64) -> YoloSize {
+    YoloSize { name, classes: 80, plan, depth, width }
+}
+
+pub const YOLO_SIZES: &[YoloSize] = &[
+    size("yolov3", &V3, 1.0, 1.0),
+    size("yolov3_spp", &V3_SPP, 1.0, 1.0),
+    size("yolov5n", &V5, 0.33, 0.25),
+    size("yolov5s", &V5, 0.33, 0.50),
+    size("yolov5m", &V5, 0.67, 0.75),
+    size("yolov5l", &V5, 1.0, 1.0),
+    size("yolov5x", &V5, 1.33, 1.25),
+];
+
+/// What stands at one place of `model`.
+#[derive(Clone, Debug)]
+// A box would only hide the layer.
+#[allow(clippy::large_enum_variant)]
+pub enum Layer {
+    Conv(Conv),
+    Bottleneck(Bottleneck),
+    Bottlenecks(Vec<Bottleneck>),
+    C3(C3),
+    Spp(Spp),
+    Sppf(Sppf),
+    Concat(Concat),
+    Upsample(Bare),
+    Head(AnchorHead),
+}
+
+one_of_modules!(Layer { Conv, Bottleneck, Bottlenecks, C3, Spp, Sppf, Concat, Upsample, Head });
+
+/// A layer that has no parameters but counts in the names of those that have.
+#[derive(Module, Debug)]
+pub struct Bare {
+    pub parameters: usize,
+}
+
+/// Images [n, 3, h, w], both multiples of the largest stride, to raw maps.
+#[derive(Module, Debug)]
+pub struct Yolo {
+    pub input: ActivationQuantizer,
+    pub model: Vec<Layer>,
+    #[module(skip)]
+    pub plan: Plan,
+}
+
+impl YoloSize {
+    /// Up to a multiple of 8.
+    fn channels(&self, c: usize) -> usize {
+        ((c as f64 * self.width / 8.0).ceil() as usize) * 8
+    }
+
+    fn repeats(&self, n: usize) -> usize {
+        if n > 1 { ((n as f64 * self.depth).round() as usize).max(1) } else { n }
+    }
+}
+
+impl Row {
+    /// The places that it reads, of a layer at `place`.
+    fn reads(&self, place: usize) -> impl Iterator<Item = usize> {
+        self.0.iter().map(move |&from| if from < 0 { place.wrapping_add_signed(from) } else { from as usize })
+    }
+}
+
+impl Yolo {
+    pub fn new(size: &YoloSize, init: &mut Init) -> Yolo {
+        let input = ActivationQuantizer::new(&init.device);
+        let mut channels: Vec<usize> = Vec::new();
+        let mut model = Vec::new();
+        for (place, row) in size.plan.rows.iter().enumerate() {
+            // The first layer reads the image.
+            let c_in: usize = row.reads(place).map(|at| channels.get(at).copied().unwrap_or(3)).sum();
+            let (layer, c_out) = layer(row, size, c_in, init);
+            model.push(layer);
+            channels.push(c_out);
+        }
+        let levels: Vec<usize> = size.plan.levels.iter().map(|&at| channels[at]).collect();
+        let anchors = size.plan.anchors[0].len();
+        model.push(Layer::Head(AnchorHead::new(&levels, anchors, size.classes, init)));
+        Yolo { input, model, plan: *size.plan }
+    }
+
+    /// Another head, for other classes.
+    pub fn set_classes(&mut self, classes: usize, init: &mut Init) {
+        if let Some(Layer::Head(head)) = self.model.last_mut() {
+            let levels: Vec<usize> = head.m.iter().map(|m| m.weight.dims()[1]).collect();
+            *head = AnchorHead::new(&levels, self.plan.anchors[0].len(), classes, init);
+        }
+    }
+
+    /// A map [n, anchors * (5 + classes), h / stride, w / stride] for each level, finest first.
+    pub fn forward(&self, x: Tensor<4>, pass: &Pass) -> Vec<Tensor<4>> {
+        let x = self.input.forward(x, pass);
+        let mut made: Vec<Activation<4>> = Vec::with_capacity(self.model.len());
+        for (place, (layer, row)) in self.model.iter().zip(self.plan.rows).enumerate() {
+            // The first layer reads the image.
+            let mut parts: Vec<Activation<4>> =
+                row.reads(place).map(|at| made.get(at).unwrap_or(&x).clone()).collect();
+            let y = match (layer, parts.len()) {
+                (Layer::Concat(concat), _) => concat.forward(parts, pass),
+                _ => forward(layer, parts.swap_remove(0), pass),
+            };
+            made.push(y);
+        }
+        let levels: Vec<Activation<4>> = self.plan.levels.iter().map(|&at| made[at].clone()).collect();
+        match self.model.last() {
+            Some(Layer::Head(head)) => head.forward(&levels, pass),
+            _ => unreachable!("a network ends in its head"),
+        }
+    }
+}
+
+/// The layer of a row, and the channels that it gives.
+fn layer(row: &Row, size: &YoloSize, c_in: usize, init: &mut Init) -> (Layer, usize) {
+    let n = size.repeats(row.1);
+    let scaled = |c: usize| size.channels(c);
+    match row.2 {
+        Kind::Conv(c, kernel, stride) => {
+            (Layer::Conv(Conv::new(c_in, scaled(c), kernel, stride, init)), scaled(c))
+        }
+        Kind::Stem(c) => (Layer::Conv(Conv::padded(c_in, scaled(c), 6, 2, 2, init)), scaled(c)),
+        Kind::Bottleneck(c, shortcut) => {
+            let c = scaled(c);
+            let mut one = |c_in: usize| Bottleneck::new(c_in, c, c / 2, 1, shortcut, init);
+            match n {
+                1 => (Layer::Bottleneck(one(c_in)), c),
+                n => (Layer::Bottlenecks((0..n).map(|i| one(if i == 0 { c_in } else { c })).collect()), c),
+            }
+        }
+        Kind::C3(c, shortcut) => (Layer::C3(C3::new(c_in, scaled(c), n, shortcut, init)), scaled(c)),
+        Kind::Spp(c) => (Layer::Spp(Spp::new(c_in, scaled(c), init)), scaled(c)),
+        Kind::Sppf(c) => (Layer::Sppf(Sppf::new(c_in, scaled(c), init)), scaled(c)),
+        Kind::Concat => (Layer::Concat(Concat::new(&init.device)), c_in),
+        Kind::Upsample => (Layer::Upsample(Bare { parameters: 0 }), c_in),
+    }
+}
+
+fn forward(layer: &Layer, x: Activation<4>, pass: &Pass) -> Activation<4> {
+    match layer {
+        Layer::Conv(conv) => conv.forward(&x, pass),
+        Layer::Bottleneck(b) => b.forward(x, pass),
+        Layer::Bottlenecks(all) => all.iter().fold(x, |x, b| b.forward(x, pass)),
+        Layer::C3(c3) => c3.forward(x, pass),
+        Layer::Spp(spp) => spp.forward(&x, pass),
+        Layer::Sppf(sppf) => sppf.forward(&x, pass),
+        Layer::Upsample(_) => x.map(|x| upsample_nearest(x, 2)),
+        Layer::Concat(_) | Layer::Head(_) => unreachable!("reads several layers"),
+    }
+}
