@@ -107,7 +107,8 @@ pub fn open_weights(path: &Path, model: Option<&str>) -> Result<Trained> {
     let (tensors, metadata) = read_safetensors_metadata(path)?;
     let row = named_model(path, model.or(metadata.get("lacuna.model").map(String::as_str)))?;
     let net = row.network(classes(&metadata).unwrap_or(row.classes), &Device::flex(), 0);
-    let net = weights::put(net, &tensors).map_err(|why| Failure::input(why).at(path.display()))?;
+    let net = weights::put_described(net, &tensors, &metadata)
+        .map_err(|why| Failure::input(why).at(path.display()))?;
     let quant = match metadata.get("lacuna.quant") {
         None => Quant::Off,
         Some(text) => quant_from_name(text).ok_or_else(|| {

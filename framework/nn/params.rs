@@ -143,6 +143,37 @@ pub fn update_each<M: Module>(module: M, f: impl FnMut(usize, &mut Vec<f32>)) ->
     module.map(&mut Update { row: 0, f })
 }
 
+/// Replaces tensors by smaller or larger ones, in table order: `f(row, values)` gives new values and their shape, or `None`
+/// where a tensor stays.
+///
+/// # Panics
+/// If a shape has another rank, or other elements, than its values.
+pub fn resize_each<M: Module>(
+    module: M,
+    f: impl FnMut(usize, &[f32]) -> Option<(Vec<f32>, Vec<usize>)>,
+) -> M {
+    struct Resize<F> {
+        row: usize,
+        f: F,
+    }
+    impl<F: FnMut(usize, &[f32]) -> Option<(Vec<f32>, Vec<usize>)>> ModuleMapper for Resize<F> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let row = self.row;
+            self.row += 1;
+            let data = param.val().without_autodiff().into_data();
+            let Some((values, shape)) = (self.f)(row, data.as_slice().expect("parameters are f32")) else {
+                return param;
+            };
+            param.map(|t| {
+                let (device, trained) = (t.device(), t.is_require_grad());
+                let t = Tensor::from_data(TensorData::new(values, shape), &device);
+                if trained { t.require_grad() } else { t }
+            })
+        }
+    }
+    module.map(&mut Resize { row: 0, f })
+}
+
 /// Reads the gradients of the tensors that have one, in table order: `f(row, gradient)`.
 pub fn for_each_gradient<M: Module>(module: &M, gradients: &Gradients, f: impl FnMut(usize, &[f32])) {
     struct Read<'a, F> {

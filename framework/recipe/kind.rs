@@ -45,6 +45,13 @@ pub enum Kind {
     Acdc(Acdc),
     RigL(RigL),
     TopKast(TopKast),
+    /// Channels that are zero are removed.
+    LayerThinning {
+        structure: MaskStructure,
+        start: f64,
+        /// Further epochs at which it happens.
+        updates: Vec<f64>,
+    },
     /// Weights are trained as theta with w = theta * |theta|^(alpha - 1) (Schwarz et al. 2021, arXiv:2110.00296).
     Powerpropagation {
         params: Selector,

@@ -66,6 +66,7 @@ impl Modifier {
             | Kind::ParsedOnly { start, end } => (*start, *end),
             Kind::SetLearningRate { start, .. } | Kind::SetWeightDecay { start, .. } => (*start, -1.0),
             Kind::Powerpropagation { start, end, .. } => (*start, *end),
+            Kind::LayerThinning { start, .. } => (*start, -1.0),
             Kind::Pruning(pruning) => (pruning.start, pruning.end),
             Kind::Acdc(acdc) => (acdc.start, acdc.end),
             Kind::RigL(rigl) => (rigl.start, rigl.end),
@@ -332,6 +333,8 @@ impl Reader<'_> {
             "ACDCPruningModifier" => Kind::Acdc(self.acdc(start, end)?),
             "RigLPruningModifier" => Kind::RigL(self.rigl(start, end)?),
             "TopKASTPruningModifier" => Kind::TopKast(self.top_kast(start, end)?),
+            "StructuredPruningModifier" => Kind::Pruning(self.structured(start, end)?),
+            "LayerThinningModifier" => self.layer_thinning(start)?,
             "PowerpropagationModifier" => self.powerpropagation(start, end)?,
             "DistillationModifier" => self.distillation(start, end)?,
             "PerLayerDistillationModifier" => self.feature_distillation(start, end)?,
@@ -496,7 +499,9 @@ impl Reader<'_> {
     }
 
     pub(crate) fn params(&mut self, name: &str) -> Option<Selector> {
-        let node = self.arg(name)?;
+        let Some(node) = self.arg(name) else {
+            return (self.default(name) != Absent::Required).then(|| Selector::all_prunable(self.pos));
+        };
         let selected = selector(self.doc, self.file, node, self.found)?;
         if selected.patterns.is_empty() {
             self.error(

@@ -1,11 +1,12 @@
 //! Reads the modifiers that prune into their typed form.
 
+use crate::diagnostic::Diagnostic;
 use crate::kind::{
     Acdc, FisherRule, Inter, Kind, MaskStructure, Pruning, PruningGroup, RigL, Scope, ScoreRule,
     SparsityStrategy, TopKast,
 };
 use crate::modifier::Reader;
-use crate::modifier_table::Absent;
+use crate::modifier_table::{Absent, EPOCH_MAX};
 use crate::params::selector;
 use crate::value::{float, int, mask};
 use crate::yaml::NodeId;
@@ -121,6 +122,48 @@ impl Reader<'_> {
             structure: self.structure()?,
             scope: self.scope(),
         })
+    }
+
+    pub(crate) fn structured(&mut self, start: f64, end: f64) -> Option<Pruning> {
+        let pruning = self.pruning(start, end)?;
+        if !matches!(pruning.structure, MaskStructure::Filter | MaskStructure::Channel) {
+            let message = "StructuredPruning prunes filters or channels";
+            self.error(self.at("mask_type"), message, "use mask_type: filter or channel");
+        }
+        if pruning.init_sparsity.is_none() {
+            let message = "groups of tensors have no sparsity of their own";
+            self.error(self.at("init_sparsity"), message, "give a number");
+        }
+        if pruning.score != ScoreRule::Magnitude {
+            self.error(self.at("score_type"), "filters are scored by magnitude", "leave `score_type` out");
+        }
+        self.groups_are_found("param_groups");
+        Some(Pruning { scope: Scope::Dependent, ..pruning })
+    }
+
+    pub(crate) fn layer_thinning(&mut self, start: f64) -> Option<Kind> {
+        self.groups_are_found("param_group_dependency_map");
+        let structure = match self.text("structure_type") {
+            "channel" => MaskStructure::Channel,
+            _ => MaskStructure::Filter,
+        };
+        let mut updates = Vec::new();
+        for node in self.given("update_epochs").map(|list| self.doc.list(list).to_vec()).unwrap_or_default() {
+            let epoch = float(self.doc, node).filter(|e| (0.0..=EPOCH_MAX).contains(e));
+            match epoch {
+                Some(epoch) => updates.push(epoch),
+                None => self.error(self.doc.pos(node), "`update_epochs` is a list of epochs", ""),
+            }
+        }
+        Some(Kind::LayerThinning { structure, start, updates })
+    }
+
+    /// Which tensors depend on each other is seen in the model.
+    fn groups_are_found(&mut self, key: &str) {
+        if let Some(node) = self.given(key) {
+            let message = format!("`{key}` has no effect: what depends on what is found in the model");
+            self.found.push(Diagnostic::warning(self.file, self.doc.pos(node), message, ""));
+        }
     }
 
     pub(crate) fn powerpropagation(&mut self, start: f64, end: f64) -> Option<Kind> {

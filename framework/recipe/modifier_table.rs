@@ -384,7 +384,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "StructuredPruningModifier",
-        ParsedOnly,
+        Implemented,
         "prunes whole filters or channels",
         &[
             INIT,
@@ -402,7 +402,7 @@ pub const MODIFIERS: &[ModifierRow] = &[
     ),
     row(
         "LayerThinningModifier",
-        ParsedOnly,
+        Implemented,
         "removes pruned filters from the model",
         &[
             key("param_group_dependency_map", Any, Null),

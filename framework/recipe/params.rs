@@ -89,6 +89,14 @@ fn group_end(text: &str) -> Option<usize> {
     None
 }
 
+impl Selector {
+    /// `__ALL_PRUNABLE__`, as a class means it whose recipe names no parameters.
+    pub(crate) fn all_prunable(pos: Pos) -> Selector {
+        let text = "__ALL_PRUNABLE__".to_owned();
+        Selector { pos, patterns: vec![Pattern { pos, text, rule: Rule::AllPrunable }] }
+    }
+}
+
 impl PartialEq for Selector {
     fn eq(&self, other: &Selector) -> bool {
         self.patterns.iter().map(|p| &p.text).eq(other.patterns.iter().map(|p| &p.text))

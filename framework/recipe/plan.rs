@@ -77,6 +77,10 @@ pub enum Action {
         grads: u32,
         momentum_reset: bool,
     },
+    /// Remove the channels whose filters (or, by channel, whose readers) are zero.
+    Thin {
+        structure: MaskStructure,
+    },
     /// The optimiser's momentum of all parameters becomes zero.
     ResetMomentum,
     /// Weights that moved on behind their masks are zero from here on.
@@ -309,6 +313,11 @@ impl Compiler<'_> {
             Kind::Acdc(acdc) => self.acdc(number, modifier, acdc),
             Kind::RigL(rigl) => self.rigl(number, modifier, rigl),
             Kind::TopKast(kast) => self.top_kast(number, modifier, kast),
+            Kind::LayerThinning { structure, start, updates } => {
+                for epoch in std::iter::once(start).chain(updates) {
+                    self.event(number, self.step(*epoch), Action::Thin { structure: *structure });
+                }
+            }
             Kind::Powerpropagation { params, alpha, strict, start, end } => {
                 let Some(params) = self.select(params, true, *strict) else { return };
                 let end = if *end < 0.0 { u64::MAX } else { self.step(*end) };

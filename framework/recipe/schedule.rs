@@ -291,6 +291,7 @@ fn show_action(schedule: &Schedule, action: &Action) -> String {
             format!("sparsity {forward:.4} forward, {backward:.4} backward")
         }
         Action::Rewire { fraction, .. } => format!("{fraction:.4} of the open weights replaced"),
+        Action::Thin { .. } => "channels of zeros removed".to_owned(),
         Action::ResetMomentum => "momentum reset".to_owned(),
         Action::DropHidden { .. } => "weights behind masks dropped".to_owned(),
         Action::FixMasks { .. } => "zeros kept".to_owned(),

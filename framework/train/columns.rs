@@ -36,6 +36,11 @@ impl Columns {
         self.values.remove(&(modifier, name.to_owned(), row))
     }
 
+    /// Replaces every column by what `f(row, values)` makes of it.
+    pub fn resize(&mut self, f: impl Fn(usize, &[f32]) -> Vec<f32>) {
+        self.values.iter_mut().for_each(|((_, _, row), values)| *values = f(*row, values));
+    }
+
     /// Whether some modifier keeps values behind the mask of this row.
     pub fn is_hidden(&self, row: usize) -> bool {
         self.values.keys().any(|(_, name, r)| name == HIDDEN && *r == row)

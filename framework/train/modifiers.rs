@@ -8,17 +8,20 @@
 //! What a modifier remembers is in [`Columns`](crate::columns::Columns); what it needs of the loss at a moment of its own
 //! choice, it asks of [`Sample`].
 
+pub mod channels;
 pub mod fisher;
 pub mod prune;
 pub mod rigl;
+pub mod structured;
+pub mod thinning;
 pub mod top_kast;
 pub mod watch;
 
 use crate::error::{Error, Result};
 use crate::quantize;
 use crate::state::State;
-use burn::module::Module;
 use burn::tensor::Gradients;
+use lacuna_nn::Classifier;
 use lacuna_nn::params;
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use lacuna_recipe::{Action, Event, PoolRange, Schedule};
@@ -68,7 +71,7 @@ pub fn no_data<M>(_: &M, _: &Pass, _: Option<usize>) -> Result<Gradients> {
 
 /// Carries out one event. Returns whether the model is another kind of model from here on (sparser, quantised), so that
 /// earlier accuracies say nothing about it.
-pub fn apply<M: Module>(
+pub fn apply<M: Classifier>(
     state: &mut State,
     module: M,
     schedule: &Schedule,
@@ -83,6 +86,7 @@ pub fn apply<M: Module>(
             let module = prune::set_sparsity(state, module, event.modifier, &rows, &target, &score, sample)?;
             Ok((module, true))
         }
+        Action::Thin { structure } => Ok((thinning::thin(state, module, structure)?, true)),
         Action::SetTwoMasks { params, forward, backward, structure, scope } => {
             let rows = rows(params);
             let target = prune::Target { sparsity: forward, own_share: 0.0, structure, scope };

@@ -38,6 +38,10 @@ pub struct State {
     pub flow: Vec<Meeting>,
     /// What modifiers remember.
     pub columns: Columns,
+    /// Shapes that the network had before channels were removed.
+    pub full_shape: Vec<Vec<usize>>,
+    /// Channels, height and width of the images that it is trained on, where it is.
+    pub image: Option<[usize; 3]>,
     /// What modifiers do at the current step; see [`State::watch`].
     watches: Vec<Watching>,
     /// A mask with nothing masked, as long as the longest prunable row; empty while there are no masks.
@@ -52,6 +56,8 @@ impl State {
             mask: vec![None; rows],
             moments: Moments::new(rows),
             trainable: params.role.iter().map(|&role| role != Role::Buffer).collect(),
+            full_shape: params.shape.clone(),
+            image: None,
             params,
             weight_decay,
             pass: Pass::default(),
@@ -83,6 +89,24 @@ impl State {
             }
         });
         weights
+    }
+
+    /// After tensors of the module have got other shapes.
+    pub(crate) fn resized<M: Module>(&mut self, module: &M) {
+        self.params = ParamTable::of(module);
+    }
+
+    /// Takes over a module that a checkpoint's tensors were put into, and what its shapes were at first, if not the same.
+    pub fn thinned_from<M: Module>(&mut self, module: &M, full_shape: Option<Vec<Vec<usize>>>) {
+        self.params = ParamTable::of(module);
+        if let Some(shapes) = full_shape.filter(|shapes| shapes.len() == self.params.len()) {
+            self.full_shape = shapes;
+        }
+    }
+
+    /// Whether channels have been removed.
+    pub fn is_thinned(&self) -> bool {
+        self.params.shape != self.full_shape
     }
 
     /// Turns to a step: what modifiers do at it beside events. Call it after the step's events.

@@ -148,6 +148,8 @@ struct SavedState {
     loss_sum: f64,
     loss_count: u64,
     best: Option<f64>,
+    /// Shapes of all tensors before channels were removed, where that happened.
+    full_shape: Option<Vec<Vec<usize>>>,
     logs: LogOffsets,
 }
 
@@ -323,6 +325,7 @@ struct Run<M> {
 /// A new training, or the newest checkpoint's.
 fn begin<M: Classifier>(module: M, mut losses: Losses<M>, fit: &mut Fit<'_>) -> Result<Run<M>> {
     let mut state = State::new(&module, fit.args.weight_decay);
+    state.image = Some(image_of(fit));
     let saved = if fit.resume { checkpoint::load_latest(&fit.folder.path)? } else { None };
     let Some(saved) = saved else {
         checkpoint::clear(&fit.folder.path)?;
@@ -351,7 +354,12 @@ fn begin<M: Classifier>(module: M, mut losses: Losses<M>, fit: &mut Fit<'_>) -> 
         )));
     }
     let damaged = |what: &str| Error::Resume(format!("{}: {what}; start a new run", saved.path.display()));
-    let module = weights::put(module, saved.file("model")?).map_err(Error::Weights)?;
+    let tensors = saved.file("model")?;
+    let module = match &s.full_shape {
+        None => weights::put(module, tensors).map_err(Error::Weights)?,
+        Some(_) => weights::put_thinned(module, tensors, image_of(fit)).map_err(Error::Weights)?,
+    };
+    state.thinned_from(&module, s.full_shape);
     if s.trainable.len() != state.trainable.len() {
         return Err(damaged("it is of a model with other parameters"));
     }
@@ -369,13 +377,18 @@ fn begin<M: Classifier>(module: M, mut losses: Losses<M>, fit: &mut Fit<'_>) -> 
     Ok(Run { module, state, losses, step, loss_sum, loss_count, accuracy: None, best, logs })
 }
 
+/// Channels, height and width of the training's images.
+fn image_of(fit: &Fit<'_>) -> [usize; 3] {
+    [fit.train.c, fit.train.h, fit.train.w]
+}
+
 impl<M: Classifier> Run<M> {
     /// Carries out what the recipe says for this step.
     fn apply_events(mut self, schedule: &Schedule, fit: &Fit<'_>, device: &Device) -> Result<Self> {
         let mut data = GradientData::new(fit, self.step);
         for event in schedule.events_at(self.step) {
             if matches!(event.action, Action::StartQuantization(_)) {
-                let described = described(&fit.metadata, &self.state.pass);
+                let described = described(fit, &self.state);
                 weights::save(&self.module, &fit.folder.weights("pruned"), &described)?;
             }
             let changed;
@@ -489,7 +502,7 @@ impl<M: Classifier> Run<M> {
         let by_engine = f64::from(u8::from(row.evaluator == Evaluator::Engine));
         self.logs.scalars(self.step, &[values[3], values[4], ("metrics/by_engine", by_engine)])?;
         (fit.report)(Progress::Epoch(&row));
-        let described = described(&fit.metadata, &self.state.pass);
+        let described = described(fit, &self.state);
         if self.best.is_none_or(|best| accuracy > best) {
             self.best = Some(accuracy);
             weights::save(&module, &fit.folder.weights("best"), &described)?;
@@ -510,6 +523,7 @@ impl<M: Classifier> Run<M> {
             loss_sum: self.loss_sum,
             loss_count: self.loss_count,
             best: self.best,
+            full_shape: self.state.is_thinned().then(|| self.state.full_shape.clone()),
             logs: self.logs.sync()?,
         };
         let model = weights::tensors(&self.module, &self.state.params);
@@ -572,9 +586,13 @@ impl<'a> GradientData<'a> {
 }
 
 /// Metadata of weights: how they were made, and how to run them.
-fn described(metadata: &Metadata, pass: &Pass) -> Metadata {
-    let mut metadata = metadata.clone();
-    metadata.insert("lacuna.quant".into(), quant_name(pass.quant).into());
+fn described(fit: &Fit<'_>, state: &State) -> Metadata {
+    let mut metadata = fit.metadata.clone();
+    metadata.insert("lacuna.quant".into(), quant_name(state.pass.quant).into());
+    if state.is_thinned() {
+        let [c, h, w] = image_of(fit);
+        metadata.insert(weights::THINNED.into(), format!("{c}x{h}x{w}"));
+    }
     metadata
 }
 

@@ -28,6 +28,8 @@ pub struct Conv2d {
     pub weight_quantizer: WeightQuantizer,
     pub stride: usize,
     pub groups: usize,
+    /// Each channel is a group of its own, also after some were removed.
+    pub depthwise: bool,
     #[module(skip)]
     pub padding: Padding,
     /// See [`removal`].
@@ -64,6 +66,7 @@ impl Conv2d {
             weight_quantizer: WeightQuantizer::new(c_out, &init.device),
             stride,
             groups,
+            depthwise: groups > 1 && groups == c_in && groups == c_out,
             padding: Padding::Sides(kernel / 2),
             removed: removal::new(stride == 1 && c_in == c_out && kernel % 2 == 1, &init.device),
         }
@@ -76,7 +79,9 @@ impl Conv2d {
 
     /// How the window moves over an image of `size` (height, width).
     pub fn window(&self, size: [usize; 2]) -> Window {
-        window(self.padding, self.weight.dims()[2], self.stride, self.groups, size)
+        let [outputs, _, kernel, _] = self.weight.dims();
+        let groups = if self.depthwise { outputs } else { self.groups };
+        window(self.padding, kernel, self.stride, groups, size)
     }
 }
 

@@ -1,12 +1,12 @@
 //! Masks of a given sparsity: by magnitude or by movement, for each tensor or all together.
 
-use super::{Sample, fisher};
+use super::{Sample, fisher, structured};
 use crate::columns::HIDDEN;
 use crate::error::{Error, Result};
 use crate::masks::{self, Mask, Scored};
 use crate::state::State;
 use burn::module::Module;
-use lacuna_nn::params;
+use lacuna_nn::{Classifier, params};
 use lacuna_recipe::{MaskStructure, Scope, Score};
 
 /// How many zeros, and in which pattern.
@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// New masks for `rows`.
-pub fn set_sparsity<M: Module>(
+pub fn set_sparsity<M: Classifier>(
     state: &mut State,
     module: M,
     modifier: u32,
@@ -29,6 +29,9 @@ pub fn set_sparsity<M: Module>(
     score: &Score,
     sample: &mut Sample<'_, M>,
 ) -> Result<M> {
+    if target.scope == Scope::Dependent {
+        return structured::set_sparsity(state, module, rows, target.sparsity, target.structure);
+    }
     let mut weights = state.weights(&module, rows);
     let own = own_sparsities(state, modifier, rows, &weights, target);
     let sparsity: Vec<f64> = own.iter().map(|own| target.sparsity + target.own_share * own).collect();

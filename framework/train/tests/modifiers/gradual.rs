@@ -35,7 +35,12 @@ const PLAIN: Expected = Expected {
 
 macro_rules! case {
     ($class:literal, $keys:literal, $expected:expr) => {
-        Case { class: $class, keys: $keys, check: |lines, optimizer| check(lines, optimizer, &$expected) }
+        Case {
+            class: $class,
+            keys: $keys,
+            also: "",
+            check: |lines, optimizer| check(lines, optimizer, &$expected),
+        }
     };
 }
 
@@ -108,6 +113,7 @@ pub const CASES: &[Case] = &[
         class: "GMPruningModifier",
         keys: "params: [conv2.weight], init_sparsity: 0.5, final_sparsity: 0.5, start_epoch: 1, end_epoch: 2, \
                update_frequency: 0.5, mask_type: '2:4'",
+        also: "",
         check: two_of_four,
     },
     case!(
@@ -124,6 +130,7 @@ pub const CASES: &[Case] = &[
     Case {
         class: "ConstantPruningModifier",
         keys: "params: __ALL_PRUNABLE__, start_epoch: 1, end_epoch: 3",
+        also: "",
         check: constant,
     },
 ];

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use lacuna_nn::layers::{Act, BatchNorm, Conv2d, Init, Linear, conv_norm, global_average_pool};
 use lacuna_nn::params::{self, Role};
-use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
+use lacuna_nn::quant::{Activation, ActivationQuantizer, Norm, Pass};
 use lacuna_nn::{Classifier, Input, ops};
 use lacuna_recipe::{Event, Schedule};
 use lacuna_train::modifiers;
@@ -74,6 +74,8 @@ pub struct Shot {
     pub momentum: Tensors,
     /// Named `column/parameter`.
     pub columns: Tensors,
+    /// Of a few images, as an evaluation computes them.
+    pub logits: Vec<f32>,
 }
 
 pub enum Seen<'a> {
@@ -115,7 +117,9 @@ impl Training {
         let schedule =
             trainer::compile(&net, &recipe, STEPS_PER_EPOCH).unwrap_or_else(|e| panic!("{text}{e}"));
         let lr = if matches!(optimizer, Optimizer::Sgd { .. }) { 0.05 } else { 0.005 };
-        Training { state: State::new(&net, 1e-3), net, device, schedule, optimizer, lr }
+        let mut state = State::new(&net, 1e-3);
+        state.image = Some(IMAGE);
+        Training { state, net, device, schedule, optimizer, lr }
     }
 
     pub fn shape(&self, name: &str) -> Vec<usize> {
@@ -149,6 +153,9 @@ impl Training {
                 shot.momentum.insert(name(), self.state.moments.first[row].clone());
             }
         }
+        let pass = Pass { norm: Norm::Frozen, ..Pass::default() };
+        let (x, _) = images(4711, &Device::flex());
+        shot.logits = self.net.valid().forward(x, &pass).into_data().try_to_vec().unwrap();
         for column in self.state.column_tensors() {
             shot.columns.insert(column.name.split_once('/').unwrap().1.to_owned(), column.data);
         }
@@ -216,7 +223,8 @@ impl Training {
     fn saved_and_restored(self, modifiers: impl Fn() -> Training) -> Training {
         let mut other = modifiers();
         let model = weights::tensors(&self.net, &self.state.params);
-        let net = weights::put(other.net, &model).unwrap();
+        let net = weights::put_thinned(other.net, &model, IMAGE).unwrap();
+        other.state.thinned_from(&net, Some(self.state.full_shape.clone()));
         (other.state.weight_decay, other.state.trainable) =
             (self.state.weight_decay, self.state.trainable.clone());
         (other.state.pass.quant, other.state.pass.norm) = (self.state.pass.quant, self.state.pass.norm);
@@ -249,8 +257,8 @@ pub fn resumes_to_the_same_bytes(epochs: u32, modifiers: &[&str], optimizer: Opt
     assert!(through == ended, "{modifiers:?}: masks, momentum or columns differ after resuming");
 }
 
-/// Of the mean cross-entropy of synthetic images: bars whose direction is the class, and noise.
-fn gradients_of(net: &Tiny, pass: &Pass, seed: usize, device: &Device) -> Gradients {
+/// Synthetic images: bars whose direction is the class, and noise.
+fn images(seed: usize, device: &Device) -> (Tensor<4>, Tensor<1, Int>) {
     let [c, h, w] = IMAGE;
     let noise = |i: usize| ((i + seed * 7919) * 2_654_435_761 % 4093) as f32 / 2046.5 - 1.0;
     let label = |n: usize| (n + seed) % CLASSES;
@@ -260,9 +268,14 @@ fn gradients_of(net: &Tiny, pass: &Pass, seed: usize, device: &Device) -> Gradie
         0.3 * noise(i) + f32::from(u8::from(bar))
     };
     let x: Vec<f32> = (0..BATCH * c * h * w).map(pixel).collect();
-    let x = Tensor::<4>::from_data(TensorData::new(x, [BATCH, c, h, w]), device);
     let labels: Vec<i64> = (0..BATCH).map(|n| label(n) as i64).collect();
-    let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [BATCH]), device);
+    let x = Tensor::from_data(TensorData::new(x, [BATCH, c, h, w]), device);
+    (x, Tensor::from_data(TensorData::new(labels, [BATCH]), device))
+}
+
+/// Of the mean cross-entropy.
+fn gradients_of(net: &Tiny, pass: &Pass, seed: usize, device: &Device) -> Gradients {
+    let (x, labels) = images(seed, device);
     ops::cross_entropy(net.forward(x, pass), labels).backward()
 }
 

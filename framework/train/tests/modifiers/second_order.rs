@@ -21,7 +21,12 @@ struct Expected {
 
 macro_rules! case {
     ($class:literal, $keys:literal, $expected:expr) => {
-        Case { class: $class, keys: $keys, check: |lines, optimizer| check(lines, optimizer, &$expected) }
+        Case {
+            class: $class,
+            keys: $keys,
+            also: "",
+            check: |lines, optimizer| check(lines, optimizer, &$expected),
+        }
     };
 }
 

@@ -14,41 +14,48 @@ pub const CASES: &[Case] = &[
     Case {
         class: "ACDCPruningModifier",
         keys: "params: __ALL_PRUNABLE__, compression_sparsity: 0.7, start_epoch: 0, end_epoch: 5, update_frequency: 1",
+        also: "",
         check: acdc,
     },
     Case {
         class: "MovementPruningModifier",
         keys: "params: [conv2.weight, fc.weight], init_sparsity: 0.0, final_sparsity: 0.6, start_epoch: 1, end_epoch: 4, \
                update_frequency: 0.5, inter_func: linear",
+        also: "",
         check: movement,
     },
     Case {
         class: "GMPruningModifier",
         keys: "params: [conv2.weight, fc.weight], init_sparsity: 0.0, final_sparsity: 0.6, start_epoch: 1, end_epoch: 4, \
                update_frequency: 0.5, inter_func: linear, score_type: movement",
+        also: "",
         check: movement,
     },
     Case {
         class: "RigLPruningModifier",
         keys: "params: __ALL_PRUNABLE__, final_sparsity: 0.6, start_epoch: 1, end_epoch: 4, update_frequency: 0.5, \
                num_grads: 2, init_update_fraction: 0.4",
+        also: "",
         check: |lines, optimizer| rigl(lines, optimizer, true),
     },
     Case {
         class: "RigLPruningModifier",
         keys: "params: __ALL_PRUNABLE__, final_sparsity: 0.6, start_epoch: 1, end_epoch: 4, update_frequency: 0.5, \
                num_grads: 2, init_update_fraction: 0.4, sparsity_strategy: uniform, momentum_buffer_reset: False",
+        also: "",
         check: |lines, optimizer| rigl(lines, optimizer, false),
     },
     Case {
         class: "TopKASTPruningModifier",
         keys: "params: [conv2.weight, fc.weight], forward_sparsity: 0.8, backward_sparsity: 0.5, start_epoch: 1, end_epoch: 4, \
                update_frequency: 0.5, active_weight_decay: 0.1",
+        also: "",
         check: top_kast,
     },
     Case {
         class: "PowerpropagationModifier",
         keys: "params: [conv2.weight, fc.weight], alpha: 2.5, start_epoch: 1, end_epoch: 4",
+        also: "",
         check: powerpropagation,
     },
 ];
