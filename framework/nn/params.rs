@@ -87,7 +87,8 @@ impl ModuleVisitor for Collect {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let leaf = self.path.last().map_or("", String::as_str);
-        let normalises = self.structs.iter().any(|s| s.ends_with("Norm"));
+        // The struct that holds the tensor: one further out may hold a convolution and its norm.
+        let normalises = self.structs.last().is_some_and(|s| s.ends_with("Norm"));
         let role = match leaf {
             _ if BUFFERS.contains(&leaf) => Role::Buffer,
             _ if normalises => Role::Norm,
