@@ -86,8 +86,8 @@ pub enum Kind {
         end: f64,
         update_frequency: f64,
     },
-    /// Known and checked, not carried out.
-    ParsedOnly {
+    /// Known and checked, not carried out here.
+    NotApplicable {
         start: f64,
         end: f64,
     },

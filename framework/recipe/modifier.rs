@@ -63,7 +63,7 @@ impl Modifier {
             | Kind::Logging { start, end, .. }
             | Kind::LearningRate { start, end, .. }
             | Kind::LearningRateFunction { start, end, .. }
-            | Kind::ParsedOnly { start, end } => (*start, *end),
+            | Kind::NotApplicable { start, end } => (*start, *end),
             Kind::SetLearningRate { start, .. } | Kind::SetWeightDecay { start, .. } => (*start, -1.0),
             Kind::Powerpropagation { start, end, .. } => (*start, *end),
             Kind::LayerThinning { start, .. } => (*start, -1.0),
@@ -302,7 +302,7 @@ impl Reader<'_> {
             return self.custom(start, end);
         }
         if self.row.status != Status::Implemented {
-            return Some(Kind::ParsedOnly { start, end });
+            return Some(Kind::NotApplicable { start, end });
         }
         Some(match self.row.class {
             "EpochRangeModifier" => Kind::EpochRange { start, end },

@@ -69,8 +69,6 @@ pub enum Status {
     /// A user's own, with `params` if it changes parameters: [`compile`](crate::compile) turns it into events for a
     /// function of theirs. See `examples/custom_modifier.rs`.
     Custom,
-    /// Read and checked; `compile` refuses it by name.
-    ParsedOnly,
     /// Read and checked; it belongs to work that is not done here, for this reason. `compile` refuses it.
     NotApplicable(&'static str),
 }
@@ -110,7 +108,7 @@ pub fn rows() -> impl Iterator<Item = &'static ModifierRow> + Clone {
 }
 
 use Absent::{Dropped, Empty, Null, Required};
-use Status::{Implemented, ParsedOnly};
+use Status::Implemented;
 use Type::{Any, Between, Epoch, Frequency, Int, Ints, Mask, Names, OneOf, Params, Sparsity, Text};
 
 const NEVER: Absent = Absent::Float(-1.0);

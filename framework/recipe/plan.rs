@@ -260,21 +260,22 @@ impl Compiler<'_> {
         let class = modifier.class();
         let refused = match modifier.row.status {
             Status::Implemented | Status::Custom => None,
-            Status::ParsedOnly => Some(format!("`!{class}` is read but not carried out yet")),
             Status::NotApplicable(why) => Some(format!("`!{class}` does not apply here: {why}")),
         };
         if let Some(message) = refused {
             self.error(modifier.pos, message, "remove it, or set `enabled: false`");
             return;
         }
+        // Those of StructuredPruning are lists of names, and of no consequence.
         if let Some(groups) = modifier.given(&recipe.doc, "param_groups")
+            && class != "StructuredPruningModifier"
             && recipe.doc.list(groups).iter().any(|&group| recipe.doc.show(group) != "0")
         {
             let help = "leave `param_groups` out, or name group 0";
             self.error(recipe.doc.pos(groups), "the optimiser has one group of parameters", help);
         }
         match &modifier.kind {
-            Kind::EpochRange { .. } | Kind::ParsedOnly { .. } => {}
+            Kind::EpochRange { .. } | Kind::NotApplicable { .. } => {}
             Kind::Loss(loss) => self.loss(number, modifier.pos, loss),
             Kind::Custom { .. } => self.custom(number, modifier),
             Kind::SetParam(set) => self.set_param(number, modifier.pos, set),

@@ -101,7 +101,7 @@ impl Sets<'_> {
                 self.make(op, y, row);
             }
             (OpKind::BatchNormalization, _, Some(x), Some(_)) => {
-                for v in g.inputs_of(op)[1..].to_vec() {
+                for &v in &g.inputs_of(op)[1..] {
                     match self.row(v) {
                         Some(row) => self.join(x, row, 0, self.part(row)),
                         None => self.fix(x),
@@ -112,12 +112,12 @@ impl Sets<'_> {
             (kind, _, Some(x), _)
                 if KEEPS_CHANNELS.contains(&kind) && self.channels(x) == self.channels(y) =>
             {
-                for v in g.inputs_of(op).to_vec() {
+                for &v in g.inputs_of(op) {
                     self.operand(v, y);
                 }
             }
             _ => {
-                for v in g.inputs_of(op).iter().chain(g.outputs_of(op)).copied().collect::<Vec<_>>() {
+                for &v in g.inputs_of(op).iter().chain(g.outputs_of(op)) {
                     if !v.is_none() && g.const_bytes(v).is_none() {
                         self.fix(v);
                     }
