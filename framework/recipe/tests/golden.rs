@@ -111,10 +111,11 @@ fn shipped_recipes_compile() {
             let recipe = Recipe::load(&path, &[]).unwrap_or_else(|found| panic!("{}", render(&found)));
             assert!(recipe.warnings.is_empty(), "{}", render(&recipe.warnings));
             compile(&recipe, &params, &layers, 469).unwrap_or_else(|found| panic!("{}", render(&found)));
-            // The first line is the command to run.
+            // It begins with the command to run, which may go on behind a backslash.
             let name = path.file_name().unwrap().to_str().unwrap();
-            let first = recipe.text.lines().next().unwrap();
-            assert!(first.starts_with("# lacuna train ") && first.ends_with(name), "{first}");
+            let continued = recipe.text.lines().take_while(|line| line.ends_with('\\')).count();
+            let last = recipe.text.lines().nth(continued).unwrap_or_default();
+            assert!(recipe.text.starts_with("# lacuna train ") && last.ends_with(name), "{last}");
             checked += 1;
         }
     }

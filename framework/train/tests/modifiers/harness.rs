@@ -223,7 +223,10 @@ impl Training {
     fn saved_and_restored(self, modifiers: impl Fn() -> Training) -> Training {
         let mut other = modifiers();
         let model = weights::tensors(&self.net, &self.state.params);
-        let net = weights::put_thinned(other.net, &model, IMAGE).unwrap();
+        let net = match self.state.is_thinned() {
+            false => weights::put(other.net, &model).unwrap(),
+            true => weights::put_thinned(other.net, &model, IMAGE).unwrap(),
+        };
         other.state.thinned_from(&net, Some(self.state.full_shape.clone()));
         (other.state.weight_decay, other.state.trainable) =
             (self.state.weight_decay, self.state.trainable.clone());
