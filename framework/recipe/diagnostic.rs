@@ -26,6 +26,8 @@ pub struct Diagnostic {
     pub message: String,
     /// What to do; empty where the message says it all.
     pub help: String,
+    /// The line of the file with a mark below the place, as two lines; empty for the file as a whole.
+    pub excerpt: String,
 }
 
 impl Diagnostic {
@@ -37,11 +39,41 @@ impl Diagnostic {
             severity: Severity::Error,
             message: message.into(),
             help: help.into(),
+            excerpt: String::new(),
         }
     }
 
     pub fn warning(file: &str, pos: Pos, message: impl Into<String>, help: impl Into<String>) -> Diagnostic {
         Diagnostic { severity: Severity::Warning, ..Diagnostic::error(file, pos, message, help) }
+    }
+}
+
+/// Part of a line that is short enough to show, around character `at`; and what goes below it, up to that character.
+fn window(line: &str, at: usize) -> (String, String) {
+    const CHARS: usize = 96;
+    let begin = if at < CHARS { 0 } else { at - CHARS / 2 };
+    let shown: String = line.chars().skip(begin).take(CHARS).collect();
+    // Tabs keep their width.
+    let before = shown.chars().take(at - begin).map(|c| if c == '\t' { c } else { ' ' }).collect();
+    (shown, before)
+}
+
+/// Most diagnostics that are given an excerpt: nobody reads more.
+const EXCERPTS_MAX: usize = 100;
+
+/// Gives diagnostics their line of the text that they are about.
+pub(crate) fn quote_lines(diagnostics: &mut [Diagnostic], text: &str) {
+    let with_place = diagnostics.iter_mut().filter(|d| d.line > 0);
+    let mut places: Vec<&mut Diagnostic> = with_place.take(EXCERPTS_MAX).collect();
+    places.sort_by_key(|d| d.line);
+    let mut lines = (1_u32..).zip(text.lines()).peekable();
+    for diagnostic in places {
+        while lines.next_if(|(number, _)| *number < diagnostic.line).is_some() {}
+        if let Some((_, line)) = lines.peek().filter(|(number, _)| *number == diagnostic.line) {
+            let number = diagnostic.line.to_string();
+            let (shown, before) = window(line, diagnostic.column.saturating_sub(1) as usize);
+            diagnostic.excerpt = format!("  {number} | {shown}\n  {:1$} | {before}^", "", number.len());
+        }
     }
 }
 
@@ -127,6 +159,23 @@ mod tests {
             ["fc.weight", "fc.bias"]
         );
         assert!(nearest("zzz", ["start_epoch"], 3).is_empty());
+    }
+
+    #[test]
+    fn excerpts_mark_the_column() {
+        let text = "a: 1\n\tb: é x\n";
+        let mut found: Vec<Diagnostic> = [(2, 6), (1, 1), (9, 1), (0, 0), (2, 1)]
+            .map(|(line, column)| Diagnostic::error("r.yaml", Pos { line, column }, "bad", ""))
+            .into();
+        quote_lines(&mut found, text);
+        let excerpts: Vec<&str> = found.iter().map(|d| d.excerpt.as_str()).collect();
+        assert_eq!(
+            excerpts,
+            ["  2 | \tb: é x\n    | \t    ^", "  1 | a: 1\n    | ^", "", "", "  2 | \tb: é x\n    | ^"]
+        );
+        let mut long = [Diagnostic::error("r.yaml", Pos { line: 1, column: 4000 }, "bad", "")];
+        quote_lines(&mut long, &"x".repeat(5000));
+        assert_eq!(long[0].excerpt.lines().map(|l| l.len()).collect::<Vec<_>>(), [6 + 96, 6 + 48 + 1]);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! Step `s` is epoch `s / steps_per_epoch`. An event of step `s` happens before that step's forward pass; those of
 //! step [`Schedule::steps`] happen after the last step. An epoch between two steps takes effect at the later one.
 
-use crate::diagnostic::{Diagnostic, Pos, did_you_mean};
+use crate::diagnostic::{Diagnostic, Pos, did_you_mean, quote_lines};
 use crate::kind::{Kind, LrClass, LrFunction, MaskStructure, Scope};
 use crate::modifier::Modifier;
 use crate::modifier_table::Status;
@@ -228,6 +228,7 @@ pub fn compile(
     }
     if !compiler.errors.is_empty() {
         compiler.errors.sort_by_key(|d| (d.line, d.column));
+        quote_lines(&mut compiler.errors, &recipe.text);
         return Err(compiler.errors);
     }
     let mut schedule = compiler.schedule;
@@ -239,6 +240,7 @@ pub fn compile(
         let help = "lengthen `!EpochRangeModifier`";
         schedule.warnings.push(Diagnostic::warning(&recipe.source, modifier.pos, message, help));
     }
+    quote_lines(&mut schedule.warnings, &recipe.text);
     schedule.events.retain(|event| event.step <= end);
     schedule.events.sort_by_key(|event| event.step);
     Ok(schedule)

@@ -1,6 +1,6 @@
 //! From recipe text to a [`Recipe`]: front matter of a card, variables and overrides, `eval(...)`, stages, modifiers.
 
-use crate::diagnostic::{Diagnostic, Pos, Severity, did_you_mean};
+use crate::diagnostic::{Diagnostic, Pos, Severity, did_you_mean, quote_lines};
 use crate::expr::{self, Number};
 use crate::modifier::{self, Modifier};
 use crate::modifier_table::{Absent, COMMON_KEYS, ModifierRow, Type};
@@ -61,6 +61,18 @@ pub fn parse_with(
     overrides: &[(String, String)],
     custom: &'static [ModifierRow],
 ) -> Result<Recipe, Vec<Diagnostic>> {
+    read(text, source, overrides, custom).map_err(|mut found| {
+        quote_lines(&mut found, text);
+        found
+    })
+}
+
+fn read(
+    text: &str,
+    source: &str,
+    overrides: &[(String, String)],
+    custom: &'static [ModifierRow],
+) -> Result<Recipe, Vec<Diagnostic>> {
     if text.len() > RECIPE_BYTES_MAX {
         let message = format!("the recipe is {} bytes long; the limit is {RECIPE_BYTES_MAX}", text.len());
         return Err(vec![Diagnostic::error(source, Pos::default(), message, "")]);
@@ -95,7 +107,8 @@ pub fn parse_with(
     let global = &reader.scopes[0];
     let variables = global.order.iter().map(|name| (name.clone(), doc.show(global.names[name]))).collect();
     let stages = layout.stages;
-    let warnings = summarise(reader.found);
+    let mut warnings = summarise(reader.found);
+    quote_lines(&mut warnings, text);
     Ok(Recipe {
         source: source.to_owned(),
         text: text.to_owned(),
