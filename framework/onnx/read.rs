@@ -633,8 +633,11 @@ impl<'m> Reader<'m> {
             (Some(DimValue::DimValue(n)), Some(computed)) => *n == -1 || u64::try_from(*n) == Ok(computed),
             _ => true,
         };
-        let agrees = shape.is_none_or(|shape| {
-            shape.dim.len() == computed.len() && shape.dim.iter().zip(computed).all(|(d, c)| agree(d, c))
+        // A shape with names is what an exporter guessed: where it has another rank it is passed over.
+        let guessed = |d: &Dimension| matches!(d.value, Some(DimValue::DimParam(_)));
+        let agrees = shape.is_none_or(|shape| match shape.dim.len() == computed.len() {
+            true => shape.dim.iter().zip(computed).all(|(d, c)| agree(d, c)),
+            false => shape.dim.iter().any(guessed),
         });
         if dtype == self.dtype(value) && agrees {
             return Ok(());
