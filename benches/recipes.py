@@ -38,18 +38,18 @@ training_modifiers:
 """
 
 
-def gmp(sparsity, mask="unstructured", kind="GMPruningModifier", more=""):
+def gmp(sparsity, mask="unstructured", params="__ALL_PRUNABLE__", kind="GMPruningModifier"):
     return f"""
 pruning_modifiers:
   - !{kind}
-    params: __ALL_PRUNABLE__
+    params: {params}
     init_sparsity: 0.05
     final_sparsity: {sparsity}
     start_epoch: 0.0
     end_epoch: eval(num_epochs * 0.5)
     update_frequency: eval(num_epochs / 30)
     mask_type: {mask}
-{more}"""
+"""
 
 
 def obs(sparsity):
@@ -62,10 +62,11 @@ pruning_modifiers:
     start_epoch: 0.0
     end_epoch: eval(num_epochs * 0.5)
     update_frequency: eval(num_epochs / 12)
-    global_sparsity: {{scope}}
+    global_sparsity: True
     num_grads: 256
     damp: 0.0000001
     fisher_block_size: 50
+    grad_sampler_kwargs: {{batch_size: 16}}
 """
 
 
@@ -101,7 +102,7 @@ distillation_modifiers:
 STRUCTURED = """
 pruning_modifiers:
   - !StructuredPruningModifier
-    params: {filters}
+    params: __ALL_PRUNABLE__
     init_sparsity: 0.05
     final_sparsity: 0.5
     start_epoch: 0.0
@@ -111,7 +112,6 @@ pruning_modifiers:
   - !LayerThinningModifier
     start_epoch: eval(num_epochs * 0.5)
     structure_type: filter
-    strict: False
 """
 
 CONSTANT = """
@@ -127,20 +127,22 @@ ROWS = [
     ("gmp80", "GMP 80 %", gmp(0.8), []),
     ("gmp90", "GMP 90 %", gmp(0.9), []),
     ("gmp95", "GMP 95 %", gmp(0.95), []),
+    ("global95", "magnitude over all tensors, 95 %", gmp(0.95, kind="GlobalMagnitudePruningModifier"), []),
     ("obs90", "OBS 90 %", obs(0.9), []),
     ("obs95", "OBS 95 %", obs(0.95), []),
     ("acdc90", "AC/DC 90 %", ACDC, []),
-    ("block80", "1x4 blocks, 80 %", gmp(0.8, "[1, 4]"), []),
+    ("block80", "1x4 blocks, 80 %", gmp(0.8, "[1, 4]", "['re:layer.*weight', fc.weight]"), []),
     ("thin50", "half the filters, thinned", STRUCTURED, []),
     ("distil90", "GMP 90 %, distilled from dense", gmp(0.9) + DISTILL, ["--teacher", "{dense}"]),
     ("int8", "int8", QAT, []),
     ("gmp90_int8", "GMP 90 %, int8", gmp(0.9) + QAT, []),
+    ("obs90_int8", "OBS 90 %, int8", obs(0.9) + QAT, []),
 ]
 
-# Another data set: from the dense weights and from those of GMP 90 %, with a new last layer.
+# Another data set: from the dense weights and from those of OBS 90 %, with a new last layer.
 TRANSFERS = [
-    ("mnist_dense", "dense", "dense", ""),
-    ("mnist_gmp90_int8", "GMP 90 %, int8", "gmp90", CONSTANT + QAT),
+    ("mnist_dense", "from dense", "dense", ""),
+    ("mnist_obs90_int8", "from OBS 90 %, zeros held, int8", "obs90", CONSTANT + QAT),
 ]
 
 

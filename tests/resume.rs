@@ -17,7 +17,13 @@ const STARTS_MAX: usize = 80;
 /// 8 steps of 16 images an epoch.
 const TRAIN_IMAGES: usize = 128;
 const STEPS: u64 = 32;
-/// Pruned in two epochs, then quantised for two; observers stop in the middle of the third.
+/// Optimiser, teacher, pruning: blocks by magnitude under a network that was trained before; and by the gradients of
+/// images of its own, under the weights that it had itself when the first epoch was over.
+const CASES: [(&str, &str, &str); 2] = [
+    ("sgd", "teacher/train/weights/last.safetensors", "GMPruningModifier\n    mask_type: [1, 4]"),
+    ("adamw", "self", "OBSPruningModifier\n    num_grads: 6\n    fisher_block_size: 8"),
+];
+/// Pruned in two epochs, distilled from the second on, quantised for the last two; observers stop in between.
 const RECIPE: &str = "\
 modifiers:
   - !EpochRangeModifier
@@ -29,13 +35,17 @@ modifiers:
     lr_func: cosine
     init_lr: 0.05
     final_lr: 0.001
-  - !GMPruningModifier
-    params: __ALL_PRUNABLE__
+  - !PRUNING
+    params: ['re:layer.*weight']
     init_sparsity: 0.05
     final_sparsity: 0.9
     start_epoch: 0.0
     end_epoch: 2.0
     update_frequency: 0.25
+  - !DistillationModifier
+    start_epoch: 1.0
+    hardness: 0.5
+    temperature: 2.0
   - !QuantizationModifier
     start_epoch: 2.0
     disable_quantization_observer_epoch: 2.5
@@ -49,12 +59,14 @@ modifiers:
 fn a_run_killed_at_any_moment_ends_in_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     write_data(&dir.path().join("data"), TRAIN_IMAGES, 50);
-    fs::write(dir.path().join("recipe.yaml"), RECIPE).unwrap();
-    let whole = ["sgd", "adamw"].map(|optimizer| {
+    train_teacher(dir.path());
+    let whole = CASES.map(|case @ (optimizer, _, pruning)| {
+        let recipe = RECIPE.replace("PRUNING", pruning);
+        fs::write(dir.path().join(format!("{optimizer}.yaml")), recipe).unwrap();
         let begun = Instant::now();
         let project = dir.path().join(format!("whole-{optimizer}"));
-        finish(start(dir.path(), &project, optimizer));
-        (optimizer, begun.elapsed(), results(&project.join("train")))
+        finish(start(dir.path(), &project, case));
+        (case, begun.elapsed(), results(&project.join("train")))
     });
 
     let mut random = Random(20_261_127);
@@ -63,10 +75,10 @@ fn a_run_killed_at_any_moment_ends_in_the_same_bytes() {
         if kills == KILLS {
             break;
         }
-        let (optimizer, duration, expected) = &whole[round % 2];
+        let (case, duration, expected) = &whole[round % 2];
         let project = dir.path().join(format!("killed-{round}"));
         let run = project.join("train");
-        let child = start(dir.path(), &project, optimizer);
+        let child = start(dir.path(), &project, *case);
         // The folder is made before anything is trained: a run that has none was never begun.
         if !kill_within(child, *duration, &mut random, &run) {
             ended += 1;
@@ -84,10 +96,7 @@ fn a_run_killed_at_any_moment_ends_in_the_same_bytes() {
         let found = results(&run);
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
         for (file, bytes) in &found {
-            assert!(
-                *bytes == expected[file],
-                "{optimizer}: {file} differs, killed after checkpoint {from:?}"
-            );
+            assert!(*bytes == expected[file], "{case:?}: {file} differs, killed after checkpoint {from:?}");
         }
     }
     println!(
@@ -96,10 +105,25 @@ fn a_run_killed_at_any_moment_ends_in_the_same_bytes() {
     assert_eq!(kills, KILLS);
 }
 
-fn start(dir: &Path, project: &Path, optimizer: &str) -> Child {
-    let [data, recipe, project] = [dir.join("data"), dir.join("recipe.yaml"), project.to_owned()]
-        .map(|p| p.to_str().unwrap().to_owned());
+/// An epoch without a recipe's help.
+fn train_teacher(dir: &Path) {
+    let recipe = "modifiers:\n  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 1.0}\n";
+    fs::write(dir.join("teacher.yaml"), recipe).unwrap();
+    let [data, recipe, project] = ["data", "teacher.yaml", "teacher"].map(|name| dir.join(name));
+    let [data, recipe, project] = [&data, &recipe, &project].map(|path| path.to_str().unwrap());
+    finish(spawn(&["train", "--recipe", recipe, "--data", data, "--project", project, "--batch", "16"]));
+}
+
+fn start(dir: &Path, project: &Path, (optimizer, teacher, _): (&str, &str, &str)) -> Child {
+    let teacher = match teacher {
+        "self" => teacher.to_owned(),
+        file => dir.join(file).to_str().unwrap().to_owned(),
+    };
+    let [data, recipe, project] =
+        [dir.join("data"), dir.join(format!("{optimizer}.yaml")), project.to_owned()]
+            .map(|p| p.to_str().unwrap().to_owned());
     let words = ["--recipe", &recipe, "--data", &data, "--project", &project, "--optimizer", optimizer];
+    let words = [&words[..], &["--teacher", &teacher]].concat();
     let numbers = ["--batch", "16", "--seed", "3", "--checkpoint-steps", "3", "--weight-decay", "0.001"];
     spawn(&[&["train"][..], &words, &numbers].concat())
 }

@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod columns;
 mod disk;
 pub mod error;
+mod exact;
 pub mod logs;
 pub mod loss;
 pub mod masks;

@@ -91,8 +91,7 @@ impl RunFolder {
         let path = self.path.join(ARGS);
         let mut args = serde_json::Map::new();
         for (i, line) in read_text(&path)?.lines().enumerate() {
-            let parsed =
-                line.split_once(": ").map(|(key, value)| (key, serde_json::from_str::<Value>(value)));
+            let parsed = line.split_once(": ").map(|(key, value)| (key, exact_value(value)));
             let Some((key, Ok(value))) = parsed else {
                 let why = format!("line {}: '{line}' is not `key: value` with a JSON value", i + 1);
                 return Err(Error::damaged(&path, why));
@@ -116,6 +115,13 @@ impl RunFolder {
         let line = args.iter().map(|a| shell_quote(a)).collect::<Vec<_>>().join(" ");
         write_atomic(&self.path.join(COMMAND), format!("# lacuna {version}\n{line}\n").as_bytes())
     }
+}
+
+/// As JSON, and fractions to the last bit: see [`crate::exact`].
+fn exact_value(text: &str) -> serde_json::Result<Value> {
+    let value: Value = serde_json::from_str(text)?;
+    let exact = text.parse::<f64>().ok().filter(|_| value.is_f64());
+    Ok(exact.map_or(value, Value::from))
 }
 
 /// JSON, but floats without an exponent: YAML 1.1 takes `1e-5` for a string.
@@ -174,6 +180,7 @@ mod tests {
         assert!(matches!(RunFolder::open(&run.path), Err(Error::Argument { .. })));
         let args = json!({
             "model": "resnet20", "lr0": 0.1, "lr1": 1e-7, "big": 3e25,
+            "odd": 3.957_359_611_988_068, "third": 0.1 / 3.0,
             "data": null, "note": "a: \"b\"\n#c", "cuts": [1, 2],
         });
         run.write_args(&args).unwrap();

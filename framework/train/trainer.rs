@@ -4,6 +4,7 @@
 
 use crate::checkpoint;
 use crate::error::{Error, Result};
+use crate::exact::Exact;
 use crate::logs::{LogOffsets, Logs};
 use crate::loss::{Losses, Teacher};
 use crate::modifiers::{self, Custom};
@@ -72,6 +73,10 @@ impl TrainArgs {
         BatchSpec { max_images: self.max_images, ..BatchSpec::train(self.batch, self.seed, epoch, augment) }
     }
 
+    fn text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     pub fn steps_per_epoch(&self, train: &ImageSet) -> u32 {
         u32::try_from(self.batches(train, 0).batches(train)).unwrap_or(u32::MAX)
     }
@@ -137,17 +142,18 @@ pub struct Outcome<M> {
 #[derive(Serialize, Deserialize)]
 struct SavedState {
     step: u64,
-    args: TrainArgs,
+    /// In JSON: equal texts are equal arguments, to the last bit.
+    args: String,
     recipe: String,
     quant: String,
     norm_frozen: bool,
-    weight_decay: f64,
+    weight_decay: Exact,
     trainable: Vec<bool>,
     /// Of the optimiser, for each row.
     steps: Vec<u64>,
-    loss_sum: f64,
+    loss_sum: Exact,
     loss_count: u64,
-    best: Option<f64>,
+    best: Option<Exact>,
     /// Shapes of all tensors before channels were removed, where that happened.
     full_shape: Option<Vec<Vec<usize>>>,
     logs: LogOffsets,
@@ -347,7 +353,7 @@ fn begin<M: Classifier>(module: M, mut losses: Losses<M>, fit: &mut Fit<'_>) -> 
     }
     let s: SavedState = serde_json::from_value(saved.state.clone())
         .map_err(|e| Error::Resume(format!("{}: {e}", saved.path.display())))?;
-    if s.args != fit.args || s.recipe != fit.recipe.text {
+    if s.args != fit.args.text() || s.recipe != fit.recipe.text {
         return Err(Error::Resume(format!(
             "{} was made with other arguments or another recipe; resume with the folder's own",
             saved.path.display()
@@ -364,7 +370,7 @@ fn begin<M: Classifier>(module: M, mut losses: Losses<M>, fit: &mut Fit<'_>) -> 
         return Err(damaged("it is of a model with other parameters"));
     }
     state.trainable = s.trainable;
-    state.weight_decay = s.weight_decay;
+    state.weight_decay = s.weight_decay.0;
     state.pass.quant =
         quant_from_name(&s.quant).ok_or_else(|| damaged("it names an unknown quantisation phase"))?;
     state.pass.norm = if s.norm_frozen { Norm::Frozen } else { Norm::Batch };
@@ -374,6 +380,7 @@ fn begin<M: Classifier>(module: M, mut losses: Losses<M>, fit: &mut Fit<'_>) -> 
     losses.restore(&module, saved.file("loss")?)?;
     let logs = Logs::resume(&fit.folder.path, &s.logs)?;
     let SavedState { step, loss_sum, loss_count, best, .. } = s;
+    let (loss_sum, best) = (loss_sum.0, best.map(|best| best.0));
     Ok(Run { module, state, losses, step, loss_sum, loss_count, accuracy: None, best, logs })
 }
 
@@ -513,16 +520,16 @@ impl<M: Classifier> Run<M> {
     fn save_checkpoint(&mut self, fit: &Fit<'_>) -> Result<()> {
         let saved = SavedState {
             step: self.step,
-            args: fit.args.clone(),
+            args: fit.args.text(),
             recipe: fit.recipe.text.clone(),
             quant: quant_name(self.state.pass.quant).into(),
             norm_frozen: self.state.pass.norm == Norm::Frozen,
-            weight_decay: self.state.weight_decay,
+            weight_decay: Exact(self.state.weight_decay),
             trainable: self.state.trainable.clone(),
             steps: self.state.moments.steps.clone(),
-            loss_sum: self.loss_sum,
+            loss_sum: Exact(self.loss_sum),
             loss_count: self.loss_count,
-            best: self.best,
+            best: self.best.map(Exact),
             full_shape: self.state.is_thinned().then(|| self.state.full_shape.clone()),
             logs: self.logs.sync()?,
         };
