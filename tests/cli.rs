@@ -210,6 +210,138 @@ fn a_pattern_that_matches_nothing_is_found_before_training() {
 }
 
 #[test]
+fn a_mistake_in_a_recipe_is_shown_in_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bad.yaml");
+    fs::write(&path, RECIPE.replace("final_sparsity", "final_sparsty")).unwrap();
+    let path = str_of(&path);
+    let shown = format!(
+        "error: {path}:12:5: `!GMPruningModifier` has no key `final_sparsty` (did you mean `final_sparsity`?)\n  12 |     final_sparsty: 0.9\n     |     ^\n"
+    );
+    fails(&["recipe", "check", path], 3, &[&shown]);
+}
+
+#[test]
+fn every_shipped_recipe_fits_its_model() {
+    let mut checked = 0;
+    for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/image_classification")).unwrap() {
+        let path = file.unwrap().path();
+        let said = works(&["recipe", "check", str_of(&path), "--model", "resnet20"]);
+        assert!(said.contains("every pattern matches resnet20"), "{said}");
+        checked += 1;
+    }
+    assert!(checked >= 6, "{checked}");
+}
+
+#[test]
+fn a_session_recipe_is_reported_modifier_by_modifier() {
+    let recipe = "framework/recipe/tests/corpus/main__integrations__huggingface-transformers__tutorials__text-generation__example_alternating_recipe.yaml";
+    let path = format!("{}/{recipe}", env!("CARGO_MANIFEST_DIR"));
+    let said = works(&["recipe", "check", &path]);
+    for line in [
+        "SparseGPTModifier            2  not applicable here: it prunes",
+        "ConstantPruningModifier      2  carried out",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    fails(
+        &["recipe", "check", &path, "--model", "resnet20"],
+        3,
+        &["`!SparseGPTModifier` does not apply here"],
+    );
+}
+
+#[test]
+fn recipes_are_made_expanded_compared_and_composed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let (pruning, both, staged) = (file("pruning.yaml"), file("both.yaml"), file("staged.yaml"));
+    works(&["recipe", "new", "--template", "pruning", "-o", &pruning]);
+    works(&[
+        "recipe",
+        "new",
+        "--pruning",
+        "--quantization",
+        "--lr",
+        "linear",
+        "--target",
+        "vnni",
+        "-o",
+        &both,
+    ]);
+    fails(&["recipe", "new", "-o", &pruning], 3, &["pruning.yaml: is there already"]);
+    fails(&["recipe", "new", "--pruning", "obs", "--target", "tensorrt"], 2, &["--target"]);
+    let text = works(&["recipe", "new", "--template", "pruning"]);
+    assert!(text.starts_with("# lacuna train --model resnet20 --recipe FILE\n"), "{text}");
+    assert!(works(&["recipe", "new", "--list"]).contains("pruning_quantization"));
+    works(&["recipe", "check", &both, "--model", "resnet20"]);
+
+    let expanded = json(&["recipe", "expand", &pruning, "--recipe-args", "num_epochs=10"]);
+    let modifier = &expanded["pruning_modifiers"][0];
+    assert_eq!(
+        (&modifier["__class__"], modifier["end_epoch"].as_f64()),
+        (&"MagnitudePruningModifier".into(), Some(6.0))
+    );
+    assert!(modifier.get("leave_enabled").is_none());
+    let defaults = json(&["recipe", "expand", &pruning, "--defaults"]);
+    assert_eq!(defaults["pruning_modifiers"][0]["leave_enabled"], true);
+    let classic = file("classic.yaml");
+    fs::write(&classic, works(&["recipe", "expand", &pruning, "--yaml"])).unwrap();
+    assert_eq!(works(&["recipe", "diff", &pruning, &classic]), "no difference\n");
+
+    let difference = works(&["recipe", "diff", &pruning, &both]);
+    for line in [
+        "    end_epoch: 18.0 -> 15.0\n",
+        "    mask_type: \"unstructured\" -> \"block4\"\n",
+        "+ QuantizationModifier (",
+    ] {
+        assert!(difference.contains(line), "{difference}");
+    }
+    let difference = json(&["recipe", "diff", &pruning, &both, "--json"]);
+    assert_eq!(difference["modifiers"][1]["keys"]["end_epoch"]["second"], 15.0);
+
+    works(&["recipe", "compose", &pruning, &both, "-o", &staged]);
+    let expanded = json(&["recipe", "expand", &staged]);
+    assert_eq!(expanded["stage_1"]["training_modifiers"][0]["end_epoch"], 60.0);
+    let kept = file("kept.yaml");
+    fs::write(&kept, works(&["recipe", "compose", &pruning, &both, "--keep-original-epochs"])).unwrap();
+    let expanded = json(&["recipe", "expand", &kept]);
+    assert_eq!(expanded["stage_1"]["training_modifiers"][0]["end_epoch"], 30);
+
+    let schema = json(&["recipe", "schema"]);
+    assert_eq!(
+        schema["$defs"]["EpochRangeModifier"]["required"],
+        serde_json::json!(["start_epoch", "end_epoch"])
+    );
+}
+
+#[test]
+fn a_plan_is_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let (recipe, page) = (dir.path().join("r.yaml"), dir.path().join("plan.html"));
+    fs::write(&recipe, RECIPE).unwrap();
+    let words = [
+        "recipe",
+        "plan",
+        str_of(&recipe),
+        "--model",
+        "resnet20",
+        "--steps-per-epoch",
+        "8",
+        "--html",
+        str_of(&page),
+    ];
+    let plan = json(&[&words[..], &["--format", "json"]].concat());
+    assert_eq!(plan["steps"], 32);
+    let html = fs::read_to_string(&page).unwrap();
+    assert!(
+        html.contains("GMPruningModifier, 22 tensors")
+            && html.contains("quantised")
+            && html.contains("class=\"all\"")
+    );
+}
+
+#[test]
 fn a_recipe_is_planned_for_a_model() {
     let recipe = shared().path("recipe.yaml");
     let words = ["recipe", "plan", &recipe, "--model", "resnet20", "--steps-per-epoch", "8"];

@@ -64,11 +64,12 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// A diagnostic as `file:line:column: message (help)`, without its severity.
+/// A diagnostic as `file:line:column: message (help)`, without its severity; below it the line and a mark.
 pub fn place_and_message(d: &Diagnostic) -> String {
     let place = if d.line > 0 { format!("{}:{}:{}", d.file, d.line, d.column) } else { d.file.clone() };
     let help = if d.help.is_empty() { String::new() } else { format!(" ({})", d.help) };
-    format!("{place}: {}{help}", d.message)
+    let excerpt = if d.excerpt.is_empty() { String::new() } else { format!("\n{}", d.excerpt) };
+    format!("{place}: {}{help}{excerpt}", d.message)
 }
 
 impl From<Vec<Diagnostic>> for Failure {

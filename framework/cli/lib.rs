@@ -20,6 +20,7 @@ pub mod pack;
 pub mod picture;
 pub mod predict;
 pub mod recipe;
+pub mod recipe_tools;
 pub mod samples;
 pub mod term;
 pub mod train;
@@ -129,8 +130,9 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         name: "recipe",
-        about: "Check a recipe, or print what it will do when",
+        about: "Check, plan, compare or make a recipe",
         examples: &[
+            "lacuna recipe new --template pruning_quantization -o my.yaml",
             "lacuna recipe check my.yaml --model resnet20",
             "lacuna recipe plan my.yaml --model resnet20 --steps-per-epoch 937",
         ],
