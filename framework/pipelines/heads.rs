@@ -43,10 +43,10 @@ impl Head {
         let strides = vec![8, 16, 32];
         let cells: usize = strides.iter().map(|s| (h / s) * (w / s)).sum();
         match shapes {
-            [one] => match one.as_slice() {
-                &[n, k] if k > 5 && n == cells => Some(Head::Grid { strides }),
-                &[n, k] if k > 5 && n > k => Some(Head::Rows),
-                &[k, n] if k > 4 && n > k => Some(Head::Columns),
+            [one] => match *one.as_slice() {
+                [n, k] if k > 5 && n == cells => Some(Head::Grid { strides }),
+                [n, k] if k > 5 && n > k => Some(Head::Rows),
+                [k, n] if k > 4 && n > k => Some(Head::Columns),
                 _ => None,
             },
             _ => None,

@@ -197,7 +197,7 @@ mod tests {
                 assert!((one - f64::from(i == j)).abs() < 1e-9, "{i},{j}: {one}");
             }
         }
-        assert!(inverse_root(&vec![0.0; 4], 2).is_none());
+        assert!(inverse_root(&[0.0; 4], 2).is_none());
         assert!(inverse_root(&[f64::NAN, 0.0, 0.0, 1.0], 2).is_none());
     }
 }

@@ -5,7 +5,6 @@
 
 #[allow(dead_code)] // Of it, files of arrays are read here.
 #[path = "../../../tests/common/onnxruntime.rs"]
-#[allow(dead_code)] // Other tests use the rest.
 mod onnxruntime;
 
 use lacuna_engine::{Options, Session};

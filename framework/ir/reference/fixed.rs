@@ -43,7 +43,7 @@ pub fn exp2_value(x: f32) -> f32 {
 
 /// `ln(2)^n / n!`: the Taylor series of 2^f, which for |f| <= 1/2 is nearer than an f32 shows.
 const EXP2_SERIES: [f32; 7] = [
-    0.693_147_2,
+    std::f32::consts::LN_2,
     0.240_226_5,
     0.055_504_11,
     0.009_618_129,
