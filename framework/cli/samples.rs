@@ -20,7 +20,7 @@ pub struct ImageInput {
     std: Vec<f32>,
 }
 
-/// What the command line says of images.
+// What the command line says of images. (Not a doc comment: clap would take it for what the verb does.)
 #[derive(clap::Args, Debug, Clone)]
 pub struct ImageOptions {
     /// Mean of each channel, of pixels in 0..1, where the model file does not say it
