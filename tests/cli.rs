@@ -7,6 +7,7 @@ mod common {
 use common::runs::{command, write_data};
 use lacuna::cli::VERBS;
 use lacuna::cli::error::EXITS;
+use lacuna::cli::training::{self, Compat, Place, RunArgs};
 use lacuna::data::{ImageSet, fashion_mnist};
 use lacuna::ir::op::{Attr, ConvAttr, GemmAttr, OpKind, Window};
 use lacuna::ir::{DType, Dim, Graph, Tensor};
@@ -692,6 +693,57 @@ fn a_pruned_network_learns_other_classes_and_keeps_its_zeros() {
     let classes = lacuna::onnx::load(&onnx).unwrap().metadata("lacuna.classes").unwrap().to_owned();
     assert_eq!(classes, r#"["class0","class1","class2"]"#);
     fails(&["train", "--recipe", recipe, "--reset-head"], 2, &["--weights"]);
+}
+
+/// A run's folder is made, nothing is trained, and the command goes on with it: what it does stands in the folder alone.
+#[test]
+fn blocks_of_sparseml_are_planned_and_kept_by_a_resumed_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let [data, recipe, project] = ["data", "recipe.yaml", "runs"].map(|name| dir.path().join(name));
+    write_data(&data, 32, 10);
+    let keys = "params: ['re:.*conv2.weight'], init_sparsity: 0.5, final_sparsity: 0.5, start_epoch: 0, end_epoch: 1";
+    let pruning = format!("GMPruningModifier {{{keys}, update_frequency: 1, mask_type: [2, 4]}}");
+    fs::write(&recipe, format!("modifiers:\n  - !{pruning}\n")).unwrap();
+    let plan = ["recipe", "plan", str_of(&recipe), "--model", "resnet20", "--steps-per-epoch", "1"];
+    let compat = [&plan[..], &["--compat", "sparseml"]].concat();
+    assert!(works(&plan).contains(", blocks [2, 4]"));
+    assert!(works(&compat).contains(", SparseML's blocks [2, 4]"));
+    works(&["recipe", "check", str_of(&recipe), "--model", "resnet20", "--compat", "sparseml"]);
+    fails(&["recipe", "check", str_of(&recipe), "--compat", "other"], 2, &["--compat", "sparseml"]);
+
+    let mut args = RunArgs::new("resnet20", &recipe);
+    (args.compat, args.data, args.train.batch) = (Some(Compat::SparseMl), Some(data), 32);
+    assert!(args.command().contains(" --compat sparseml "));
+    let place = Place { project, name: "train".to_owned(), exist_ok: false };
+    let run = training::start(args, &place, &[]).unwrap().folder.path;
+    works(&["train", "--resume", str_of(&run)]);
+    let bytes = fs::read(run.join("weights/last.safetensors")).unwrap();
+    let weights = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let blocks = weights.iter().filter(|(name, _)| name.ends_with("conv2.weight"));
+    let mut tensors = 0;
+    for (name, weight) in blocks {
+        let [outputs, inputs, 3, 3] = *weight.shape() else { panic!("{name}: {:?}", weight.shape()) };
+        let zero = |pair: usize, position: usize| {
+            let at = (pair * 9 + position) * 4;
+            f32::from_le_bytes(weight.data()[at..at + 4].try_into().unwrap()) == 0.0
+        };
+        let uniform =
+            |pairs: &[usize], position| pairs.iter().all(|&p| zero(p, position) == zero(pairs[0], position));
+        let runs = (0..outputs * inputs / 8).map(|run| Vec::from_iter(run * 8..run * 8 + 8));
+        assert!(
+            runs.flat_map(|run| (0..9).map(move |p| (run.clone(), p))).all(|(run, p)| uniform(&run, p)),
+            "{name}"
+        );
+        // The first tile of 2 x 4 at every position: by chance some, never all, are of one kind.
+        let tile = [0, 1, 2, 3, inputs, inputs + 1, inputs + 2, inputs + 3];
+        assert!((0..9).any(|p| !uniform(&tile, p)), "{name}: tiles");
+        let zeros = (0..outputs * inputs)
+            .flat_map(|pair| (0..9).map(move |p| (pair, p)))
+            .filter(|&(o, p)| zero(o, p));
+        assert_eq!(zeros.count(), outputs * inputs * 9 / 2, "{name}");
+        tensors += 1;
+    }
+    assert_eq!(tensors, 9);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `lacuna recipe`: what a recipe says, without training. Here what a model has to do with it, in `recipe_tools` the rest.
 
 use crate::error::{Failure, Result, place_and_message};
+use crate::training::Compat;
 use crate::{recipe_tools, term, training};
 use lacuna_recipe::{Diagnostic, Recipe, Schedule, Status};
 use serde_json::{Value, json};
@@ -62,6 +63,9 @@ struct Check {
     /// Values for the recipe's variables: name=value,... or a JSON object
     #[arg(long, value_name = "K=V,...", default_value = "", hide_default_value = true)]
     recipe_args: String,
+    /// Do what SparseML did where that is not what a recipe says: mask_type [a, b] is a*b inputs in a row, not a tile
+    #[arg(long, value_enum)]
+    compat: Option<Compat>,
     /// Print JSON, diagnostics included
     #[arg(long)]
     json: bool,
@@ -77,6 +81,9 @@ struct Plan {
     /// Values for the recipe's variables: name=value,... or a JSON object
     #[arg(long, value_name = "K=V,...", default_value = "", hide_default_value = true)]
     recipe_args: String,
+    /// Do what SparseML did where that is not what a recipe says: mask_type [a, b] is a*b inputs in a row, not a tile
+    #[arg(long, value_enum)]
+    compat: Option<Compat>,
     /// Steps of an epoch [default: from the data and --batch]
     #[arg(long, value_name = "N", conflicts_with = "data", value_parser = clap::value_parser!(u32).range(1..))]
     steps_per_epoch: Option<u32>,
@@ -118,7 +125,7 @@ pub fn run(options: RecipeCommand) -> Result<()> {
 fn check(options: Check) -> Result<()> {
     let row = options.model.as_deref().map(training::model).transpose()?;
     let overrides = training::overrides(&options.recipe_args)?;
-    let read = Recipe::load(&options.file, &overrides);
+    let read = Recipe::load(&options.file, &overrides).map(|r| training::compatible(r, options.compat));
     let compiled = read.and_then(|recipe| {
         let Some(row) = row else { return Ok((recipe, None)) };
         let net = (row.build)(&mut lacuna_nn::layers::Init::new(&burn::tensor::Device::flex(), 0));
@@ -213,7 +220,8 @@ fn diagnostic(d: &Diagnostic) -> Value {
 
 fn plan(options: Plan) -> Result<()> {
     let row = training::model(&options.model)?;
-    let recipe = training::load_recipe(&options.file, &options.recipe_args)?;
+    let recipe =
+        training::compatible(training::load_recipe(&options.file, &options.recipe_args)?, options.compat);
     let steps = match options.steps_per_epoch {
         Some(steps) => steps,
         None => {

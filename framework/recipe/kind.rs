@@ -237,8 +237,15 @@ pub enum MaskStructure {
         keep: u32,
         of: u32,
     },
-    /// The list form `[rows, columns]`: groups of rows·columns consecutive input channels; -1 is the whole dimension.
+    /// The list form `[rows, columns]`: tiles of that many outputs by inputs, one for each kernel position; -1 is the
+    /// whole side.
     Block {
+        rows: i32,
+        columns: i32,
+    },
+    /// What SparseML made of `[rows, columns]`: rows·columns consecutive (output, input) pairs, so [2, 4] is 1 x 8. See
+    /// [`Recipe::sparseml_compatible`](crate::Recipe::sparseml_compatible).
+    PairRun {
         rows: i32,
         columns: i32,
     },

@@ -162,7 +162,10 @@ impl Compiler<'_> {
     }
 
     fn check_blocks(&mut self, pos: Pos, structure: MaskStructure, params: PoolRange) {
-        let MaskStructure::Block { rows, columns } = structure else { return };
+        let (MaskStructure::Block { rows, columns } | MaskStructure::PairRun { rows, columns }) = structure
+        else {
+            return;
+        };
         for &row in self.schedule.params(params).to_vec().iter() {
             let param = &self.params[row as usize];
             let [outputs, inputs] = [0, 1].map(|d| param.shape.get(d).copied().unwrap_or(1));

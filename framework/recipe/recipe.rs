@@ -2,6 +2,7 @@
 
 use crate::diagnostic::{Diagnostic, Pos, Severity, did_you_mean, quote_lines};
 use crate::expr::{self, Number};
+use crate::kind::{Kind, MaskStructure};
 use crate::modifier::{self, Modifier};
 use crate::modifier_table::{Absent, COMMON_KEYS, ModifierRow, Type};
 use crate::value::numeric_text;
@@ -140,6 +141,24 @@ impl Recipe {
         let last = self.modifiers.iter().filter(|m| m.enabled).flat_map(|m| [m.start_epoch(), m.end_epoch()]);
         // Epochs are at most 1e6.
         last.fold(0.0_f64, |max, epoch| max.max(epoch.ceil())) as u32
+    }
+
+    /// The recipe with the masks that SparseML made of it: `mask_type: [a, b]` is a run of a·b consecutive (output, input)
+    /// pairs ([`MaskStructure::PairRun`]) where it says a tile. Blocks `[1, b]` are the same in both. A side of -1 is each
+    /// tensor's own, and not the first tensor's as it was there.
+    pub fn sparseml_compatible(mut self) -> Recipe {
+        for modifier in &mut self.modifiers {
+            let structure = match &mut modifier.kind {
+                Kind::Pruning(pruning) => &mut pruning.structure,
+                Kind::Acdc(acdc) => &mut acdc.structure,
+                Kind::TopKast(kast) => &mut kast.structure,
+                _ => continue,
+            };
+            if let MaskStructure::Block { rows, columns } = *structure {
+                *structure = MaskStructure::PairRun { rows, columns };
+            }
+        }
+        self
     }
 
     /// The recipe with every expression evaluated and every default written out: one YAML list.

@@ -281,6 +281,9 @@ fn show_action(schedule: &Schedule, action: &Action) -> String {
                 MaskStructure::Block4 => ", block4".to_owned(),
                 MaskStructure::NOfM { keep, of } => format!(", {keep}:{of}"),
                 MaskStructure::Block { rows, columns } => format!(", blocks [{rows}, {columns}]"),
+                MaskStructure::PairRun { rows, columns } => {
+                    format!(", SparseML's blocks [{rows}, {columns}]")
+                }
                 MaskStructure::Filter => ", filters".to_owned(),
                 MaskStructure::Channel => ", channels".to_owned(),
             };

@@ -188,6 +188,37 @@ mod tests {
         assert_eq!(whole, [[0; 4], [1; 4], [1; 4], [1; 4]].concat());
     }
 
+    /// SparseML reshapes to [outputs * inputs / (rows * columns), rows * columns, positions] and takes the mean of the
+    /// middle axis; computed here by loops over that shape.
+    #[test]
+    fn sparsemls_blocks_are_runs_of_pairs() {
+        let shape = [4, 8, 3, 3];
+        let scores: Vec<f32> = (0..4 * 8 * 9).map(|n| (n * 131 % 977) as f32 / 977.0).collect();
+        for (rows, columns, as_tiles) in [(2, 4, false), (1, 4, true), (-1, 2, false), (1, -1, true)] {
+            let side = |side: i32, whole| usize::try_from(side).unwrap_or(whole);
+            let length = side(rows, 4) * side(columns, 8);
+            let mut means = Vec::new();
+            for run in 0..32 / length {
+                for position in 0..9 {
+                    let pairs = run * length..(run + 1) * length;
+                    means.push(pairs.map(|pair| scores[pair * 9 + position]).sum::<f32>() / length as f32);
+                }
+            }
+            let mut sorted = means.clone();
+            sorted.sort_by(f32::total_cmp);
+            let masked = zeros(means.len(), 0.3);
+            let (threshold, next) = (sorted[masked - 1], sorted[masked]);
+            assert!(threshold < next, "[{rows}, {columns}]: no ties in this test");
+            let open = |i: usize| u8::from(means[i / 9 / length * 9 + i % 9] > threshold);
+            let expected: Mask = (0..scores.len()).map(open).collect();
+            assert_eq!(one(&scores, &shape, 0.3, MaskStructure::PairRun { rows, columns }), expected);
+            let tiles = one(&scores, &shape, 0.3, MaskStructure::Block { rows, columns });
+            assert_eq!(tiles == expected, as_tiles, "[{rows}, {columns}]");
+        }
+        let odd = Scored { scores: &scores[..12], shape: &[3, 4], sparsity: 0.5 };
+        assert!(lowest(&[odd], MaskStructure::PairRun { rows: 2, columns: 4 }, Scope::Uniform).is_err());
+    }
+
     #[test]
     fn two_of_four_keeps_the_highest_and_of_equals_the_earlier() {
         let scores = [1.0, 3.0, 2.0, 4.0, 5.0, 5.0, 5.0, 0.0, 1.0, 2.0];

@@ -53,6 +53,13 @@ pub fn group_scores(scores: &[f32], shape: &[usize], structure: MaskStructure) -
             out.iter_mut().for_each(|sum| *sum /= (rows * columns) as f32);
             out
         }
+        MaskStructure::PairRun { rows, columns } => {
+            let length: usize = block(&sides, rows, columns)?.iter().product();
+            let mut out = vec![0.0f32; scores.len() / length];
+            scores.iter().enumerate().for_each(|(i, &s)| out[pair_run(&sides, length, i)] += s);
+            out.iter_mut().for_each(|sum| *sum /= length as f32);
+            out
+        }
         MaskStructure::Filter => {
             let mut squares = vec![0.0f64; sides.outputs];
             let each = sides.inputs * sides.positions;
@@ -88,6 +95,10 @@ pub fn spread(groups: &[u8], shape: &[usize], structure: MaskStructure) -> Resul
         MaskStructure::Block { rows, columns } => {
             let [rows, columns] = block(&sides, rows, columns)?;
             each_tile(&sides, rows, columns, |tile, i| mask[i] = groups[tile]);
+        }
+        MaskStructure::PairRun { rows, columns } => {
+            let length = block(&sides, rows, columns)?.iter().product();
+            mask.iter_mut().enumerate().for_each(|(i, m)| *m = groups[pair_run(&sides, length, i)]);
         }
         MaskStructure::Filter => {
             let each = sides.inputs * sides.positions;
@@ -148,6 +159,11 @@ fn each_tile(sides: &Sides, rows: usize, columns: usize, mut f: impl FnMut(usize
             }
         }
     }
+}
+
+/// The run of `length` (output, input) pairs that the weight at a place belongs to, one run for each kernel position.
+fn pair_run(sides: &Sides, length: usize, place: usize) -> usize {
+    place / sides.positions / length * sides.positions + place % sides.positions
 }
 
 /// The sides of the blocks of one tensor: -1 is its whole side.
