@@ -171,7 +171,7 @@ pub fn parts(c: &mut Cases) {
     let steps = vec![list(&[-1, 0]), list(&[-9, 99]), list(&[2, 1]), list(&[-2, 3])];
     c.one("steps", Slice, Attr::None, x, steps);
     c.one("sizes", Split, numbers(Split, &[("axis", 2.0)]), x, vec![list(&[2, 3])]);
-    c.one("equal", Split, numbers(Split, &[("axis", 1.0), ("num_outputs", 3.0)]), x, vec![]);
+    c.one("equal", Split, numbers(Split, &[("axis", 2.0), ("num_outputs", 3.0)]), x, vec![]);
     for (label, mode) in [("constant", 0.0), ("reflect", 1.0), ("edge", 2.0), ("wrap", 3.0)] {
         let pads = list(&[0, 1, 2, 0, 2, 1]);
         c.one(label, Pad, numbers(Pad, &[("mode", mode)]), x, vec![pads]);
