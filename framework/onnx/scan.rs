@@ -23,7 +23,7 @@ const MESSAGE_BYTES_PER_BYTE: u64 = 32;
 /// ... but never more than this. Weights do not count: they stay in the file's buffer.
 const MESSAGE_BYTES_MAX: u64 = 4 << 30;
 /// Nodes of all graphs of the file.
-const NODES_MAX: u64 = 1 << 20;
+const NODES_MAX: u64 = 1 << 16;
 /// A string or bytes field that is kept costs its header in memory.
 const TEXT_BYTES: u64 = 32;
 
