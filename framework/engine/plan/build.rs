@@ -21,6 +21,7 @@ use crate::memory::LINE;
 use crate::target::Target;
 use lacuna_ir::op::{PoolAttr, Requant, ResizeAttr};
 use lacuna_ir::params::Number;
+use lacuna_ir::shape::{axis_index, slice_range};
 use lacuna_ir::{Attr, DType, Def, Dim, Graph, Id, OpId, OpKind, Range32, ValueId, element_count};
 
 struct Buffer {
@@ -433,6 +434,16 @@ impl Builder<'_> {
                 let dims = self.dims(g.outputs_of(op)[0])?;
                 self.view(place.reshaped(&dims), dtype)
             }
+            (OpKind::Slice, _) => {
+                let place = self.sliced(op)?;
+                let y = g.outputs_of(op)[0];
+                if self.demands[y.index()].is_none() && self.slices[y.index()].is_none() {
+                    self.places[y.index()] = Some(place);
+                    return Ok(());
+                }
+                let to = self.output_place()?;
+                self.copy(&place, &to, dtype)
+            }
             (Transpose, Attr::Perm(perm)) => {
                 // None given: the order is reversed.
                 let perm: Vec<i64> = match perm.as_slice() {
@@ -581,6 +592,39 @@ impl Builder<'_> {
         let y = self.output_place()?;
         let inputs: Vec<(&Place, usize)> = places.iter().map(|p| (p, 4)).collect();
         self.map(map, &y, 4, &inputs)
+    }
+
+    /// Where the elements lie that a Slice takes: strides and an origin say it, if bounds are known and no step goes back.
+    fn sliced(&mut self, op: OpId) -> Result<Place> {
+        let g = self.g;
+        let numbers = |i: usize| match g.input_of(op, i) {
+            Some(v) if g.value_dtype[v] == DType::I32 => {
+                let ints = g.const_elements::<i32>(v, DType::I32)?;
+                Some(Some(ints.iter().map(|&i| i64::from(i)).collect()))
+            }
+            Some(v) => Some(Some(g.const_i64(v)?.to_vec())),
+            None => Some(None),
+        };
+        let lists: Option<Vec<Option<Vec<i64>>>> = (1..5).map(numbers).collect();
+        let Some([Some(starts), Some(ends), axes, steps]) = lists.as_deref() else {
+            return self.error("its bounds are not known before a run");
+        };
+        let mut place = self.input(op, 0)?;
+        let rank = place.dims.len();
+        for (i, (&start, &end)) in starts.iter().zip(ends).enumerate() {
+            let axis = axes.as_ref().map_or(i as i64, |a| a[i]);
+            let step = steps.as_ref().map_or(1, |s| s[i]);
+            if step < 1 {
+                return self.error("a step goes backwards");
+            }
+            let axis = axis_index(axis, rank).or_else(|why| self.error(why))?;
+            let range = slice_range(place.dims[axis] as u64, start, end, step);
+            let (first, count) = range.or_else(|why| self.error(why))?;
+            place.origin += first as usize * place.strides[axis];
+            place.dims[axis] = count as usize;
+            place.strides[axis] *= step as usize;
+        }
+        Ok(Place { border: [0; 4], fill: 0, ..place })
     }
 
     fn cast(&mut self, op: OpId, from: DType, to: DType) -> Result<()> {
