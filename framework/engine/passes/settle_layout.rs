@@ -37,7 +37,8 @@ fn settle(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     use OpKind::*;
     match g.op_kind[op] {
         Transpose => Ok(cancel(g, op)? || rise(g, uses, op)?),
-        Relu | Sigmoid | Clip | Sqrt | Identity | Erf | Tanh | Silu | QLookup => sink(g, op),
+        Relu | Sigmoid | Clip | Sqrt | Identity | Erf | Tanh | Silu | Gelu | HardSwish | HardSigmoid
+        | LeakyRelu | QLookup => sink(g, op),
         QuantizeLinear | DequantizeLinear if tensor_params(g, op).is_some() => sink(g, op),
         Add | Sub | Mul | Div | QAdd | QMul => sink_pair(g, op),
         Concat => sink_concat(g, op),
@@ -100,7 +101,8 @@ fn rise(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     let x = g.inputs_of(op)[0];
     let Some(unary) = g.producer(x) else { return Ok(false) };
     let elementwise = match g.op_kind[unary] {
-        Relu | Sigmoid | Clip | Sqrt | Identity | Erf | Tanh | Silu | QLookup => true,
+        Relu | Sigmoid | Clip | Sqrt | Identity | Erf | Tanh | Silu | Gelu | HardSwish | HardSigmoid
+        | LeakyRelu | QLookup => true,
         QuantizeLinear | DequantizeLinear => tensor_params(g, unary).is_some(),
         _ => false,
     };
