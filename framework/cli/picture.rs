@@ -1,6 +1,7 @@
 //! The page of `lacuna analyze --html`: one file, nothing loaded from elsewhere, no script.
 
 use crate::analyze::Row;
+use lacuna_recipe::escape_html;
 use std::fmt::Write;
 
 /// What a step spends its time on: name, colour.
@@ -48,9 +49,11 @@ pub fn page(title: &str, facts: &[(&str, String)], rows: &[Row]) -> String {
         rows.iter().flat_map(|r| [r.ms(), r.step.estimated_ns / 1e6]).fold(f64::MIN_POSITIVE, f64::max);
     let mut html = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{0}</title>\n<style>{STYLE}</style>\n<h1>{0}</h1>\n",
-        escape(title)
+        escape_html(title)
     );
-    let facts = facts.iter().map(|(k, v)| format!("<div><dt>{}</dt><dd>{}</dd></div>", escape(k), escape(v)));
+    let facts = facts
+        .iter()
+        .map(|(k, v)| format!("<div><dt>{}</dt><dd>{}</dd></div>", escape_html(k), escape_html(v)));
     // Writing to a string cannot fail.
     let _ = writeln!(html, "<dl>{}</dl>", facts.collect::<String>());
     html += &shares(rows);
@@ -100,30 +103,14 @@ fn line(row: &Row, slowest: f64) -> String {
     format!(
         "<tr><td class=\"op\">{} <small>{}</small><td class=\"time\"><div class=\"bar\"><i style=\"width:{:.2}%;background:{colour}\"></i>{estimate}</div>\
          <td class=\"number\">{:.4}<td class=\"number\">{:.1} %<td class=\"density\">{density}<td class=\"number\">{slots}<td>{}<td class=\"why\">{}</tr>\n",
-        escape(&s.op),
-        escape(s.kind),
+        escape_html(&s.op),
+        escape_html(s.kind),
         percent(row.ms()),
         row.ms(),
         row.share * 100.0,
-        escape(s.kernel),
-        escape(&s.reason)
+        escape_html(s.kernel),
+        escape_html(&s.reason)
     )
-}
-
-/// Names come from files of strangers.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '"' => out += "&quot;",
-            '\'' => out += "&#39;",
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ pub use modifier_table::{
     Absent, COMMON_KEYS, EPOCH_MAX, KeyRow, MODIFIERS, ModifierRow, Status, Type, rows,
 };
 pub use params::{Expression, Pattern, Rule, Selector};
-pub use picture::picture;
+pub use picture::{escape_html, picture};
 pub use plan::{Action, EVENTS_MAX, Event, Fisher, ParamRow, PoolRange, Score, Watch, WatchKind, compile};
 pub use plan_quant::{LayerRow, LayerScheme, QuantScheme};
 pub use recipe::{Recipe, Stage, parse, parse_overrides, parse_with};

@@ -33,7 +33,7 @@ pub fn picture(schedule: &Schedule, params: &[ParamRow], title: &str) -> String 
     let epochs = schedule.steps as f64 / f64::from(schedule.steps_per_epoch.max(1));
     let mut html = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{0}</title>\n<style>{STYLE}</style>\n<h1>{0}</h1>\n<p>{epochs} epochs of {1} steps</p>\n",
-        escape(title),
+        escape_html(title),
         schedule.steps_per_epoch
     );
     let (series, all) = sparsities(schedule, params);
@@ -45,7 +45,7 @@ pub fn picture(schedule: &Schedule, params: &[ParamRow], title: &str) -> String 
             let colour = COLOURS[number % COLOURS.len()];
             lines.push(Line { style: format!("stroke=\"{colour}\""), points: steps_of(points, epochs) });
             if number < COLOURS.len() {
-                let _ = write!(legend, "<li><i style=\"background:{colour}\"></i>{}</li>", escape(name));
+                let _ = write!(legend, "<li><i style=\"background:{colour}\"></i>{}</li>", escape_html(name));
             }
         }
         lines.push(Line { style: "class=\"all\"".to_owned(), points: steps_of(&all, epochs) });
@@ -70,9 +70,9 @@ pub fn picture(schedule: &Schedule, params: &[ParamRow], title: &str) -> String 
             "<tr><td class=\"number\">{:.2}<td class=\"number\">{}<td>{}<td class=\"number\">{}<td>{}</tr>",
             row.epoch,
             row.step,
-            escape(row.modifier),
+            escape_html(row.modifier),
             row.matched.map_or(String::new(), |n| n.to_string()),
-            escape(&row.value)
+            escape_html(&row.value)
         );
     }
     html + "</table>\n</html>\n"
@@ -196,7 +196,7 @@ fn chart(lines: &[Line], epochs: f64, highest: f64, marks: &[(f64, &str)]) -> St
             "<line class=\"mark\" x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"10\" y2=\"{floor:.1}\"/><text x=\"{1:.1}\" y=\"{at:.1}\">{2}</text>",
             x(*epoch),
             x(*epoch) + 4.0,
-            escape(word)
+            escape_html(word)
         );
     }
     for line in lines {
@@ -217,8 +217,8 @@ fn short(value: f64) -> String {
     }
 }
 
-/// Names come from files of strangers.
-fn escape(text: &str) -> String {
+/// Text as it may stand in HTML and SVG, between tags and in attributes: names come from files of strangers.
+pub fn escape_html(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -26,10 +26,15 @@ pub fn revert_until<E: From<crate::Error>>(
     mut score: impl FnMut(&Graph) -> Result<f64, E>,
 ) -> Result<Reverted, E> {
     let count = oneshot.layers().len();
-    let (_, reports) = oneshot.apply(&vec![false; count])?;
+    let (graph, layers) = oneshot.apply(&vec![false; count])?;
+    let found = Reverted { score: score(&graph)?, graph, layers, evaluations: 1 };
+    if found.score >= wanted {
+        return Ok(found);
+    }
+    let reports = &found.layers;
     let mut order: Vec<usize> = (0..count).filter(|&i| reports[i].kept.is_empty()).collect();
     order.sort_by(|&a, &b| reports[b].error.total_cmp(&reports[a].error));
-    let mut evaluations = 0;
+    let mut evaluations = 1;
     let mut attempt = |given_back: usize| -> Result<Reverted, E> {
         let mut reverted = vec![false; count];
         order[..given_back].iter().for_each(|&i| reverted[i] = true);
@@ -37,13 +42,9 @@ pub fn revert_until<E: From<crate::Error>>(
         evaluations += 1;
         Ok(Reverted { score: score(&graph)?, graph, layers, evaluations })
     };
-    let mut found = attempt(0)?;
-    if found.score >= wanted {
-        return Ok(found);
-    }
     // `low` layers are too few; with `high` the score was measured as enough, or all are given back.
     let (mut low, mut high) = (0, order.len());
-    found = attempt(high)?;
+    let mut found = attempt(high)?;
     while high - low > 1 {
         let middle = low + (high - low) / 2;
         let tried = attempt(middle)?;
