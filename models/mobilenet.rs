@@ -43,7 +43,11 @@ pub struct ConvNorm {
 impl ConvNorm {
     fn new(conv: Conv2d, init: &mut Init) -> ConvNorm {
         let c_out = conv.weight.dims()[0];
-        ConvNorm { conv, bn: BatchNorm::new(c_out, init), act: ActivationQuantizer::new(&init.device) }
+        ConvNorm {
+            conv,
+            bn: BatchNorm::new(c_out, init),
+            act: ActivationQuantizer::behind_relu(&init.device),
+        }
     }
 
     fn forward(&self, x: &Activation<4>, pass: &Pass) -> Activation<4> {

@@ -116,7 +116,7 @@ impl Block {
         Block {
             conv1: Conv2d::new(c_in, width, kernel1, stride1, init),
             bn1: BatchNorm::new(width, init),
-            act1: ActivationQuantizer::new(&init.device),
+            act1: ActivationQuantizer::behind_relu(&init.device),
             conv2: Conv2d::grouped(width, width, 3, stride2, groups, init),
             bn2: BatchNorm::new(width, init),
             conv3: deep.then(|| Conv2d::new(width, c_out, 1, 1, init)),
@@ -124,8 +124,8 @@ impl Block {
             downsample: shortcut
                 .then(|| (Conv2d::new(c_in, c_out, 1, stride, init), BatchNorm::new(c_out, init))),
             downsample_quantizer: shortcut.then(|| ActivationQuantizer::new(&init.device)),
-            act2: ActivationQuantizer::new(&init.device),
-            act3: deep.then(|| ActivationQuantizer::new(&init.device)),
+            act2: ActivationQuantizer::behind_relu(&init.device),
+            act3: deep.then(|| ActivationQuantizer::behind_relu(&init.device)),
             removed: removal::new(!shortcut, &init.device),
         }
     }
@@ -206,7 +206,7 @@ impl ResNet {
             input: ActivationQuantizer::new(&init.device),
             conv1,
             bn1,
-            act1: ActivationQuantizer::new(&init.device),
+            act1: ActivationQuantizer::behind_relu(&init.device),
             layer1,
             layer2,
             layer3,

@@ -228,6 +228,24 @@ pub fn backward(act: Act, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     parts.for_each(|(dx, (x, dy))| backward_part(act, x, dy, dx));
 }
 
+/// y = v where x > threshold, else 0: the values above a threshold with v = x, their gradients with v = dy.
+///
+/// # Panics
+/// If lengths differ.
+pub fn above(threshold: f32, x: &[f32], v: &[f32], y: &mut [f32]) {
+    assert!(x.len() == v.len() && x.len() == y.len(), "x, v and y differ in length");
+    let parts = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK).zip(v.par_chunks(CHUNK)));
+    parts.for_each(|(y, (x, v))| above_part(threshold, x, v, y));
+}
+
+by_isa! {
+    fn above_part(threshold: f32, x: &[f32], v: &[f32], y: &mut [f32]) {
+        for ((y, &x), &v) in y.iter_mut().zip(x).zip(v) {
+            *y = if x > threshold { v } else { 0.0 };
+        }
+    }
+}
+
 by_isa! {
     fn forward_part(act: Act, x: &[f32], y: &mut [f32]) {
         with_function!(act, F => for (y, &x) in y.iter_mut().zip(x) { *y = F::value(x) })

@@ -14,6 +14,9 @@ pub const FAKE_QUANT: &str = "lacuna.fake_quant";
 /// Custom op: inputs x, scales (axis 0); scalars lo, hi of all rows, or of one row after the other.
 pub const FAKE_QUANT_CHANNELS: &str = "lacuna.fake_quant_channels";
 
+/// Custom op: one input x; scalar threshold.
+pub const ABOVE: &str = "lacuna.above";
+
 pub fn is_capture(device: &Device) -> bool {
     matches!(device.as_dispatch(), DispatchDevice::Capture(_))
 }
@@ -26,6 +29,7 @@ pub trait MarkOps: burn::backend::Backend {
         scales: FloatTensor<Self>,
         limits: Vec<[i32; 2]>,
     ) -> FloatTensor<Self>;
+    fn mark_above(x: FloatTensor<Self>, threshold: f32) -> FloatTensor<Self>;
 }
 
 impl MarkOps for CaptureBackend {
@@ -51,6 +55,11 @@ impl MarkOps for CaptureBackend {
         let scalars = limits.into_iter().flatten().map(|l| ScalarIr::Int(l as i64)).collect();
         record(client, FAKE_QUANT_CHANNELS, &inputs, scalars)
     }
+
+    fn mark_above(x: FloatTensor<Self>, threshold: f32) -> FloatTensor<Self> {
+        let client = x.client.clone();
+        record(client, ABOVE, &[x.into_ir()], vec![ScalarIr::Float(threshold as f64)])
+    }
 }
 
 /// Records a custom op whose single output looks like its first input.
@@ -68,6 +77,10 @@ fn record<C: RouterClient>(
 
 pub fn fake_quant<const D: usize>(x: Tensor<D>, grid: Grid) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as MarkOps>::mark_fake_quant(x.into_dispatch(), grid))
+}
+
+pub fn above<const D: usize>(x: Tensor<D>, threshold: f32) -> Tensor<D> {
+    Tensor::from_dispatch(<Dispatch as MarkOps>::mark_above(x.into_dispatch(), threshold))
 }
 
 pub fn fake_quant_channels<const D: usize>(

@@ -16,16 +16,18 @@ pub enum Role {
     Embedding,
     /// Scale or shift of a normalisation.
     Norm,
-    /// Not trained: running statistics, observed ranges, quantisation schemes, layers left out.
+    /// Not trained: running statistics, observed ranges, quantisation schemes, layers left out, thresholds.
     Buffer,
 }
 
 /// Fields that hold a buffer. burn hides on a device without autodiff whether a tensor is trained, so names say it.
-const BUFFERS: [&str; 6] = ["running_mean", "running_var", "range", "step", "scheme", "removed"];
+const BUFFERS: [&str; 7] = ["running_mean", "running_var", "range", "step", "scheme", "removed", "threshold"];
 
-/// Rows that files of weights may lack: how layers are quantised and whether they run, which only some recipes change.
+/// Rows that files of weights may lack: how layers are quantised, whether they run, and what their ReLUs cut off, which only
+/// some recipes change.
 pub fn is_optional(name: &str) -> bool {
-    name.ends_with(".scheme") || name.ends_with(".removed") || name.contains(".output_quantizer.")
+    let field = name.rsplit_once('.').map_or(name, |(_, field)| field);
+    matches!(field, "scheme" | "removed" | "threshold") || name.contains(".output_quantizer.")
 }
 
 /// Row `i` of every column describes the `i`-th float tensor of the module.

@@ -123,6 +123,9 @@ pub struct ActivationQuantizer {
     pub range: Buffer<1>,
     /// See [`crate::scheme`].
     pub scheme: Buffer<1>,
+    /// Behind a ReLU: what is not above it becomes zero, too (FATReLU; Kurtz et al., 2020, "Inducing and exploiting
+    /// activation sparsity for fast inference on deep neural networks"). 0 is the plain ReLU.
+    pub threshold: Option<Buffer<1>>,
 }
 
 impl ActivationQuantizer {
@@ -135,10 +138,21 @@ impl ActivationQuantizer {
         ActivationQuantizer {
             range: Buffer::new(Tensor::from_floats([f32::MAX, f32::MIN], device)),
             scheme: scheme::site_buffer(args, device),
+            threshold: None,
         }
     }
 
+    /// Of what a ReLU (or ReLU6) gives.
+    pub fn behind_relu(device: &Device) -> Self {
+        let threshold = Some(Buffer::new(Tensor::zeros([1], device)));
+        ActivationQuantizer { threshold, ..ActivationQuantizer::new(device) }
+    }
+
     pub fn forward<const D: usize>(&self, x: Tensor<D>, pass: &Pass) -> Activation<D> {
+        self.cut(self.quantized(x, pass))
+    }
+
+    fn quantized<const D: usize>(&self, x: Tensor<D>, pass: &Pass) -> Activation<D> {
         if pass.quant == Quant::Off {
             return Activation { x, site: Some(self.site([f32::MAX, f32::MIN], None)) };
         }
@@ -151,6 +165,22 @@ impl ActivationQuantizer {
         let site = Some(self.site(observed.range, observed.args));
         let Some(grid) = observed.grid() else { return Activation { x, site } };
         Activation { x: ops::fake_quant(x, grid), site }
+    }
+
+    /// Without the values that are not above the threshold. It looks at values on their grid, where zero is one of them: in
+    /// integers it is a table of bytes.
+    pub fn cut<const D: usize>(&self, y: Activation<D>) -> Activation<D> {
+        let Some(threshold) = &self.threshold else { return y };
+        let threshold = host(threshold.get())[0];
+        if threshold <= 0.0 {
+            return y;
+        }
+        let grid = y.site.and_then(|site| site.grid());
+        y.map(|x| {
+            let x = ops::above(x, threshold);
+            // Changes nothing, and says where the result lies.
+            grid.map_or_else(|| x.clone(), |grid| ops::fake_quant(x.clone(), grid))
+        })
     }
 
     /// What has been seen, and whether this pass adds to it.

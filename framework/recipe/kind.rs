@@ -73,6 +73,13 @@ pub enum Kind {
         start: f64,
         end: f64,
     },
+    /// ReLUs cut off what is not above a threshold.
+    FatRelu {
+        layers: Selector,
+        threshold: f64,
+        start: f64,
+        end: f64,
+    },
     Logging {
         start: f64,
         end: f64,

@@ -59,6 +59,7 @@ impl Modifier {
             | Kind::ConstantPruning { start, end, .. }
             | Kind::TrainableParams { start, end, .. }
             | Kind::LayerPruning { start, end, .. }
+            | Kind::FatRelu { start, end, .. }
             | Kind::Custom { start, end, .. }
             | Kind::Logging { start, end, .. }
             | Kind::LearningRate { start, end, .. }
@@ -143,12 +144,18 @@ pub(crate) fn read(
     if reader.found[errors..].iter().any(|d| d.severity == Severity::Error) {
         return None;
     }
-    let kind = reader.kind()?;
+    let kind = reader.kind();
     let enabled = reader.bool("enabled");
     let args = reader.args;
     if found[errors..].iter().any(|d| d.severity == Severity::Error) {
         return None;
     }
+    let Some(kind) = kind else {
+        // No modifier may be left out in silence.
+        let message = format!("`!{class}` could not be read, and its reader does not say why");
+        found.push(Diagnostic::error(file, pos, message, "this is a fault of Lacuna's: please report it"));
+        return None;
+    };
     Some(Modifier { pos, row, group: entry.group.to_owned(), stage: entry.stage, args, enabled, kind })
 }
 
@@ -342,6 +349,12 @@ impl Reader<'_> {
             "SetParamModifier" => self.set_param(start)?,
             "GradualParamModifier" => self.gradual_param(start, end)?,
             "LayerPruningModifier" => Kind::LayerPruning { layers: self.params("layers")?, start, end },
+            "FATReLUModifier" => Kind::FatRelu {
+                layers: self.params("layers")?,
+                threshold: self.float("threshold"),
+                start,
+                end,
+            },
             "SparsificationLoggingModifier" => {
                 Kind::Logging { start, end, update_frequency: self.float("update_frequency") }
             }

@@ -540,6 +540,18 @@ pub const MODIFIERS: &[ModifierRow] = &[
             UPDATE_DROPPED,
         ],
     ),
+    // SparseML has FATReLU as functions on models, which recipes cannot name; the keys are theirs.
+    row(
+        "FATReLUModifier",
+        Implemented,
+        "lets ReLUs cut off what is not above a threshold, so that more activations are zero",
+        &[
+            key("layers", Params, Absent::Text("__ALL__")),
+            key("threshold", Type::Between(0.0, f32::MAX as f64), Required),
+            START,
+            END,
+        ],
+    ),
 ];
 
 #[cfg(test)]

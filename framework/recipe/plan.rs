@@ -121,6 +121,11 @@ pub enum Action {
         layers: PoolRange,
         removed: bool,
     },
+    /// The ReLUs of these layers cut off what is not above `threshold`; at 0 they are plain again. Rows as in `RemoveLayers`.
+    SetThreshold {
+        layers: PoolRange,
+        threshold: f64,
+    },
     /// A row of [`Schedule::terms`] adds to the loss from here on, or no longer.
     BeginTerm {
         term: u32,
@@ -282,6 +287,9 @@ impl Compiler<'_> {
             Kind::Custom { .. } => self.custom(number, modifier),
             Kind::SetParam(set) => self.set_param(number, modifier.pos, set),
             Kind::LayerPruning { layers, start, end } => self.remove_layers(number, layers, *start, *end),
+            Kind::FatRelu { layers, threshold, start, end } => {
+                self.fat_relu(number, layers, *threshold, *start, *end);
+            }
             &Kind::Logging { start, end, update_frequency } => {
                 self.logging(number, modifier.pos, start, end, update_frequency)
             }

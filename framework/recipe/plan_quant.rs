@@ -15,6 +15,8 @@ pub struct LayerRow {
     pub has_weight: bool,
     /// Gives what it takes, so that the identity can stand in its place.
     pub removable: bool,
+    /// A place behind a ReLU, which has a threshold; not a layer with weights.
+    pub rectifies: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -256,7 +256,8 @@ fn matched(action: &Action) -> Option<usize> {
         | Action::RestoreTrainable { params }
         | Action::SetParams { params, .. }
         | Action::Custom { params, .. }
-        | Action::RemoveLayers { layers: params, .. } => Some(params.len as usize),
+        | Action::RemoveLayers { layers: params, .. }
+        | Action::SetThreshold { layers: params, .. } => Some(params.len as usize),
         Action::StartQuantization(scheme) => Some(scheme.layers.len as usize),
         _ => None,
     }
@@ -313,6 +314,8 @@ fn show_action(schedule: &Schedule, action: &Action) -> String {
         Action::RemoveLayers { removed, .. } => {
             if *removed { "replaced by the identity" } else { "put back" }.to_owned()
         }
+        Action::SetThreshold { threshold: 0.0, .. } => "plain ReLU".to_owned(),
+        Action::SetThreshold { threshold, .. } => format!("nothing up to {threshold} passes"),
         Action::BeginTerm { term } => schedule
             .terms
             .get(*term as usize)

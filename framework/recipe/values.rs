@@ -3,9 +3,10 @@
 use crate::diagnostic::Pos;
 use crate::kind::{Inter, Kind};
 use crate::modifier::{Modifier, Reader};
-use crate::params::{Rule, Selector};
+use crate::params::{Pattern, Rule, Selector};
 use crate::plan::{Action, Compiler, PoolRange};
 use crate::plan_pruning::interpolate;
+use crate::plan_quant::LayerRow;
 use crate::value::float;
 use crate::yaml::NodeId;
 
@@ -129,20 +130,50 @@ impl Compiler<'_> {
     }
 
     pub(crate) fn remove_layers(&mut self, number: u32, layers: &Selector, start: f64, end: f64) {
+        let means = |pattern: &Pattern, layer: &LayerRow| match pattern.rule {
+            Rule::All | Rule::AllPrunable => layer.removable && layer.has_weight,
+            _ => pattern.matches(&layer.name, layer.has_weight),
+        };
+        let unfit = ("does not give what it takes", "only layers that keep the shape can be left out");
+        let Some(layers) = self.choose_layers(layers, means, |layer| layer.removable, unfit) else { return };
+        self.event(number, self.step(start), Action::RemoveLayers { layers, removed: true });
+        if end >= 0.0 {
+            self.event(number, self.step(end), Action::RemoveLayers { layers, removed: false });
+        }
+    }
+
+    pub(crate) fn fat_relu(&mut self, number: u32, layers: &Selector, threshold: f64, start: f64, end: f64) {
+        let means = |pattern: &Pattern, layer: &LayerRow| match pattern.rule {
+            Rule::All | Rule::AllPrunable => layer.rectifies,
+            _ => pattern.covers_layer(&layer.name) && (layer.rectifies || pattern.text == layer.name),
+        };
+        let unfit =
+            ("has no ReLU", "`lacuna recipe plan` with `layers: __ALL__` counts the places that have one");
+        let Some(layers) = self.choose_layers(layers, means, |layer| layer.rectifies, unfit) else { return };
+        self.event(number, self.step(start), Action::SetThreshold { layers, threshold });
+        if end >= 0.0 {
+            self.event(number, self.step(end), Action::SetThreshold { layers, threshold: 0.0 });
+        }
+    }
+
+    /// The layers that `selector` means and that are `fit`. A pattern that means none is an error, as is the name of a layer
+    /// that is not fit: `unfit` says what it lacks, and what to do.
+    fn choose_layers(
+        &mut self,
+        selector: &Selector,
+        means: impl Fn(&Pattern, &LayerRow) -> bool,
+        fit: impl Fn(&LayerRow) -> bool,
+        unfit: (&str, &str),
+    ) -> Option<PoolRange> {
         let errors = self.error_count();
         let mut chosen = vec![false; self.layers.len()];
-        for pattern in &layers.patterns {
+        for pattern in &selector.patterns {
             let mut found = false;
-            for (row, layer) in self.layers.iter().enumerate() {
-                let meant = match pattern.rule {
-                    Rule::All | Rule::AllPrunable => layer.removable && layer.has_weight,
-                    _ => pattern.matches(&layer.name, layer.has_weight),
-                };
-                if meant && layer.removable {
+            for (row, layer) in self.layers.iter().enumerate().filter(|(_, layer)| means(pattern, layer)) {
+                if fit(layer) {
                     (chosen[row], found) = (true, true);
-                } else if meant && matches!(pattern.rule, Rule::Name) {
-                    let message = format!("`{}` does not give what it takes", pattern.text);
-                    self.error(pattern.pos, message, "only layers that keep the shape can be left out");
+                } else if matches!(pattern.rule, Rule::Name) {
+                    self.error(pattern.pos, format!("`{}` {}", pattern.text, unfit.0), unfit.1);
                     found = true;
                 }
             }
@@ -151,15 +182,11 @@ impl Compiler<'_> {
             }
         }
         if self.error_count() > errors {
-            return;
+            return None;
         }
-        let from = self.schedule.pool.len() as u32;
+        let start = self.schedule.pool.len() as u32;
         self.schedule.pool.extend((0..chosen.len() as u32).filter(|&row| chosen[row as usize]));
-        let layers = PoolRange { start: from, len: self.schedule.pool.len() as u32 - from };
-        self.event(number, self.step(start), Action::RemoveLayers { layers, removed: true });
-        if end >= 0.0 {
-            self.event(number, self.step(end), Action::RemoveLayers { layers, removed: false });
-        }
+        Some(PoolRange { start, len: self.schedule.pool.len() as u32 - start })
     }
 
     pub(crate) fn custom(&mut self, number: u32, modifier: &Modifier) {

@@ -177,6 +177,10 @@ pub fn apply<M: Classifier>(
         Action::RemoveLayers { layers, removed } => {
             Ok((quantize::remove(module, &state.params, schedule.params(layers), removed), true))
         }
+        Action::SetThreshold { layers, threshold } => {
+            let layers = schedule.params(layers);
+            Ok((quantize::set_threshold(module, &state.params, layers, threshold as f32), false))
+        }
         Action::Custom { params, numbers, part } => {
             let (class, rows) = (schedule.modifier(event), rows(params));
             let custom = state.custom.iter().find(|custom| custom.class == class);

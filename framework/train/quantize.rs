@@ -18,14 +18,16 @@ use std::collections::BTreeMap;
 pub fn layers(params: &ParamTable) -> Vec<LayerRow> {
     let mut rows: Vec<LayerRow> = Vec::new();
     for row in 0..params.len() {
-        let (name, removable) = match params.name[row].rsplit_once('.') {
-            Some((layer, "removed")) => (layer, true),
-            Some((layer, "scheme")) => match layer.strip_suffix(".weight_quantizer") {
-                Some(layer) => (layer, false),
+        let Some((place, field)) = params.name[row].rsplit_once('.') else { continue };
+        let name = match field {
+            "removed" | "threshold" => place,
+            "scheme" => match place.strip_suffix(".weight_quantizer") {
+                Some(layer) => layer,
                 None => continue,
             },
             _ => continue,
         };
+        let (removable, rectifies) = (field == "removed", field == "threshold");
         let weight = params.row(&weight_name(name));
         match rows.iter_mut().find(|known| known.name == name) {
             Some(known) => known.removable |= removable,
@@ -34,6 +36,7 @@ pub fn layers(params: &ParamTable) -> Vec<LayerRow> {
                 kind: weight.map_or_else(|| params.layer[row].clone(), |weight| params.layer[weight].clone()),
                 has_weight: weight.is_some(),
                 removable,
+                rectifies,
             }),
         }
     }
@@ -42,12 +45,21 @@ pub fn layers(params: &ParamTable) -> Vec<LayerRow> {
 
 /// The module with these layers (rows of [`layers`]) left out, or back in.
 pub fn remove<M: Module>(module: M, params: &ParamTable, which: &[u32], removed: bool) -> M {
+    fill(module, params, which, "removed", if removed { 1.0 } else { 0.0 })
+}
+
+/// The module whose ReLUs at these places (rows of [`layers`]) cut off what is not above `threshold`.
+pub fn set_threshold<M: Module>(module: M, params: &ParamTable, which: &[u32], threshold: f32) -> M {
+    fill(module, params, which, "threshold", threshold)
+}
+
+fn fill<M: Module>(module: M, params: &ParamTable, which: &[u32], field: &str, value: f32) -> M {
     let layers = layers(params);
     let rows: Vec<Option<usize>> =
-        which.iter().map(|&l| params.row(&format!("{}.removed", layers[l as usize].name))).collect();
+        which.iter().map(|&l| params.row(&format!("{}.{field}", layers[l as usize].name))).collect();
     params::update_each(module, |row, values| {
         if rows.contains(&Some(row)) {
-            values.fill(if removed { 1.0 } else { 0.0 });
+            values.fill(value);
         }
     })
 }

@@ -126,6 +126,12 @@ fn elementwise(g: &Graph, op: OpId, floats: &IdVec<ValueId, Known>) -> Known {
             | HardSwish
             | LeakyRelu
             | Elu
+            | Celu
+            | Selu
+            | ThresholdedRelu
+            | Softplus
+            | Softsign
+            | Mish
             | Gelu
     );
     if !unary && !matches!(g.op_kind[op], Add | Sub | Mul | Div) {

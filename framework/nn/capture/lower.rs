@@ -6,11 +6,12 @@
 use super::CaptureError;
 use super::name::root_const;
 use super::record::{Extent, Trace, op_name};
-use crate::mark::{FAKE_QUANT, FAKE_QUANT_CHANNELS};
+use crate::mark::{ABOVE, FAKE_QUANT, FAKE_QUANT_CHANNELS};
 use crate::ops::Grid;
 use burn_capture::TensorId;
 use burn_ir::*;
 use lacuna_ir::op::{Axes, ClipAttr, ConvAttr, GemmAttr, PoolAttr, ReduceAttr, ResizeAttr, Window};
+use lacuna_ir::params::Params;
 use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -529,6 +530,12 @@ impl Lower<'_> {
                 let grid = Grid { scale, zero: int(1)?, lo: int(2)?, hi: int(3)? };
                 let y = self.activation_grid(x, grid)?;
                 self.bind(out, y)
+            }
+            (ABOVE, [x], [out]) => {
+                let threshold = op.scalars.first().ok_or("it lacks its threshold")?.elem::<f32>();
+                let kind = OpKind::ThresholdedRelu;
+                let alpha = Params::usual(kind).with(kind, "alpha", threshold.to_bits() as i32);
+                self.unary(kind, Attr::Params(alpha), x, out)
             }
             (FAKE_QUANT_CHANNELS, [x, scales], [out]) => {
                 let (x, scales) = (self.read(x)?, self.read(scales)?);

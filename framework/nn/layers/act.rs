@@ -18,10 +18,14 @@ pub struct ActQuantizer {
 
 impl ActQuantizer {
     pub fn new(act: Act, device: &Device) -> ActQuantizer {
-        let clamps = matches!(act, Act::None | Act::Relu | Act::Relu6);
+        let rectifies = matches!(act, Act::Relu | Act::Relu6);
+        let clamps = rectifies || act == Act::None;
         ActQuantizer {
             before: (!clamps).then(|| ActivationQuantizer::new(device)),
-            after: ActivationQuantizer::new(device),
+            after: match rectifies {
+                true => ActivationQuantizer::behind_relu(device),
+                false => ActivationQuantizer::new(device),
+            },
             act,
         }
     }

@@ -211,7 +211,7 @@ pub fn conv_norm(
     let observed = quantizer.observed(pass);
     let (y, mean, var, range) = ops::batch_norm_observed(y, gamma, beta, residual, norm.eps, act, observed);
     norm.update(mean, var, count);
-    Activation { x: y, site: Some(quantizer.remember(range, observed.args)) }
+    quantizer.cut(Activation { x: y, site: Some(quantizer.remember(range, observed.args)) })
 }
 
 /// [`conv_norm`] with the norm folded into the weight and its bias, as it will be deployed.

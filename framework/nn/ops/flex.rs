@@ -171,6 +171,12 @@ impl TrainKernels for Flex {
                 let y = filled(values(&x).len(), |y| activation::forward(act, values(&x), y)).like(&x);
                 (vec![y], vec![x].into())
             }
+            Op::Above(threshold) => {
+                let ([x], _) = take(inputs);
+                let x = dense(x);
+                let y = filled(values(&x).len(), |y| activation::above(threshold, values(&x), values(&x), y));
+                (vec![y.like(&x)], vec![x].into())
+            }
             Op::Softmax { log } => {
                 let ([x], _) = take(inputs);
                 let x = row_major(x);
@@ -438,6 +444,13 @@ impl TrainKernels for Flex {
                 let dy = ordered_like(dy, &x);
                 let dx =
                     filled(values(&x).len(), |dx| activation::backward(act, values(&x), values(&dy), dx));
+                vec![Some(dx.like(&x))]
+            }
+            Op::Above(threshold) => {
+                let ([x], _) = saved(tensors);
+                let dy = ordered_like(dy, &x);
+                let dx =
+                    filled(values(&x).len(), |dx| activation::above(threshold, values(&x), values(&dy), dx));
                 vec![Some(dx.like(&x))]
             }
             Op::Softmax { log } => {

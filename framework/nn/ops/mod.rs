@@ -40,6 +40,8 @@ pub enum Op {
     LayerNorm { eps: f64 },
     /// x
     Activate(Act),
+    /// x where it is above the threshold, else 0
+    Above(f32),
     /// x: softmax over the last axis, or its logarithm
     Softmax { log: bool },
     /// q, k, v [batch, tokens, heads * width], additive mask [batch, keys] if any
@@ -209,6 +211,14 @@ pub fn activation<const D: usize>(x: Tensor<D>, act: Act) -> Tensor<D> {
         return plain::activation(x, act);
     }
     run(Op::Activate(act), inputs!(x))
+}
+
+/// x where it is above `threshold`, else 0; its gradient goes where x goes.
+pub fn above<const D: usize>(x: Tensor<D>, threshold: f32) -> Tensor<D> {
+    if !has_kernels(&x.device()) {
+        return plain::above(x, threshold);
+    }
+    run(Op::Above(threshold), inputs!(x))
 }
 
 /// softmax over the last axis.

@@ -107,6 +107,15 @@ pub fn activation<const D: usize>(x: Tensor<D>, act: Act) -> Tensor<D> {
     }
 }
 
+/// x where it is above `threshold`, else 0.
+pub fn above<const D: usize>(x: Tensor<D>, threshold: f32) -> Tensor<D> {
+    if mark::is_capture(&x.device()) {
+        return mark::above(x, threshold);
+    }
+    let outside = x.clone().lower_equal_elem(threshold);
+    x.mask_fill(outside, 0.0)
+}
+
 /// softmax over the last axis.
 pub fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     burn::tensor::activation::softmax(x, D - 1)

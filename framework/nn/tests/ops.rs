@@ -247,6 +247,22 @@ fn activations_have_burns_values_and_slopes() {
 }
 
 #[test]
+fn thresholds_have_burns_values_and_slopes() {
+    let image = |l: &[Tensor<1>]| {
+        let x = l[0].clone().mul_scalar(4.0).reshape([3, 5, 7, 2]);
+        // Strides of another order than the shape's.
+        ops::affine(x, Tensor::ones([5], &l[0].device()), Tensor::zeros([5], &l[0].device()), None, Act::None)
+    };
+    for threshold in [0.0, 0.7, 2.5] {
+        let own = |l: &[Tensor<1>]| weighed(ops::above(image(l), threshold));
+        let burns = |l: &[Tensor<1>]| weighed(plain::above(image(l), threshold));
+        check(&format!("above {threshold}"), &[210], &own, &burns);
+    }
+    let x = Tensor::<1>::from_floats([0.5, 0.25, f32::NAN, -1.0, 0.75], &device());
+    assert_eq!(host(ops::above(x, 0.5)), [0.0, 0.0, 0.0, 0.0, 0.75]);
+}
+
+#[test]
 fn attention_has_burns_values_and_slopes() {
     for (batch, tokens, heads, width, masked) in
         [(1, 3, 1, 4, false), (2, 17, 2, 16, true), (3, 40, 4, 8, true)]

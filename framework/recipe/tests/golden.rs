@@ -28,6 +28,7 @@ fn model() -> (Vec<ParamRow>, Vec<LayerRow>) {
         kind: if p.shape.len() == 4 { "Conv2d" } else { "Linear" }.to_owned(),
         has_weight: true,
         removable: p.shape.len() == 4 && p.shape[0] == p.shape[1],
+        rectifies: false,
     });
     let layers = layers.collect();
     (params, layers)

@@ -17,6 +17,7 @@ fn schedule(text: &str, steps_per_epoch: u32) -> Schedule {
         kind: "Linear".to_owned(),
         has_weight: true,
         removable: false,
+        rectifies: false,
     };
     let layers = [layer("a"), layer("b")];
     compile(&recipe(text), &model(), &layers, steps_per_epoch)

@@ -156,7 +156,13 @@ const PICTURED: &str = "modifiers:
 ";
 
 fn layer(name: &str) -> LayerRow {
-    LayerRow { name: name.to_owned(), kind: "Linear".to_owned(), has_weight: true, removable: false }
+    LayerRow {
+        name: name.to_owned(),
+        kind: "Linear".to_owned(),
+        has_weight: true,
+        removable: false,
+        rectifies: false,
+    }
 }
 
 /// Weights: 300 big ones and 100 small ones, *synthetic*.

@@ -258,8 +258,9 @@ impl Sets<'_> {
 }
 
 /// Ops after which axis 1 means what it meant before.
-const KEEPS_CHANNELS: [OpKind; 17] = [
+const KEEPS_CHANNELS: [OpKind; 18] = [
     OpKind::Relu,
+    OpKind::ThresholdedRelu,
     OpKind::Sigmoid,
     OpKind::Tanh,
     OpKind::Erf,

@@ -21,17 +21,19 @@ const EPOCHS: usize = 4;
 const LR: f64 = 0.3;
 const DECAY: f64 = 0.01;
 
-/// Two linear layers; the first keeps the shape.
+/// Two linear layers; the first keeps the shape. Between them is a place with a threshold, which passes everything at 0.
 #[derive(Module, Debug)]
 struct Two {
     hidden: Linear,
+    act: ActivationQuantizer,
     fc: Linear,
 }
 
 impl Two {
     fn new(seed: u64, device: &Device) -> Two {
         let init = &mut Init::new(device, seed);
-        Two { hidden: Linear::new(IN, IN, init), fc: Linear::new(IN, OUT, init) }
+        let act = ActivationQuantizer::behind_relu(device);
+        Two { hidden: Linear::new(IN, IN, init), act, fc: Linear::new(IN, OUT, init) }
     }
 }
 
@@ -40,7 +42,7 @@ impl Classifier for Two {
         let x = x.into().images();
         let [n, c, h, w] = x.dims();
         let x = self.hidden.forward(&Activation::plain(x.reshape([n, c * h * w])), pass);
-        self.fc.forward(&Activation::plain(x), pass)
+        self.fc.forward(&self.act.forward(x, pass), pass)
     }
 }
 
@@ -132,12 +134,24 @@ struct Rules {
     features: Option<(f64, bool, bool, Hand)>,
     /// Alpha, function, of the outputs (of `fc`) instead of the inputs.
     penalty: Option<(f64, &'static str, bool)>,
+    /// What is not above it does not pass.
+    threshold: f64,
 }
 
 impl Default for Rules {
     fn default() -> Rules {
         let (distil, features, penalty) = (None, None, None);
-        Rules { lr: LR, decay: DECAY, removed: false, frozen: [false; 4], distil, features, penalty }
+        let threshold = f64::NEG_INFINITY;
+        Rules {
+            lr: LR,
+            decay: DECAY,
+            removed: false,
+            frozen: [false; 4],
+            distil,
+            features,
+            penalty,
+            threshold,
+        }
     }
 }
 
@@ -187,7 +201,12 @@ impl Hand {
     /// Loss, and one step of SGD without momentum; decay acts on matrices.
     fn step(&mut self, x: &[Vec<f64>], y: &[usize], rules: &Rules) -> f64 {
         let n = x.len() as f64;
-        let hidden: Vec<Vec<f64>> = x.iter().map(|x| self.hidden(x, rules.removed)).collect();
+        let mut hidden: Vec<Vec<f64>> = x.iter().map(|x| self.hidden(x, rules.removed)).collect();
+        let passes: Vec<Vec<bool>> =
+            hidden.iter().map(|h| h.iter().map(|&h| h > rules.threshold).collect()).collect();
+        for (h, passes) in hidden.iter_mut().flatten().zip(passes.iter().flatten()) {
+            *h = if *passes { *h } else { 0.0 };
+        }
         let z: Vec<Vec<f64>> = hidden.iter().map(|h| plus(&times(&self.w2, h), &self.b2)).collect();
         let mut loss = 0.0;
         let mut dz: Vec<Vec<f64>> = Vec::new();
@@ -265,7 +284,7 @@ impl Hand {
                     dh[i][j] += dz[i][k] * self.w2[k][j];
                 }
             }
-            for k in 0..IN {
+            for k in (0..IN).filter(|&k| passes[i][k]) {
                 d_b1[k] += dh[i][k];
                 (0..IN).for_each(|j| d_w1[k][j] += dh[i][k] * x[i][j]);
             }
@@ -404,6 +423,19 @@ fn penalties_on_activations() {
                 ..Rules::default()
             });
         }
+    }
+}
+
+#[test]
+fn a_threshold_of_activations() {
+    for (layers, threshold) in [("__ALL__", 0.3), ("[act]", 0.05), ("['re:a.*']", 0.7)] {
+        let recipe = format!(
+            "- !FATReLUModifier {{layers: {layers}, threshold: {threshold}, start_epoch: 0.5, end_epoch: 3}}"
+        );
+        compare(&recipe, &recipe, Teacher::Missing, |step, _| Rules {
+            threshold: if within(step, 0.5, 3.0) { threshold } else { f64::NEG_INFINITY },
+            ..Rules::default()
+        });
     }
 }
 
@@ -655,6 +687,7 @@ fn what_modifiers_remember_survives_a_stop() {
             itself,
         ),
         ("- !LayerPruningModifier {start_epoch: 1, end_epoch: 3, layers: __ALL__}", itself),
+        ("- !FATReLUModifier {start_epoch: 1, end_epoch: 3, threshold: 0.2}", itself),
         (
             "- !TrainableParamsModifier {params: [fc.weight], trainable: False, start_epoch: 1, end_epoch: 3}",
             itself,

@@ -11,6 +11,7 @@ use lacuna_models::mobilenet_v3::{LARGE, MobileNetV3, MobileNetV3Size, SMALL};
 use lacuna_models::resnet::{BOTTLENECK, BlockKind, ResNet, ResNetSize, Stem};
 use lacuna_models::yolo::{V3_SPP, V5, Yolo, YoloSize};
 use lacuna_nn::layers::Init;
+use lacuna_nn::params::{ParamTable, update_each};
 
 pub const CLASSES: usize = 4;
 
@@ -43,9 +44,11 @@ const YOLO: [YoloSize; 2] = [
 pub fn of_images(init: &mut Init) -> Vec<(&'static str, Network)> {
     vec![
         ("ResNet", Network::ResNet(ResNet::new(&BOTTLENECKS, init))),
+        ("ResNet with thresholds", cut(Network::ResNet(ResNet::new(&BOTTLENECKS, init)))),
         ("ResNeXt", Network::ResNet(ResNet::new(&GROUPED, init))),
         ("MobileNet", Network::MobileNet(MobileNet::new(&MOBILENET, init))),
         ("MobileNetV2", Network::MobileNetV2(MobileNetV2::new(&MOBILENET_V2, init))),
+        ("MobileNetV2 with thresholds", cut(Network::MobileNetV2(MobileNetV2::new(&MOBILENET_V2, init)))),
         ("MobileNetV3 small", Network::MobileNetV3(MobileNetV3::new(&MOBILENET_V3[0], init))),
         ("MobileNetV3 large", Network::MobileNetV3(MobileNetV3::new(&MOBILENET_V3[1], init))),
         ("EfficientNet-Lite", Network::EfficientNet(EfficientNet::new(&EFFICIENTNET, init))),
@@ -53,6 +56,16 @@ pub fn of_images(init: &mut Init) -> Vec<(&'static str, Network)> {
         ("YOLOv5", Network::Yolo(Yolo::new(&YOLO[0], init))),
         ("YOLOv3-SPP", Network::Yolo(Yolo::new(&YOLO[1], init))),
     ]
+}
+
+/// A network whose ReLUs cut off what is not above 0.1.
+fn cut(net: Network) -> Network {
+    let names = ParamTable::of(&net).name;
+    update_each(net, |row, values| {
+        if names[row].ends_with(".threshold") {
+            values.fill(0.1);
+        }
+    })
 }
 
 /// Height and width of an image that a network takes: detectors halve it five times and double it again.

@@ -66,6 +66,8 @@ fn layers() -> Vec<LayerRow> {
         kind: kind.to_owned(),
         has_weight: true,
         removable: kind == "Conv2d",
+        rectifies: false,
     };
-    vec![row("conv1", "Conv2d"), row("fc", "Linear")]
+    let relu = LayerRow { has_weight: false, rectifies: true, ..row("act1", "ActivationQuantizer") };
+    vec![row("conv1", "Conv2d"), relu, row("fc", "Linear")]
 }
