@@ -149,6 +149,7 @@ fn split(dir: &Path, split: &str) -> Result<ImageSet> {
         mean: vec![MEAN],
         std: vec![STD],
         mirror: true,
+        boxes: None,
     })
 }
 

@@ -29,7 +29,7 @@ pub fn found_in(dir: &Path) -> bool {
     dir.join("train").is_dir() && test_dir(dir).is_some()
 }
 
-fn test_dir(dir: &Path) -> Option<PathBuf> {
+pub(crate) fn test_dir(dir: &Path) -> Option<PathBuf> {
     TEST_NAMES.iter().map(|name| dir.join(name)).find(|dir| dir.is_dir())
 }
 
@@ -109,6 +109,7 @@ fn load_split(dir: &Path, classes: &[String], shape: [usize; 3]) -> Result<Image
         mean,
         std,
         mirror: true,
+        boxes: None,
     })
 }
 

@@ -4,6 +4,7 @@
 //! last pixel are errors, in JPEG too, where decoders like to fill the rest with grey.
 
 use crate::error::{Error, Result};
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use std::io::Cursor;
 use std::ops::Range;
@@ -28,6 +29,10 @@ pub struct RgbImage8 {
 /// Decodes a PNG or JPEG file, told by its content. Grey becomes RGB, 16 bits become 8, transparency
 /// is dropped, and the EXIF orientation is applied.
 pub fn load_image(path: &Path) -> Result<RgbImage8> {
+    decode_image(&read_file(path)?, path)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !meta.is_file() {
         return Err(Error::unsupported(path, "not a regular file"));
@@ -35,40 +40,61 @@ pub fn load_image(path: &Path) -> Result<RgbImage8> {
     if meta.len() > IMAGE_BYTES_MAX {
         return Err(Error::too_large(path, format!("{} bytes, at most {IMAGE_BYTES_MAX}", meta.len())));
     }
-    decode_image(&std::fs::read(path).map_err(|e| Error::io(path, e))?, path)
+    std::fs::read(path).map_err(|e| Error::io(path, e))
 }
 
 /// As [`load_image`], from memory; `path` only names it in errors.
 pub fn decode_image(bytes: &[u8], path: &Path) -> Result<RgbImage8> {
-    let mut reader = ImageReader::new(Cursor::new(bytes));
+    if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
+        check_jpeg_end(bytes, path)?;
+    }
+    let mut decoder = decoder(bytes, path)?;
+    // Orientation is a hint: where the EXIF block is damaged the image is shown as it is stored.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| decode_error(path, e))?;
+    image.apply_orientation(orientation);
+    let rgb = image.into_rgb8();
+    Ok(RgbImage8 { h: rgb.height() as usize, w: rgb.width() as usize, pixels: rgb.into_raw() })
+}
+
+/// Height and width of a PNG or JPEG file as it is shown, from its header.
+pub fn image_size(path: &Path) -> Result<[usize; 2]> {
+    let bytes = read_file(path)?;
+    let mut decoder = decoder(&bytes, path)?;
+    let (w, h) = decoder.dimensions();
+    let size = [h as usize, w as usize];
+    let turned = [
+        Orientation::Rotate90,
+        Orientation::Rotate270,
+        Orientation::Rotate90FlipH,
+        Orientation::Rotate270FlipH,
+    ];
+    let turned = decoder.orientation().is_ok_and(|orientation| turned.contains(&orientation));
+    Ok(if turned { [size[1], size[0]] } else { size })
+}
+
+/// Ready to decode, with its header checked.
+fn decoder<'a>(bytes: &'a [u8], path: &Path) -> Result<impl ImageDecoder + 'a> {
     let format = match image::guess_format(bytes) {
         Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg)) => format,
         Ok(other) => return Err(Error::unsupported(path, format!("{other:?} images; use PNG or JPEG"))),
         Err(_) if bytes.len() < 8 => return Err(Error::truncated(path, format!("{} bytes", bytes.len()))),
         Err(_) => return Err(Error::unsupported(path, "it is neither PNG nor JPEG")),
     };
-    if format == ImageFormat::Jpeg {
-        check_jpeg_end(bytes, path)?;
-    }
     let mut limits = Limits::default();
     limits.max_image_width = Some(IMAGE_SIDE_MAX);
     limits.max_image_height = Some(IMAGE_SIDE_MAX);
     limits.max_alloc = Some(IMAGE_BYTES_MAX);
+    let mut reader = ImageReader::new(Cursor::new(bytes));
     reader.set_format(format);
     reader.limits(limits);
-
-    let mut decoder = reader.into_decoder().map_err(|e| decode_error(path, e))?;
+    let decoder = reader.into_decoder().map_err(|e| decode_error(path, e))?;
     let (w, h) = decoder.dimensions();
     if u64::from(w) * u64::from(h) > IMAGE_PIXELS_MAX || decoder.total_bytes() > IMAGE_BYTES_MAX {
         let why = format!("{w}x{h} pixels, {} bytes decoded", decoder.total_bytes());
         return Err(Error::too_large(path, why));
     }
-    // Orientation is a hint: where the EXIF block is damaged the image is shown as it is stored.
-    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| decode_error(path, e))?;
-    image.apply_orientation(orientation);
-    let rgb = image.into_rgb8();
-    Ok(RgbImage8 { h: rgb.height() as usize, w: rgb.width() as usize, pixels: rgb.into_raw() })
+    Ok(decoder)
 }
 
 fn decode_error(path: &Path, e: ImageError) -> Error {

@@ -7,6 +7,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod average_precision;
+pub mod boxes;
+pub mod detection;
 mod error;
 pub mod fashion_mnist;
 pub mod idx;
@@ -17,6 +20,7 @@ pub mod metrics;
 pub mod mnist;
 pub mod sets;
 
+pub use boxes::BoxColumn;
 pub use error::{Error, Result};
 pub use images::RgbImage8;
 pub use loader::{Augment, Batch, BatchSpec, Batches, Pad, Prefetch};
@@ -39,6 +43,8 @@ pub struct ImageSet {
     pub std: Vec<f32>,
     /// Whether the mirror image of one is as good an example of its class: not so with digits.
     pub mirror: bool,
+    /// Objects to find, of sets for detectors: `classes` are theirs, and labels mean nothing.
+    pub boxes: Option<BoxColumn>,
 }
 
 impl ImageSet {
@@ -65,6 +71,7 @@ impl ImageSet {
             classes: self.classes.clone(),
             mean: self.mean.clone(),
             std: self.std.clone(),
+            boxes: self.boxes.as_ref().map(|boxes| boxes.take(n)),
             ..*self
         }
     }
@@ -85,6 +92,9 @@ impl ImageSet {
         }
         if !self.mean.iter().all(|m| m.is_finite()) || !self.std.iter().all(|s| s.is_finite() && *s > 0.0) {
             return Err(Error::argument("image set", "mean and std must be finite, and std above 0"));
+        }
+        if let Some(boxes) = &self.boxes {
+            boxes.check(self)?;
         }
         match self.labels.iter().position(|&l| usize::from(l) >= self.classes.len()) {
             Some(i) => {

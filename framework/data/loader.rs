@@ -6,6 +6,7 @@
 //! epoch sees the same bytes as one that was never stopped.
 
 use crate::ImageSet;
+use crate::boxes::{self, BatchBox};
 use crate::error::{Error, Result};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -128,6 +129,8 @@ pub struct Batch {
     pub x: Vec<f32>,
     /// Class indices.
     pub y: Vec<i64>,
+    /// Of sets for detectors: the objects that a network may learn from, in the order of the images.
+    pub boxes: Vec<BatchBox>,
     /// Sizes of `x`: n, c, h, w.
     pub dims: [usize; 4],
     /// Position in the epoch, from 0.
@@ -169,6 +172,23 @@ impl<'a> Batches<'a> {
         batch.dims = [indices.len(), c, h, w];
         batch.x.resize(indices.len() * c * h * w, 0.0);
         batch.y.clear();
+        batch.boxes.clear();
+        if let Some(column) = &self.set.boxes {
+            for ((n, &i), out) in (0..).zip(indices).zip(batch.x.chunks_exact_mut(c * h * w)) {
+                batch.y.push(i64::from(self.set.labels[i as usize]));
+                let mut made = match self.spec.augment == Augment::NONE {
+                    true => boxes::plain(self.set, column, i as usize),
+                    false => {
+                        let mut rng = rng(b"augment", self.spec.seed, self.spec.epoch, u64::from(i));
+                        boxes::augmented(self.set, column, i as usize, &self.order, &mut rng)
+                    }
+                };
+                to_planes(&made.pixels, c, &self.table, out);
+                batch.boxes.extend(made.boxes.drain(..).map(|b| BatchBox { image: n, ..b }));
+            }
+            self.next += 1;
+            return true;
+        }
         let (mut rows, mut cols) = (vec![0; h], vec![0; w]);
         for (&i, out) in indices.iter().zip(batch.x.chunks_exact_mut(c * h * w)) {
             batch.y.push(i64::from(self.set.labels[i as usize]));
@@ -274,6 +294,17 @@ fn render(image: &[u8], channels: usize, rows: &[u32], cols: &[u32], table: &[f3
     }
 }
 
+/// NHWC bytes to NCHW floats.
+fn to_planes(pixels: &[u8], channels: usize, table: &[f32], out: &mut [f32]) {
+    let plane = out.len() / channels;
+    for (ch, out) in out.chunks_exact_mut(plane).enumerate() {
+        let table = &table[ch * 256..(ch + 1) * 256];
+        for (to, &pixel) in out.iter_mut().zip(pixels.iter().skip(ch).step_by(channels)) {
+            *to = table[usize::from(pixel)];
+        }
+    }
+}
+
 /// Sets the square around `centre`, cut at the borders, to 0, which is the mean.
 fn cut_out(out: &mut [f32], h: usize, w: usize, side: usize, centre: Option<(usize, usize)>) {
     let Some((cy, cx)) = centre else { return };
@@ -297,11 +328,11 @@ fn rng(purpose: &[u8], seed: u64, epoch: u64, item: u64) -> ChaCha8Rng {
 }
 
 /// Uniform in `0..n`; the bias of the multiplication is below n / 2^64.
-fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
+pub(crate) fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
     ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
 }
 
-fn chance(rng: &mut ChaCha8Rng, p: f32) -> bool {
+pub(crate) fn chance(rng: &mut ChaCha8Rng, p: f32) -> bool {
     // 24 bits are exact in an f32, and 1.0 is above all of them.
     ((rng.next_u32() >> 8) as f32 / (1u32 << 24) as f32) < p
 }
@@ -413,6 +444,7 @@ mod tests {
             mean: vec![0.5, 0.25],
             std: vec![0.5, 2.0],
             mirror: true,
+            boxes: None,
         }
     }
 

@@ -68,6 +68,7 @@ pub fn load(dir: &Path) -> Result<DataSet> {
             mean: vec![MEAN],
             std: vec![STD],
             mirror: false,
+            boxes: None,
         }
     };
     let (train, test) = (split(false), split(true));

@@ -11,7 +11,9 @@ pub mod boxes;
 pub mod detector;
 pub mod draw;
 pub mod heads;
+pub mod inputs;
 pub mod letterbox;
+pub mod scores;
 
 pub use boxes::Detection;
 pub use detector::Detector;

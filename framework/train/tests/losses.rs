@@ -59,6 +59,7 @@ fn set() -> ImageSet {
         mean: vec![0.5],
         std: vec![0.3],
         mirror: true,
+        boxes: None,
     }
 }
 
