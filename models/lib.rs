@@ -22,7 +22,7 @@ use efficientnet_b::{EFFICIENTNET_B_SIZES, EfficientNetB};
 use lacuna_nn::capture::{Outputs, TensorId};
 use lacuna_nn::layers::Init;
 use lacuna_nn::quant::Pass;
-use lacuna_nn::{Classifier, Input, one_of_modules};
+use lacuna_nn::{BoxHead, Classifier, Input, one_of_modules};
 use mobilenet::{MOBILENET_SIZES, MobileNet};
 use mobilenet_v2::{MOBILENET_V2_SIZES, MobileNetV2};
 use mobilenet_v3::{MOBILENET_V3_SIZES, MobileNetV3};
@@ -67,6 +67,20 @@ impl Classifier for Network {
             Network::EfficientNetB(net) => net.forward(x, pass),
             Network::Bert(net) => net.forward(x, pass),
             Network::Yolo(_) => panic!("this network detects, it does not classify"),
+        }
+    }
+
+    fn head(&self) -> Option<BoxHead> {
+        match self {
+            Network::Yolo(net) => Some(net.head()),
+            _ => None,
+        }
+    }
+
+    fn maps(&self, x: impl Into<Input>, pass: &Pass) -> Vec<Tensor<4>> {
+        match self {
+            Network::Yolo(net) => net.forward(x.into().images(), pass),
+            _ => panic!("this network classifies, it does not detect"),
         }
     }
 }

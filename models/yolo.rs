@@ -9,8 +9,8 @@ use crate::yolo_layers::{AnchorHead, Bottleneck, C3, Concat, Conv, Spp, Sppf};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use lacuna_nn::layers::{Init, upsample_nearest};
-use lacuna_nn::one_of_modules;
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
+use lacuna_nn::{BoxHead, one_of_modules};
 
 /// What a layer is: channels it gives before scaling, window, stride, shortcut.
 #[derive(Clone, Copy, Debug)]
@@ -224,8 +224,7 @@ impl Yolo {
             channels.push(c_out);
         }
         let levels: Vec<usize> = size.plan.levels.iter().map(|&at| channels[at]).collect();
-        let anchors = size.plan.anchors[0].len();
-        model.push(Layer::Head(AnchorHead::new(&levels, anchors, size.classes, init)));
+        model.push(Layer::Head(AnchorHead::new(&levels, size.plan, size.classes, init)));
         Yolo { input, model, plan: *size.plan }
     }
 
@@ -233,7 +232,16 @@ impl Yolo {
     pub fn set_classes(&mut self, classes: usize, init: &mut Init) {
         if let Some(Layer::Head(head)) = self.model.last_mut() {
             let levels: Vec<usize> = head.m.iter().map(|m| m.weight.dims()[1]).collect();
-            *head = AnchorHead::new(&levels, self.plan.anchors[0].len(), classes, init);
+            *head = AnchorHead::new(&levels, &self.plan, classes, init);
+        }
+    }
+
+    /// How the maps say boxes.
+    pub fn head(&self) -> BoxHead {
+        let Plan { strides, anchors, .. } = self.plan;
+        BoxHead::Anchors {
+            strides: strides.to_vec(),
+            anchors: anchors.iter().map(|level| level.to_vec()).collect(),
         }
     }
 

@@ -1,8 +1,9 @@
 //! What YOLO networks are made of, under Ultralytics' names: convolutions with batch norm and SiLU, residual and
 //! cross-stage blocks, pyramid pooling, and the two kinds of detection heads.
 
-use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use crate::yolo::Plan;
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData};
 use lacuna_nn::layers::{Act, ActQuantizer, BatchNorm, BiasedConv, Conv2d, Init, Padding, max_pool2d};
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
 
@@ -178,6 +179,14 @@ impl Concat {
     }
 }
 
+/// A bias, a new parameter, with something added to each channel.
+fn raised(bias: &Param<Tensor<1>>, by: impl Fn(usize) -> f32, init: &Init) -> Param<Tensor<1>> {
+    let mut values: Vec<f32> = bias.val().into_data().try_into_vec().expect("parameters are f32");
+    values.iter_mut().enumerate().for_each(|(channel, value)| *value += by(channel));
+    let shape = [values.len()];
+    Param::from_data(TensorData::new(values, shape), &init.device)
+}
+
 /// Heads of YOLOv3 and v5: for each level a map of `anchors * (5 + classes)` channels.
 #[derive(Module, Debug)]
 pub struct AnchorHead {
@@ -185,10 +194,22 @@ pub struct AnchorHead {
 }
 
 impl AnchorHead {
-    pub fn new(levels: &[usize], anchors: usize, classes: usize, init: &mut Init) -> AnchorHead {
-        AnchorHead {
-            m: levels.iter().map(|&c| BiasedConv::new(c, anchors * (5 + classes), 1, init)).collect(),
-        }
+    /// Biases say at first that an image of 640 pixels has eight objects on each level, and that classes are rare (Lin et
+    /// al., 2017, arXiv:1708.02002, section 4.1).
+    pub fn new(levels: &[usize], plan: &Plan, classes: usize, init: &mut Init) -> AnchorHead {
+        let anchors = plan.anchors[0].len();
+        let level = |(&c, &stride): (&usize, &usize)| {
+            let mut m = BiasedConv::new(c, anchors * (5 + classes), 1, init);
+            let cells = (640.0 / stride as f32).powi(2);
+            let of_channel = |channel: usize| match channel {
+                0..4 => 0.0,
+                4 => (8.0 / cells).ln(),
+                _ => (0.6 / (classes as f32 - 0.99999)).ln(),
+            };
+            m.bias = raised(&m.bias, |channel| of_channel(channel % (5 + classes)), init);
+            m
+        };
+        AnchorHead { m: levels.iter().zip(plan.strides).map(level).collect() }
     }
 
     pub fn forward(&self, levels: &[Activation<4>], pass: &Pass) -> Vec<Tensor<4>> {

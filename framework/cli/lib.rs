@@ -13,6 +13,7 @@ pub mod detect;
 pub mod doctor;
 pub mod error;
 pub mod eval;
+pub mod eval_boxes;
 pub mod export;
 pub mod model_file;
 pub mod oneshot;
@@ -53,6 +54,7 @@ pub const VERBS: &[Verb] = &[
             "lacuna train --model resnet20 \\\n      --recipe recipes/image_classification/resnet20-fashion_mnist-pruned90_quant.yaml",
             "lacuna train --model resnet20 --recipe my.yaml --recipe-args num_epochs=10,final_sparsity=0.95 --seed 1",
             "lacuna train --model resnet20 --recipe my.yaml --optimizer adamw --lr 0.002",
+            "lacuna train --model yolov5n --data trees --tile 400 --image-size 320 --optimizer adamw \\\n      --recipe recipes/object_detection/yolov5n-deepforest-dense.yaml",
             "lacuna train --resume runs/train",
         ],
         arguments: train::Train::augment_args,
@@ -65,6 +67,7 @@ pub const VERBS: &[Verb] = &[
             "lacuna eval runs/train",
             "lacuna eval runs/train/model.onnx --json",
             "lacuna eval runs/train --name last --burn",
+            "lacuna eval runs/yolo --data trees --tile 400",
         ],
         arguments: eval::Eval::augment_args,
         run: |m| eval::run(parsed(m)?),

@@ -4,10 +4,11 @@
 use crate::error::{Failure, Result};
 use crate::training;
 use burn::tensor::Device;
+use lacuna_data::images::IMAGE_SIDE_MAX;
 use lacuna_ir::{Attr, DType, Graph, OpKind, ValueId, passes};
 use lacuna_models::published::{self, Report};
 use lacuna_models::yolo::Plan;
-use lacuna_models::{InputShape, ModelRow, Network};
+use lacuna_models::{InputShape, ModelRow, Network, Task};
 use lacuna_nn::layers::Init;
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
@@ -222,10 +223,11 @@ fn put_published(net: Network, path: &Path, head: Option<&str>) -> Result<(Netwo
 /// The network as a graph: captured, batch norm folded, with its metadata. The batch stays symbolic.
 pub fn graph_of(trained: &Trained) -> Result<Graph> {
     let Trained { row, net, pass, metadata, .. } = trained;
-    let InputShape::Image([c, h, w]) = row.input else {
+    let InputShape::Image(shape) = row.input else {
         let what = "cannot be a graph yet (only networks of images can)";
         return Err(Failure::input(format!("model {}: takes {}, and {what}", row.name, row.input)));
     };
+    let [c, h, w] = trained_shape(shape, metadata);
     let names = lacuna_models::output_names(net);
     let mut graph =
         lacuna_nn::capture::capture(net, "input", [1, c, h, w], &names, |m, x| m.outputs(x, pass))?;
@@ -237,6 +239,19 @@ pub fn graph_of(trained: &Trained) -> Result<Graph> {
         graph.metadata.push(("lacuna.head".to_owned(), json!(head_of(&net.plan)).to_string()));
     }
     Ok(graph)
+}
+
+/// Channels, height and width of the images that weights are for: detectors may be trained on another size than the model's.
+pub fn trained_shape([c, h, w]: [usize; 3], metadata: &Metadata) -> [usize; 3] {
+    let size = metadata.get("lacuna.image").and_then(|text| serde_json::from_str::<[usize; 2]>(text).ok());
+    match size {
+        Some([h, w])
+            if (1..=IMAGE_SIDE_MAX as usize).contains(&h) && (1..=IMAGE_SIDE_MAX as usize).contains(&w) =>
+        {
+            [c, h, w]
+        }
+        _ => [c, h, w],
+    }
 }
 
 /// How the maps of a detector are to be read.
@@ -257,7 +272,7 @@ impl Model {
     pub fn image_shape(&self) -> Option<[usize; 3]> {
         match self {
             Model::Trained(trained) => match trained.row.input {
-                InputShape::Image(shape) => Some(shape),
+                InputShape::Image(shape) => Some(trained_shape(shape, &trained.metadata)),
                 InputShape::Tokens { .. } => None,
             },
             Model::File { graph, .. } => {
@@ -265,6 +280,14 @@ impl Model {
                 let fixed: Option<Vec<usize>> = dims.iter().map(|d| d.fixed()?.try_into().ok()).collect();
                 fixed?.try_into().ok()
             }
+        }
+    }
+
+    /// Whether it finds boxes, as far as the file says.
+    pub fn detects(&self) -> bool {
+        match self {
+            Model::Trained(trained) => trained.row.task == Task::ObjectDetection,
+            Model::File { graph, .. } => graph.metadata("lacuna.head").is_some(),
         }
     }
 

@@ -225,7 +225,7 @@ fn plan(options: Plan) -> Result<()> {
     let steps = match options.steps_per_epoch {
         Some(steps) => steps,
         None => {
-            let set = training::open_data(options.data.as_deref(), row)?;
+            let set = training::open_data(options.data.as_deref(), row, &training::BoxArgs::default())?;
             let args = lacuna_train::TrainArgs { batch: options.batch as usize, ..Default::default() };
             args.steps_per_epoch(&set.train)
         }

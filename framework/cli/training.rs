@@ -7,9 +7,12 @@ use crate::error::{Exit, Failure, Result};
 use crate::term;
 use burn::tensor::Device;
 use indicatif::ProgressBar;
+use lacuna_data::boxes::BoxAugment;
 use lacuna_data::{DataSet, ImageSet, Source, sets};
 use lacuna_models::{InputShape, MODELS, ModelRow, Network, Task};
+use lacuna_nn::Classifier;
 use lacuna_nn::layers::Init;
+use lacuna_pipelines::inputs::Inputs;
 use lacuna_recipe::{Recipe, Schedule};
 use lacuna_train::loss::{Losses, Teacher};
 use lacuna_train::run_folder::RunFolder;
@@ -58,10 +61,40 @@ pub fn model(name: &str) -> Result<&'static ModelRow> {
     })
 }
 
+/// How pictures with boxes become inputs of a detector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BoxArgs {
+    /// Height and width of inputs; the model's if absent.
+    pub image_size: Option<usize>,
+    /// Side of the tiles that pictures are cut into; whole pictures if absent.
+    pub tile: Option<usize>,
+    /// Top and bottom may be swapped as well as left and right.
+    pub flip_vertical: bool,
+    /// Share of training images that are mosaics of four.
+    pub mosaic: f32,
+}
+
+impl BoxArgs {
+    fn inputs(&self, [_, h, w]: [usize; 3]) -> Inputs {
+        let augment = BoxAugment {
+            flip_vertical: if self.flip_vertical { 0.5 } else { 0.0 },
+            mosaic: self.mosaic,
+            ..BoxAugment::MILD
+        };
+        Inputs { size: self.image_size.map_or([h, w], |side| [side; 2]), tile: self.tile, augment }
+    }
+}
+
 /// The data set in a folder (without one, Fashion-MNIST) as the images that a model takes.
-pub fn open_data(dir: Option<&Path>, row: &ModelRow) -> Result<DataSet> {
+pub fn open_data(dir: Option<&Path>, row: &ModelRow, boxes: &BoxArgs) -> Result<DataSet> {
     if row.task == Task::ObjectDetection {
-        return Err(Failure::usage(format!("model {}: has no loss yet (choose a classifier)", row.name)));
+        return open_boxes(dir, row, boxes);
+    }
+    if *boxes != BoxArgs::default() {
+        return Err(Failure::usage(format!(
+            "model {}: is no detector (leave out --image-size, --tile, --flip-vertical and --mosaic)",
+            row.name
+        )));
     }
     let InputShape::Image(shape) = row.input else {
         return Err(Failure::usage(format!(
@@ -78,6 +111,31 @@ pub fn open_data(dir: Option<&Path>, row: &ModelRow) -> Result<DataSet> {
         )));
     }
     Ok(set)
+}
+
+fn open_boxes(dir: Option<&Path>, row: &ModelRow, boxes: &BoxArgs) -> Result<DataSet> {
+    let InputShape::Image(shape) = row.input else {
+        return Err(Failure::usage(format!("model {}: takes no images", row.name)));
+    };
+    let head = (row.build)(&mut Init::new(&Device::flex(), 0)).head();
+    let Some(head) = head else {
+        return Err(Failure::usage(format!("model {}: has no loss yet (choose another model)", row.name)));
+    };
+    let inputs = boxes.inputs(shape);
+    let step = head.strides().iter().copied().max().unwrap_or(1);
+    if !inputs.size[0].is_multiple_of(step) {
+        return Err(Failure::usage(format!(
+            "--image-size {}: model {} takes multiples of {step}",
+            inputs.size[0], row.name
+        )));
+    }
+    let Some(dir) = dir else {
+        return Err(Failure::usage(format!(
+            "model {}: learns from pictures with boxes (give --data DIR)",
+            row.name
+        )));
+    };
+    Ok(lacuna_pipelines::inputs::load(dir, &inputs)?)
 }
 
 /// Reads `name=value,...` or a JSON object; nothing gives no overrides.
@@ -136,6 +194,8 @@ pub struct RunArgs {
     /// The teacher's model, where its file does not say so.
     #[serde(default)]
     pub teacher_model: Option<String>,
+    #[serde(default)]
+    pub boxes: BoxArgs,
     pub device: DeviceName,
     /// Threads of the training; all cores if absent.
     pub threads: Option<usize>,
@@ -155,6 +215,7 @@ impl RunArgs {
             reset_head: false,
             teacher: None,
             teacher_model: None,
+            boxes: BoxArgs::default(),
             device: DeviceName::default(),
             threads: None,
             train: TrainArgs::default(),
@@ -196,6 +257,18 @@ impl RunArgs {
         }
         if self.reset_head {
             line += " --reset-head";
+        }
+        let BoxArgs { image_size, tile, flip_vertical, mosaic } = self.boxes;
+        for (flag, value) in [("--image-size", image_size), ("--tile", tile)] {
+            if let Some(value) = value {
+                line += &format!(" {flag} {value}");
+            }
+        }
+        if flip_vertical {
+            line += " --flip-vertical";
+        }
+        if mosaic > 0.0 {
+            line += &format!(" --mosaic {mosaic}");
         }
         if nesterov {
             line += " --nesterov";
@@ -272,7 +345,7 @@ pub fn resume(folder: &Path) -> Result<Job> {
 fn open(args: &RunArgs, recipe: &Recipe) -> Result<(&'static ModelRow, DataSet)> {
     let row = model(&args.model)?;
     device(args.device)?;
-    let set = open_data(args.data.as_deref(), row)?;
+    let set = open_data(args.data.as_deref(), row, &args.boxes)?;
     let schedule = compile(row, recipe, args.train.steps_per_epoch(&set.train))?;
     // That the recipe's teacher is there, and has the layers that it names.
     Losses::new(teacher(args, &set.train)?, &schedule)?;
@@ -356,7 +429,8 @@ fn metadata(job: &Job) -> Metadata {
         ("command", job.args.command()),
         ("version", VERSION.to_owned()),
     ];
-    rows.into_iter().map(|(key, value)| (format!("lacuna.{key}"), value)).collect()
+    let size = set.boxes.as_ref().map(|_| ("image", json(vec![set.h, set.w].into())));
+    rows.into_iter().chain(size).map(|(key, value)| (format!("lacuna.{key}"), value)).collect()
 }
 
 /// f32 values as JSON numbers with as few digits as tell them apart.
@@ -377,15 +451,22 @@ pub struct Reporter {
     started: Instant,
     /// Who computed the accuracy of the last epoch, and why.
     evaluated: String,
+    /// Whether boxes are found.
+    detects: bool,
 }
 
 impl Default for Reporter {
     fn default() -> Self {
-        Reporter { bar: term::bar(0), started: Instant::now(), evaluated: String::new() }
+        Reporter { bar: term::bar(0), started: Instant::now(), evaluated: String::new(), detects: false }
     }
 }
 
 impl Reporter {
+    /// Of a training of this model.
+    pub fn of(row: &ModelRow) -> Reporter {
+        Reporter { detects: row.task == Task::ObjectDetection, ..Reporter::default() }
+    }
+
     pub fn show(&mut self, progress: Progress<'_>) {
         match progress {
             Progress::Schedule { schedule, first_step } => self.begin(schedule, first_step),
@@ -398,7 +479,8 @@ impl Reporter {
                 self.bar.suspend(|| term::say(line));
                 let evaluated = format!("by the {}: {}", row.evaluator.name(), row.evaluator_reason);
                 if evaluated != self.evaluated {
-                    self.bar.suspend(|| term::say(format_args!("       top-1 {evaluated}")));
+                    let what = if self.detects { "mAP" } else { "top-1" };
+                    self.bar.suspend(|| term::say(format_args!("       {what} {evaluated}")));
                     self.evaluated = evaluated;
                 }
             }
@@ -418,7 +500,8 @@ impl Reporter {
         self.bar.set_position(first_step);
         self.bar.reset_eta();
         self.started = Instant::now();
-        term::say(term::bold("epoch      loss        lr     top-1  sparsity  int8           time"));
+        let score = if self.detects { "mAP50-95     mAP50" } else { "   top-1" };
+        term::say(term::bold(&format!("epoch      loss        lr  {score}  sparsity  int8           time")));
     }
 
     /// Takes the bar away.
@@ -428,12 +511,12 @@ impl Reporter {
 }
 
 fn epoch_line(row: &EpochRow, seconds: f64) -> String {
+    let scores: String = row.scores.iter().map(|(_, score)| format!("{:>6.2} %  ", score * 100.0)).collect();
     format!(
-        "{:>5}  {:>8.4}  {:>8.5}  {:>6.2} %  {:>6.2} %  {:<8}  {seconds:>7.1} s",
+        "{:>5}  {:>8.4}  {:>8.5}  {scores}{:>6.2} %  {:<8}  {seconds:>7.1} s",
         row.epoch,
         row.loss,
         row.lr,
-        row.accuracy * 100.0,
         row.sparsity * 100.0,
         trainer::quant_name(row.quant),
     )

@@ -67,9 +67,85 @@ impl Input {
     }
 }
 
-/// A module that turns a batch of n images or token sequences into logits [n, classes].
+/// A module that turns a batch of n images or token sequences into logits [n, classes]; or, if it has a head for boxes,
+/// images into maps.
 pub trait Classifier: Module + 'static {
     /// # Panics
-    /// If the network takes another kind of input.
+    /// If the network takes another kind of input, or detects.
     fn forward(&self, x: impl Into<Input>, pass: &quant::Pass) -> Tensor<2>;
+
+    /// How the maps of a network that detects say boxes.
+    fn head(&self) -> Option<BoxHead> {
+        None
+    }
+
+    /// The maps of a network that detects: [n, channels, h, w] for each level, finest first.
+    ///
+    /// # Panics
+    /// If the network takes another kind of input, or classifies.
+    fn maps(&self, _: impl Into<Input>, _: &quant::Pass) -> Vec<Tensor<4>> {
+        panic!("this network classifies, it does not detect")
+    }
+
+    /// Whatever it gives.
+    ///
+    /// # Panics
+    /// If the network takes another kind of input.
+    fn results(&self, x: impl Into<Input>, pass: &quant::Pass) -> Results {
+        match self.head() {
+            Some(_) => Results::Maps(self.maps(x, pass)),
+            None => Results::Logits(self.forward(x, pass)),
+        }
+    }
+}
+
+/// How maps say boxes. Lengths are in pixels of the image.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BoxHead {
+    /// A map [anchors * (5 + classes), h, w] for each level: boxes as changes of anchors (YOLOv3 and v5).
+    Anchors { strides: Vec<usize>, anchors: Vec<Vec<[f32; 2]>> },
+    /// A map [4 * bins + classes, h, w] for each level: distances to the sides as distributions (YOLOv8).
+    Distances { strides: Vec<usize>, bins: usize },
+}
+
+impl BoxHead {
+    /// Channels of every map.
+    pub fn channels(&self, classes: usize) -> usize {
+        match self {
+            BoxHead::Anchors { anchors, .. } => anchors.first().map_or(0, Vec::len) * (5 + classes),
+            BoxHead::Distances { bins, .. } => 4 * bins + classes,
+        }
+    }
+
+    pub fn strides(&self) -> &[usize] {
+        match self {
+            BoxHead::Anchors { strides, .. } | BoxHead::Distances { strides, .. } => strides,
+        }
+    }
+}
+
+/// What a network gives.
+#[derive(Clone, Debug)]
+pub enum Results {
+    Logits(Tensor<2>),
+    Maps(Vec<Tensor<4>>),
+}
+
+impl Results {
+    /// Names for them in a graph.
+    pub fn names(head: Option<&BoxHead>) -> Vec<String> {
+        match head {
+            None => vec!["logits".to_owned()],
+            Some(head) => (0..head.strides().len()).map(|level| format!("map{level}")).collect(),
+        }
+    }
+}
+
+impl capture::Outputs for Results {
+    fn ids(self, ids: &mut Vec<Option<capture::TensorId>>) {
+        match self {
+            Results::Logits(x) => x.ids(ids),
+            Results::Maps(maps) => maps.ids(ids),
+        }
+    }
 }

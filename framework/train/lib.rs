@@ -10,6 +10,7 @@
 
 pub mod checkpoint;
 pub mod columns;
+pub mod detection;
 mod disk;
 pub mod error;
 mod exact;

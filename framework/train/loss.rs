@@ -8,12 +8,12 @@ use crate::optimizer::{self, Moments, Optimizer, Rows};
 use crate::quantize;
 use crate::weights;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use lacuna_nn::Classifier;
 use lacuna_nn::features::{self, Feature, Side};
 use lacuna_nn::layers::Init;
 use lacuna_nn::ops::{self, Window};
 use lacuna_nn::params::{ParamTable, Role, Updated};
 use lacuna_nn::quant::Pass;
+use lacuna_nn::{Classifier, Results};
 use lacuna_recipe::{LossTerm, Pair, Penalty, PoolRange, Schedule, TermKind};
 use std::collections::BTreeMap;
 
@@ -99,13 +99,13 @@ impl<M: Classifier> Losses<M> {
         step: u64,
         x: &Tensor<4>,
         pass: &Pass,
-        task: impl FnOnce(Tensor<2>) -> Tensor<1>,
+        task: impl FnOnce(Results) -> Tensor<1>,
     ) -> Result<Total> {
         let disabled = matches!(self.teacher, Teacher::Disabled);
         let terms: Vec<(usize, &LossTerm)> =
             schedule.terms_at(step).filter(|(_, term)| !(disabled && term.kind.distils())).collect();
         if terms.is_empty() {
-            let loss = task(student.forward(x.clone(), pass));
+            let loss = task(student.results(x.clone(), pass));
             let value = loss.clone().into_scalar();
             return Ok(Total { loss, task: value, parts: Vec::new(), projections: Vec::new() });
         }
@@ -133,17 +133,17 @@ impl<M: Classifier> Losses<M> {
             }
         }
         // One place may be asked for by several terms.
-        let (logits, found) = features::tap(unique(&own), || student.forward(x.clone(), pass));
+        let (results, found) = features::tap(unique(&own), || student.results(x.clone(), pass));
         let own = spread(&own, found);
         let plain = x.clone().without_autodiff();
         let taught = match self.teacher().filter(|_| terms.iter().any(|(_, term)| term.kind.distils())) {
             Some((teacher, pass)) => {
-                let (logits, found) = features::tap(unique(&theirs), || teacher.forward(plain, pass));
+                let (logits, found) = features::tap(unique(&theirs), || teacher.results(plain, pass));
                 Some((logits, spread(&theirs, found)))
             }
             None => None,
         };
-        let mut loss = task(logits.clone());
+        let mut loss = task(results.clone());
         let task: f32 = loss.clone().into_scalar();
         let device = x.device();
         let (mut parts, mut projections) = (Vec::new(), Vec::new());
@@ -153,6 +153,11 @@ impl<M: Classifier> Losses<M> {
             let part = match term.kind {
                 TermKind::Distillation { hardness, temperature } => {
                     let (target, _) = taught.as_ref().ok_or_else(|| no_teacher(class))?;
+                    let (Results::Logits(logits), Results::Logits(target)) = (&results, target) else {
+                        return Err(Error::Recipe(format!(
+                            "{class}: compares logits, and a detector has none (compare features)"
+                        )));
+                    };
                     if target.dims() != logits.dims() {
                         let (ours, theirs) = (logits.dims()[1], target.dims()[1]);
                         return Err(Error::Recipe(format!(

@@ -68,7 +68,7 @@ fn fill<M: Module>(module: M, params: &ParamTable, which: &[u32], field: &str, v
 pub fn flow<M: Classifier>(module: &M, input: impl Into<Input>) -> Vec<Meeting> {
     let module = module.valid();
     flow::record(|| {
-        module.forward(input, &Pass::default());
+        module.results(input, &Pass::default());
     })
 }
 

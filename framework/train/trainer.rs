@@ -3,6 +3,7 @@
 //! Batches are a pure function of seed, epoch and position, so nothing of the data has to be saved.
 
 use crate::checkpoint;
+use crate::detection;
 use crate::error::{Error, Result};
 use crate::exact::Exact;
 use crate::logs::{LogOffsets, Logs};
@@ -20,7 +21,7 @@ use lacuna_data::{Augment, Batch, BatchSpec, Batches, ImageSet, Prefetch};
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use lacuna_nn::scheme::LayerScheme;
-use lacuna_nn::{Classifier, ops};
+use lacuna_nn::{BoxHead, Classifier, Results, ops};
 use lacuna_recipe::{Action, Recipe, Schedule};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -120,7 +121,10 @@ pub struct EpochRow {
     pub epoch: u64,
     pub loss: f64,
     pub lr: f64,
+    /// The first of the scores.
     pub accuracy: f64,
+    /// Top-1, or what detectors are judged by.
+    pub scores: Vec<(&'static str, f64)>,
     /// What computed the accuracy, and why that.
     pub evaluator: Evaluator,
     pub evaluator_reason: String,
@@ -268,7 +272,7 @@ fn fit_in_pool<M: Classifier>(
     let module = weights::plain_zeros(run.module.valid());
     let accuracy = match run.accuracy {
         Some(accuracy) => accuracy,
-        None => evaluate(&module, fit.test, &run.state.pass)?,
+        None => evaluate(&module, fit.test, &run.state.pass)?.first().map_or(0.0, |score| score.1),
     };
     Ok(Outcome { module, pass: run.state.pass, accuracy, best_accuracy: run.best.unwrap_or(accuracy) })
 }
@@ -444,7 +448,7 @@ impl<M: Classifier> Run<M> {
         let pass = Pass { norm: Norm::Frozen, ..self.state.pass };
         for batch in Batches::new(&fit.train, BatchSpec::eval(fit.args.batch))?.take(steps as usize) {
             let images = Tensor::<4>::from_data(TensorData::new(batch.x, batch.dims), device);
-            self.module.forward(images, &pass);
+            self.module.results(images, &pass);
         }
         Ok(())
     }
@@ -461,7 +465,8 @@ impl<M: Classifier> Run<M> {
         let images = TensorData::new(std::mem::take(&mut batch.x), batch.dims);
         let x = Tensor::<4>::from_data(images, device);
         let (pass, table) = (self.state.training_pass(), &self.state.params);
-        let task = |logits| loss_of(logits, &batch.y, device);
+        let head = self.module.head();
+        let task = |results| loss_of(results, head.as_ref(), batch, device);
         let total = self.losses.of_step(&self.module, table, schedule, self.step, &x, &pass, task)?;
         let value: f32 = total.loss.clone().into_scalar();
         if !value.is_finite() {
@@ -486,28 +491,27 @@ impl<M: Classifier> Run<M> {
     /// Evaluates, logs, and keeps the weights.
     fn end_epoch(&mut self, epoch: u64, lr: f64, fit: &mut Fit<'_>) -> Result<()> {
         let module = self.module.valid();
-        let Evaluation { accuracy, evaluator, why } = validate(&module, fit.test, &self.state.pass)?;
+        let Evaluation { scores, evaluator, why } = validate(&module, fit.test, &self.state.pass)?;
+        let accuracy = scores.first().map_or(0.0, |score| score.1);
         let row = EpochRow {
             epoch,
             loss: self.loss_sum / self.loss_count.max(1) as f64,
             lr,
             accuracy,
+            scores,
             evaluator,
             evaluator_reason: why,
             sparsity: sparsity_of(&self.module, &self.state),
             quant: self.state.pass.quant,
         };
         (self.loss_sum, self.loss_count, self.accuracy) = (0.0, 0, Some(accuracy));
-        let values = [
-            ("epoch", row.epoch as f64),
-            ("train/loss", row.loss),
-            ("train/lr", row.lr),
-            ("metrics/accuracy_top1", row.accuracy),
-            ("sparsity", row.sparsity),
-        ];
+        let mut values = vec![("epoch", row.epoch as f64), ("train/loss", row.loss), ("train/lr", row.lr)];
+        values.extend(&row.scores);
+        values.push(("sparsity", row.sparsity));
         self.logs.epoch(&values)?;
         let by_engine = f64::from(u8::from(row.evaluator == Evaluator::Engine));
-        self.logs.scalars(self.step, &[values[3], values[4], ("metrics/by_engine", by_engine)])?;
+        values.push(("metrics/by_engine", by_engine));
+        self.logs.scalars(self.step, &values[3..])?;
         (fit.report)(Progress::Epoch(&row));
         let described = described(fit, &self.state);
         if self.best.is_none_or(|best| accuracy > best) {
@@ -586,9 +590,10 @@ impl<'a> GradientData<'a> {
             let batches = self.batches.insert(Batches::new(self.set, self.spec)?);
             batch = batches.next();
         }
-        let batch = batch.ok_or_else(|| Error::Recipe("there are no images for a gradient".into()))?;
-        let x = Tensor::<4>::from_data(TensorData::new(batch.x, batch.dims), device);
-        Ok(loss_of(module.forward(x, pass), &batch.y, device).backward())
+        let mut batch = batch.ok_or_else(|| Error::Recipe("there are no images for a gradient".into()))?;
+        let images = TensorData::new(std::mem::take(&mut batch.x), batch.dims);
+        let x = Tensor::<4>::from_data(images, device);
+        Ok(loss_of(module.results(x, pass), module.head().as_ref(), &batch, device).backward())
     }
 }
 
@@ -615,10 +620,16 @@ fn sparsity_of<M: Module>(module: &M, state: &State) -> f64 {
     zeros as f64 / all.max(1) as f64
 }
 
-/// Mean cross-entropy of logits [n, classes].
-fn loss_of(logits: Tensor<2>, labels: &[i64], device: &Device) -> Tensor<1> {
-    let labels = Tensor::<1, Int>::from_data(TensorData::new(labels.to_vec(), [labels.len()]), device);
-    ops::cross_entropy(logits, labels)
+/// Mean cross-entropy of logits [n, classes]; of maps the loss of their head.
+fn loss_of(results: Results, head: Option<&BoxHead>, batch: &Batch, device: &Device) -> Tensor<1> {
+    match (results, head) {
+        (Results::Maps(maps), Some(head)) => detection::on_maps(head, maps, &batch.boxes),
+        (Results::Maps(_), None) => unreachable!("maps come from a network with a head"),
+        (Results::Logits(logits), _) => {
+            let labels = TensorData::new(batch.y.clone(), [batch.y.len()]);
+            ops::cross_entropy(logits, Tensor::<1, Int>::from_data(labels, device))
+        }
+    }
 }
 
 /// Reads the recipe of a path, with overrides `key=value`.

@@ -5,13 +5,17 @@
 //! outcome on every run: the first batch is computed both ways, and the engine does the rest if both put every image of
 //! it into the same class.
 
+use crate::detection;
 use crate::error::{Error, Result};
 use burn::tensor::{Tensor, TensorData};
 use lacuna_data::{Batch, BatchSpec, Batches, ImageSet, metrics};
 use lacuna_engine::{InputRef, Options, OutputMut, Session};
-use lacuna_nn::Classifier;
 use lacuna_nn::capture::capture;
 use lacuna_nn::quant::Pass;
+use lacuna_nn::{BoxHead, Classifier};
+use lacuna_pipelines::boxes::nms;
+use lacuna_pipelines::heads::Result as Map;
+use lacuna_pipelines::scores::{MOST, OVERLAP_MAX, SCORE_MIN, scores_of};
 
 /// Images per run.
 const BATCH: usize = 250;
@@ -34,28 +38,47 @@ impl Evaluator {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Top-1, 0 to 1.
-    pub accuracy: f64,
+    /// Names and values, 0 to 1; the first is the one to compare by.
+    pub scores: Vec<(&'static str, f64)>,
     pub evaluator: Evaluator,
     /// Why this one.
     pub why: String,
 }
 
-/// Top-1 accuracy (0..1) of a module on a device without autodiff, by its own forward pass.
-pub fn evaluate<M: Classifier>(module: &M, set: &ImageSet, pass: &Pass) -> Result<f64> {
+/// Top-1 accuracy.
+pub const TOP1: &str = "metrics/accuracy_top1";
+/// Average precision of detectors, over overlaps from 0.5 to 0.95, and at 0.5.
+pub const MAP: &str = "metrics/mAP50-95";
+pub const MAP50: &str = "metrics/mAP50";
+
+/// Scores (0..1) of a module on a device without autodiff, by its own forward pass: top-1 accuracy, or the average precision
+/// of a detector.
+pub fn evaluate<M: Classifier>(module: &M, set: &ImageSet, pass: &Pass) -> Result<Vec<(&'static str, f64)>> {
+    if let Some(head) = module.head() {
+        return detections(module, &head, set, pass);
+    }
     let mut score = Score::default();
     for batch in Batches::new(set, BatchSpec::eval(BATCH))? {
         score.add(&module_logits(module, &batch, pass)?, &batch.y)?;
     }
-    Ok(score.accuracy())
+    Ok(vec![(TOP1, score.accuracy())])
 }
 
 /// As [`evaluate`], by the engine where that agrees with the module on the first batch.
 pub fn validate<M: Classifier>(module: &M, set: &ImageSet, pass: &Pass) -> Result<Evaluation> {
+    if module.head().is_some() {
+        let scores = evaluate(module, set, pass)?;
+        return Ok(Evaluation {
+            scores,
+            evaluator: Evaluator::Module,
+            why: "a detector is evaluated as it is trained".into(),
+        });
+    }
     let mut batches = Batches::new(set, BatchSpec::eval(BATCH))?;
     let mut score = Score::default();
     let Some(first) = batches.next() else {
-        return Ok(Evaluation { accuracy: 0.0, evaluator: Evaluator::Module, why: "no images".into() });
+        let scores = vec![(TOP1, 0.0)];
+        return Ok(Evaluation { scores, evaluator: Evaluator::Module, why: "no images".into() });
     };
     let logits = module_logits(module, &first, pass)?;
     score.add(&logits, &first.y)?;
@@ -73,7 +96,45 @@ pub fn validate<M: Classifier>(module: &M, set: &ImageSet, pass: &Pass) -> Resul
         score.add(&logits, &batch.y)?;
     }
     let evaluator = if session.is_some() { Evaluator::Engine } else { Evaluator::Module };
-    Ok(Evaluation { accuracy: score.accuracy(), evaluator, why })
+    Ok(Evaluation { scores: vec![(TOP1, score.accuracy())], evaluator, why })
+}
+
+/// Images of a detector in a run: they are large.
+const BATCH_OF_BOXES: usize = 8;
+
+/// Average precision in the pixels of the set, where boxes of all scores count.
+fn detections<M: Classifier>(
+    module: &M,
+    head: &BoxHead,
+    set: &ImageSet,
+    pass: &Pass,
+) -> Result<Vec<(&'static str, f64)>> {
+    let Some(boxes) = &set.boxes else {
+        return Err(Error::Recipe("the network detects, and the images have no boxes".into()));
+    };
+    let device = module.devices().first().cloned().unwrap_or_default();
+    let (decoder, size) = (detection::head_of(head), [set.h, set.w]);
+    let mut found = Vec::new();
+    for batch in Batches::new(set, BatchSpec::eval(BATCH_OF_BOXES))? {
+        let images = batch.dims[0];
+        let x = Tensor::<4>::from_data(TensorData::new(batch.x, batch.dims), &device);
+        let mut maps: Vec<(Vec<usize>, Vec<f32>)> = Vec::new();
+        for map in module.maps(x, pass) {
+            let dims = map.dims()[1..].to_vec();
+            maps.push((dims, map.into_data().try_into_vec().map_err(|e| Error::Weights(format!("{e:?}")))?));
+        }
+        for image in 0..images {
+            let views = maps.iter().map(|(dims, values)| {
+                let each = values.len() / images;
+                Map { dims, values: &values[image * each..(image + 1) * each] }
+            });
+            let views: Vec<Map<'_>> = views.collect();
+            let all = decoder.decode(&views, size, SCORE_MIN);
+            found.push(nms(all, OVERLAP_MAX, MOST));
+        }
+    }
+    let scores = scores_of(&found, &|image| boxes.of(image).to_vec(), set.classes.len());
+    Ok(vec![(MAP, scores.map()), (MAP50, scores.map50())])
 }
 
 #[derive(Default)]

@@ -7,10 +7,10 @@
 //! ```
 
 use lacuna_ir::{Attr, Graph, OpId, OpKind, ValueId};
-use lacuna_nn::Classifier;
 use lacuna_nn::capture::capture;
 use lacuna_nn::params::{ParamTable, Role};
 use lacuna_nn::quant::{Norm, Pass};
+use lacuna_nn::{Classifier, Results};
 use std::collections::HashMap;
 
 /// Channels that are kept or removed in all members alike.
@@ -54,7 +54,9 @@ pub fn groups<M: Classifier>(module: &M, input: [usize; 3]) -> Result<Vec<Group>
     let params = ParamTable::of(&module);
     let [c, h, w] = input;
     let pass = Pass { norm: Norm::Frozen, ..Pass::default() };
-    let g = capture(&module, "input", [1, c, h, w], &["logits"], |m, x| m.forward(x, &pass))
+    let names = Results::names(module.head().as_ref());
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let g = capture(&module, "input", [1, c, h, w], &names, |m, x| m.results(x, &pass))
         .map_err(|e| e.to_string())?;
     let mut sets =
         Sets { g: &g, params: &params, of: HashMap::new(), parent: Vec::new(), members: Vec::new() };
