@@ -6,14 +6,12 @@
 //! whatever their names. Stochastic depth and dropout, which have no parameters, are left out.
 
 use crate::efficientnet::STAGES;
-use crate::inverted::{self, Part, channels};
+use crate::inverted::{self, Block, Feature, Head, Part, channels, pooled_features};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use lacuna_nn::layers::{
-    Act, ActQuantizer, BatchNorm, Conv2d, Gate, Init, Linear, SqueezeExcite, global_average_pool,
-};
+use lacuna_nn::layers::{Act, ActQuantizer, BatchNorm, Conv2d, Gate, Init, Linear, SqueezeExcite};
 use lacuna_nn::quant::{ActivationQuantizer, Pass};
-use lacuna_nn::{Classifier, Input, named_module, one_of_modules};
+use lacuna_nn::{Classifier, Input};
 
 /// One size of the family.
 #[derive(Clone, Copy, Debug)]
@@ -45,32 +43,6 @@ pub const EFFICIENTNET_B_SIZES: &[EfficientNetBSize] = &[
 ];
 
 const STEM: usize = 32;
-
-#[derive(Module, Debug)]
-pub struct Block {
-    pub block: Vec<Part>,
-    pub acts: Vec<ActQuantizer>,
-    pub shortcut: bool,
-}
-
-/// What stands at one place of `features`.
-#[derive(Clone, Debug)]
-// A box would only hide the layer.
-#[allow(clippy::large_enum_variant)]
-pub enum Feature {
-    ConvNorm((Conv2d, BatchNorm)),
-    Stage(Vec<Block>),
-}
-
-one_of_modules!(Feature { ConvNorm, Stage });
-
-/// The linear layer behind a dropout, which has no parameters and is left out.
-#[derive(Clone, Debug)]
-pub struct Head {
-    pub fc: Linear,
-}
-
-named_module!(Head { fc => "1" });
 
 /// Images [n, 3, h, w] to logits [n, classes].
 #[derive(Module, Debug)]
@@ -159,23 +131,8 @@ impl EfficientNetB {
 
 impl Classifier for EfficientNetB {
     fn forward(&self, x: impl Into<Input>, pass: &Pass) -> Tensor<2> {
-        let mut x = self.input.forward(x.into().images(), pass);
-        for (i, feature) in self.features.iter().enumerate() {
-            match feature {
-                Feature::ConvNorm((conv, norm)) => {
-                    let act = if i == 0 { &self.stem } else { &self.last };
-                    x = act.conv_norm(&x, conv, norm, None, pass);
-                }
-                Feature::Stage(blocks) => {
-                    for b in blocks {
-                        x = inverted::forward(&b.block, &b.acts, b.shortcut, x, pass);
-                    }
-                }
-            }
-        }
-        let pooled = self.pool.forward(global_average_pool(x.x), pass);
-        let [n, c, _, _] = pooled.x.dims();
-        let x = pooled.map(|x| x.reshape([n, c]));
+        let x = self.input.forward(x.into().images(), pass);
+        let x = pooled_features(&self.features, [&self.stem, &self.last], &self.pool, x, pass);
         self.classifier.fc.forward(&x, pass)
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! Parameter names are torchvision's: `features.0.0`, `features.2.conv.0.0`, `features.2.conv.2`, `classifier.1`.
 
-use crate::inverted::{self, Part, channels};
+use crate::inverted::{self, ConvBlock, Feature, Head, Part, channels, pooled_features};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use lacuna_nn::layers::{Act, ActQuantizer, BatchNorm, Conv2d, Init, Linear, global_average_pool};
+use lacuna_nn::layers::{Act, ActQuantizer, BatchNorm, Conv2d, Init, Linear};
 use lacuna_nn::quant::{ActivationQuantizer, Pass};
-use lacuna_nn::{Classifier, Input, named_module, one_of_modules};
+use lacuna_nn::{Classifier, Input};
 
 /// One size of the family.
 #[derive(Clone, Copy, Debug)]
@@ -34,32 +34,6 @@ const STAGES: [(usize, usize, usize, usize); 7] = [
 const STEM: usize = 32;
 const HEAD: usize = 1280;
 
-#[derive(Module, Debug)]
-pub struct Block {
-    pub conv: Vec<Part>,
-    pub acts: Vec<ActQuantizer>,
-    pub shortcut: bool,
-}
-
-/// What stands at one place of `features`.
-#[derive(Clone, Debug)]
-// A box would only hide the layer.
-#[allow(clippy::large_enum_variant)]
-pub enum Feature {
-    ConvNorm((Conv2d, BatchNorm)),
-    Block(Block),
-}
-
-one_of_modules!(Feature { ConvNorm, Block });
-
-/// The linear layer behind a dropout, which has no parameters and is left out.
-#[derive(Clone, Debug)]
-pub struct Head {
-    pub fc: Linear,
-}
-
-named_module!(Head { fc => "1" });
-
 /// Images [n, 3, h, w] to logits [n, classes].
 #[derive(Module, Debug)]
 pub struct MobileNetV2 {
@@ -71,19 +45,17 @@ pub struct MobileNetV2 {
     pub classifier: Head,
 }
 
-impl Block {
-    fn new(c_in: usize, c_out: usize, expand: usize, stride: usize, init: &mut Init) -> Block {
-        let wide = c_in * expand;
-        let mut conv = Vec::new();
-        if expand != 1 {
-            conv.push(Part::ConvNorm((Conv2d::new(c_in, wide, 1, 1, init), BatchNorm::new(wide, init))));
-        }
-        conv.push(Part::ConvNorm((Conv2d::depthwise(wide, 3, stride, init), BatchNorm::new(wide, init))));
-        let acts = inverted::activations(conv.len() + 1, Act::Relu6, &init.device);
-        conv.push(Part::Conv(Conv2d::new(wide, c_out, 1, 1, init)));
-        conv.push(Part::Norm(BatchNorm::new(c_out, init)));
-        Block { conv, acts, shortcut: stride == 1 && c_in == c_out }
+fn block(c_in: usize, c_out: usize, expand: usize, stride: usize, init: &mut Init) -> ConvBlock {
+    let wide = c_in * expand;
+    let mut conv = Vec::new();
+    if expand != 1 {
+        conv.push(Part::ConvNorm((Conv2d::new(c_in, wide, 1, 1, init), BatchNorm::new(wide, init))));
     }
+    conv.push(Part::ConvNorm((Conv2d::depthwise(wide, 3, stride, init), BatchNorm::new(wide, init))));
+    let acts = inverted::activations(conv.len() + 1, Act::Relu6, &init.device);
+    conv.push(Part::Conv(Conv2d::new(wide, c_out, 1, 1, init)));
+    conv.push(Part::Norm(BatchNorm::new(c_out, init)));
+    ConvBlock { conv, acts, shortcut: stride == 1 && c_in == c_out }
 }
 
 impl MobileNetV2 {
@@ -97,7 +69,7 @@ impl MobileNetV2 {
             let c_out = scaled(c_out);
             for b in 0..blocks {
                 let stride = if b == 0 { stride } else { 1 };
-                features.push(Feature::Block(Block::new(c_in, c_out, expand, stride, init)));
+                features.push(Feature::ConvBlock(block(c_in, c_out, expand, stride, init)));
                 c_in = c_out;
             }
         }
@@ -114,19 +86,8 @@ impl MobileNetV2 {
 
 impl Classifier for MobileNetV2 {
     fn forward(&self, x: impl Into<Input>, pass: &Pass) -> Tensor<2> {
-        let mut x = self.input.forward(x.into().images(), pass);
-        for (i, feature) in self.features.iter().enumerate() {
-            x = match feature {
-                Feature::ConvNorm((conv, norm)) => {
-                    let act = if i == 0 { &self.stem } else { &self.last };
-                    act.conv_norm(&x, conv, norm, None, pass)
-                }
-                Feature::Block(b) => inverted::forward(&b.conv, &b.acts, b.shortcut, x, pass),
-            };
-        }
-        let pooled = self.pool.forward(global_average_pool(x.x), pass);
-        let [n, c, _, _] = pooled.x.dims();
-        let x = pooled.map(|x| x.reshape([n, c]));
+        let x = self.input.forward(x.into().images(), pass);
+        let x = pooled_features(&self.features, [&self.stem, &self.last], &self.pool, x, pass);
         self.classifier.fc.forward(&x, pass)
     }
 }

@@ -4,18 +4,16 @@
 //! Parameter names are torchvision's: `features.0.0`, `features.4.block.0.0`, `features.4.block.2.fc1`, `classifier.0`,
 //! `classifier.3`. Batch norms have its eps of 1e-3.
 
-use crate::inverted::{self, Part, channels};
+use crate::inverted::{self, Block, Feature, Part, channels, pooled_features};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use lacuna_nn::layers::{
-    Act, ActQuantizer, BatchNorm, Conv2d, Gate, Init, Linear, SqueezeExcite, global_average_pool,
-};
+use lacuna_nn::layers::{Act, ActQuantizer, BatchNorm, Conv2d, Gate, Init, Linear, SqueezeExcite};
 use lacuna_nn::quant::{ActivationQuantizer, Pass};
-use lacuna_nn::{Classifier, Input, named_module, one_of_modules};
+use lacuna_nn::{Classifier, Input, named_module};
 
 /// One block: window, channels inside and out, squeeze-and-excitation, hard-swish, stride.
 #[derive(Clone, Copy, Debug)]
-pub struct Bneck(usize, usize, usize, bool, bool, usize);
+pub struct Bneck(pub usize, pub usize, pub usize, pub bool, pub bool, pub usize);
 
 /// One size of the family.
 #[derive(Clone, Copy, Debug)]
@@ -68,25 +66,9 @@ pub const MOBILENET_V3_SIZES: &[MobileNetV3Size] = &[
     MobileNetV3Size { name: "mobilenet_v3_large", classes: 1000, width: 1.0, blocks: LARGE, hidden: 1280 },
 ];
 
-const STEM: usize = 16;
-
-#[derive(Module, Debug)]
-pub struct Block {
-    pub block: Vec<Part>,
-    pub acts: Vec<ActQuantizer>,
-    pub shortcut: bool,
-}
-
-/// What stands at one place of `features`.
-#[derive(Clone, Debug)]
-// A box would only hide the layer.
-#[allow(clippy::large_enum_variant)]
-pub enum Feature {
-    ConvNorm((Conv2d, BatchNorm)),
-    Block(Block),
-}
-
-one_of_modules!(Feature { ConvNorm, Block });
+pub(crate) const STEM: usize = 16;
+/// Of batch norms.
+pub(crate) const EPS: f64 = 1e-3;
 
 /// Two linear layers; an activation and a dropout stand between them in torchvision's list.
 #[derive(Clone, Debug)]
@@ -109,27 +91,30 @@ pub struct MobileNetV3 {
     pub hidden: ActQuantizer,
 }
 
+/// Share of a new batch in the running statistics.
+const MOMENTUM: f64 = 0.01;
+
 fn norm(channels: usize, init: &mut Init) -> BatchNorm {
-    BatchNorm::new(channels, init).with(1e-3, 0.01)
+    BatchNorm::new(channels, init).with(EPS, MOMENTUM)
 }
 
-impl Block {
-    fn new(c_in: usize, wide: usize, c_out: usize, b: &Bneck, init: &mut Init) -> Block {
-        let &Bneck(kernel, _, _, excite, swish, stride) = b;
-        let act = if swish { Act::HardSwish } else { Act::Relu };
-        let mut block = Vec::new();
-        if wide != c_in {
-            block.push(Part::ConvNorm((Conv2d::new(c_in, wide, 1, 1, init), norm(wide, init))));
-        }
-        block.push(Part::ConvNorm((Conv2d::depthwise(wide, kernel, stride, init), norm(wide, init))));
-        let acts = inverted::activations(block.len() + 1, act, &init.device);
-        if excite {
-            let squeezed = channels(wide as f64 / 4.0);
-            block.push(Part::Excite(SqueezeExcite::new(wide, squeezed, Act::Relu, Gate::HardSigmoid, init)));
-        }
-        block.push(Part::ConvNorm((Conv2d::new(wide, c_out, 1, 1, init), norm(c_out, init))));
-        Block { block, acts, shortcut: stride == 1 && c_in == c_out }
+/// The block of a row, of `wide` channels inside.
+pub fn block(b: &Bneck, [c_in, wide, c_out]: [usize; 3], momentum: f64, init: &mut Init) -> Block {
+    let &Bneck(kernel, _, _, excite, swish, stride) = b;
+    let act = if swish { Act::HardSwish } else { Act::Relu };
+    let norm = |channels: usize, init: &mut Init| BatchNorm::new(channels, init).with(EPS, momentum);
+    let mut block = Vec::new();
+    if wide != c_in {
+        block.push(Part::ConvNorm((Conv2d::new(c_in, wide, 1, 1, init), norm(wide, init))));
     }
+    block.push(Part::ConvNorm((Conv2d::depthwise(wide, kernel, stride, init), norm(wide, init))));
+    let acts = inverted::activations(block.len() + 1, act, &init.device);
+    if excite {
+        let squeezed = channels(wide as f64 / 4.0);
+        block.push(Part::Excite(SqueezeExcite::new(wide, squeezed, Act::Relu, Gate::HardSigmoid, init)));
+    }
+    block.push(Part::ConvNorm((Conv2d::new(wide, c_out, 1, 1, init), norm(c_out, init))));
+    Block { block, acts, shortcut: stride == 1 && c_in == c_out }
 }
 
 impl MobileNetV3 {
@@ -139,7 +124,7 @@ impl MobileNetV3 {
         let mut features = vec![Feature::ConvNorm((Conv2d::new(3, c_in, 3, 2, init), norm(c_in, init)))];
         for b in size.blocks {
             let c_out = scaled(b.2);
-            features.push(Feature::Block(Block::new(c_in, scaled(b.1), c_out, b, init)));
+            features.push(Feature::Block(block(b, [c_in, scaled(b.1), c_out], MOMENTUM, init)));
             c_in = c_out;
         }
         let last = 6 * c_in;
@@ -164,19 +149,8 @@ impl MobileNetV3 {
 
 impl Classifier for MobileNetV3 {
     fn forward(&self, x: impl Into<Input>, pass: &Pass) -> Tensor<2> {
-        let mut x = self.input.forward(x.into().images(), pass);
-        for (i, feature) in self.features.iter().enumerate() {
-            x = match feature {
-                Feature::ConvNorm((conv, norm)) => {
-                    let act = if i == 0 { &self.stem } else { &self.last };
-                    act.conv_norm(&x, conv, norm, None, pass)
-                }
-                Feature::Block(b) => inverted::forward(&b.block, &b.acts, b.shortcut, x, pass),
-            };
-        }
-        let pooled = self.pool.forward(global_average_pool(x.x), pass);
-        let [n, c, _, _] = pooled.x.dims();
-        let x = pooled.map(|x| x.reshape([n, c]));
+        let x = self.input.forward(x.into().images(), pass);
+        let x = pooled_features(&self.features, [&self.stem, &self.last], &self.pool, x, pass);
         let hidden = self.hidden.forward(self.classifier.hidden.forward(&x, pass), pass);
         self.classifier.fc.forward(&hidden, pass)
     }
