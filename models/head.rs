@@ -27,6 +27,7 @@ fn set_classes(net: &mut Network, classes: usize, init: &mut Init) {
         Network::EfficientNetB(net) => &mut net.classifier.fc,
         Network::Bert(net) => &mut net.classifier,
         Network::Yolo(net) => return net.set_classes(classes, init),
+        Network::Ssd(net) => return net.set_classes(classes, init),
     };
     let [_, inputs] = head.weight.dims();
     *head = Linear::new(inputs, classes, init);

@@ -12,6 +12,8 @@ pub mod mobilenet_v2;
 pub mod mobilenet_v3;
 pub mod published;
 pub mod resnet;
+pub mod ssd;
+pub mod ssdlite;
 pub mod yolo;
 pub mod yolo_layers;
 
@@ -27,6 +29,8 @@ use mobilenet::{MOBILENET_SIZES, MobileNet};
 use mobilenet_v2::{MOBILENET_V2_SIZES, MobileNetV2};
 use mobilenet_v3::{MOBILENET_V3_SIZES, MobileNetV3};
 use resnet::{RESNET_SIZES, ResNet};
+use ssd::{SSD_MOBILENET_SIZES, SSD_RESNET_SIZES, Ssd, SsdMobileNet, SsdResNet};
+use ssdlite::{SSDLITE_SIZES, SsdLite};
 use std::fmt;
 use yolo::{YOLO_SIZES, Yolo};
 
@@ -43,6 +47,7 @@ pub enum Network {
     EfficientNetB(EfficientNetB),
     Bert(Bert),
     Yolo(Yolo),
+    Ssd(Ssd),
 }
 
 one_of_modules!(Network {
@@ -53,7 +58,8 @@ one_of_modules!(Network {
     EfficientNet,
     EfficientNetB,
     Bert,
-    Yolo
+    Yolo,
+    Ssd
 });
 
 impl Classifier for Network {
@@ -66,7 +72,9 @@ impl Classifier for Network {
             Network::EfficientNet(net) => net.forward(x, pass),
             Network::EfficientNetB(net) => net.forward(x, pass),
             Network::Bert(net) => net.forward(x, pass),
-            Network::Yolo(_) => panic!("this network detects, it does not classify"),
+            Network::Yolo(_) | Network::Ssd(_) => {
+                panic!("this network detects, it does not classify")
+            }
         }
     }
 
@@ -86,13 +94,15 @@ impl Classifier for Network {
 }
 
 impl Network {
-    /// What a network gives: logits [n, classes], or the raw maps of a detector, finest first.
+    /// What a network gives: logits [n, classes]; or the raw maps of a detector, finest first; or its tables of boxes and
+    /// scores.
     ///
     /// # Panics
     /// If the network takes another kind of input.
     pub fn outputs(&self, x: impl Into<Input>, pass: &Pass) -> Vec<Output> {
         match self {
             Network::Yolo(net) => net.forward(x.into().images(), pass).into_iter().map(Output::Map).collect(),
+            Network::Ssd(net) => net.forward(x.into().images(), pass).map(Output::Table).into(),
             net => vec![Output::Logits(net.forward(x, pass))],
         }
     }
@@ -103,6 +113,7 @@ pub fn output_names(net: &Network) -> Vec<&'static str> {
     const MAPS: [&str; 3] = ["map0", "map1", "map2"];
     match net {
         Network::Yolo(net) => MAPS[..net.plan.levels.len()].to_vec(),
+        Network::Ssd(_) => vec!["boxes", "scores"],
         _ => vec!["logits"],
     }
 }
@@ -113,6 +124,8 @@ pub enum Output {
     Logits(Tensor<2>),
     /// [n, channels, h, w]
     Map(Tensor<4>),
+    /// A row, or a column, for each box.
+    Table(Tensor<3>),
 }
 
 impl Outputs for Output {
@@ -120,6 +133,7 @@ impl Outputs for Output {
         match self {
             Output::Logits(x) => x.ids(ids),
             Output::Map(x) => x.ids(ids),
+            Output::Table(x) => x.ids(ids),
         }
     }
 }
@@ -176,6 +190,8 @@ pub const IMAGENET: Pixels = Pixels { mean: [0.485, 0.456, 0.406], std: [0.229, 
 /// (x - 127) / 128 of bytes x: EfficientNet-Lite.
 pub const AROUND_127: Pixels = Pixels { mean: [127.0 / 255.0; 3], std: [128.0 / 255.0; 3] };
 
+/// -1 to 1: SSD on MobileNet.
+pub const SIGNED: Pixels = Pixels { mean: [0.5; 3], std: [0.5; 3] };
 /// Plain 0..1: YOLO.
 pub const UNIT: Pixels = Pixels { mean: [0.0; 3], std: [1.0; 3] };
 
@@ -216,6 +232,12 @@ const YOLO_V3: &str =
 const YOLO_V5: &str =
     "Jocher 2020, doi:10.5281/zenodo.3908559; size as Ultralytics' summary of yolov5 (v7.0)";
 
+const SSD_RESNET: &str = "Liu et al. 2016, arXiv:1512.02325; size of NVIDIA/DeepLearningExamples' PyTorch/Detection/SSD/ssd/model.py (729963d)";
+const SSD_MOBILENET: &str = "Howard et al. 2017, arXiv:1704.04861, table 13 (6.8 M); size of TensorFlow's object \
+     detection API, ssd_mobilenet_v1_coco";
+const SSD_FACE: &str =
+    "face-api.js, 2018, ssd_mobilenetv1: TensorFlow's SSD MobileNetV1 for faces; size of its weights";
+const SSDLITE: &str = "Howard et al. 2019, arXiv:1905.02244, section 6.3; size as torchvision's";
 const IMAGE_224: [usize; 3] = [3, 224, 224];
 
 /// A classifier of images: family, size, input, parameters, source, head, pixels.
@@ -264,6 +286,23 @@ macro_rules! yolo {
             head: YOLO_SIZES[$i].plan.head,
             pixels: Some(UNIT),
             build: |init| Network::Yolo(Yolo::new(&YOLO_SIZES[$i], init)),
+        }
+    };
+}
+
+/// A detector with tables of prior boxes: which, size, side of the image, parameters, source, head, pixels.
+macro_rules! ssd {
+    ($kind:ident, $net:ident, $size:expr, $side:literal, $parameters:literal, $source:expr, $head:literal, $pixels:expr) => {
+        ModelRow {
+            name: $size.name,
+            task: Task::ObjectDetection,
+            input: InputShape::Image([3, $side, $side]),
+            classes: $size.classes,
+            parameters: $parameters,
+            source: $source,
+            head: $head,
+            pixels: Some($pixels),
+            build: |init| Network::Ssd(Ssd::$kind($net::new(&$size, init))),
         }
     };
 }
@@ -441,6 +480,10 @@ pub const MODELS: &[ModelRow] = &[
     yolo!(4, 21_190_557, YOLO_V5),
     yolo!(5, 46_563_709, YOLO_V5),
     yolo!(6, 86_749_405, YOLO_V5),
+    ssd!(ResNet, SsdResNet, SSD_RESNET_SIZES[0], 300, 22_894_902, SSD_RESNET, "conf.", IMAGENET),
+    ssd!(MobileNet, SsdMobileNet, SSD_MOBILENET_SIZES[0], 300, 6_819_839, SSD_MOBILENET, "scores.", SIGNED),
+    ssd!(MobileNet, SsdMobileNet, SSD_MOBILENET_SIZES[1], 512, 5_532_839, SSD_FACE, "scores.", SIGNED),
+    ssd!(Lite, SsdLite, SSDLITE_SIZES[0], 320, 3_440_060, SSDLITE, "head.classification_head.", SIGNED),
 ];
 
 /// The row of that name.

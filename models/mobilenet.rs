@@ -26,10 +26,10 @@ pub const MOBILENET_SIZES: &[MobileNetSize] = &[
 ];
 
 /// Channels of the first convolution.
-const STEM: usize = 32;
+pub(crate) const STEM: usize = 32;
 
 /// Channels, blocks, and stride of the first block of each section.
-const SECTIONS: [(usize, usize, usize); 5] =
+pub(crate) const SECTIONS: [(usize, usize, usize); 5] =
     [(64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2)];
 
 /// Convolution, batch norm, ReLU.

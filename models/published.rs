@@ -37,6 +37,26 @@ pub const NAMINGS: &[Naming] = &[
             (r"LayerNorm\.beta$", "LayerNorm.bias"),
         ],
     ),
+    // TensorFlow's object detection API, in a checkpoint and in what face-api.js made of one.
+    naming(
+        "TensorFlow's SSD",
+        &[
+            (r"^FeatureExtractor/MobilenetV1/", ""),
+            (r"^MobilenetV1/Conv2d_0(?:_pointwise)?/", "backbone.0."),
+            (r"^MobilenetV1/Conv2d_(\d+)_depthwise/", "backbone.$1.depth."),
+            (r"^MobilenetV1/Conv2d_(\d+)_pointwise/", "backbone.$1.point."),
+            (r"^Prediction/Conv2d_(\d+)_pointwise/", "extras.$1."),
+            (r"^(?:Prediction/)?BoxPredictor_(\d+)/BoxEncodingPredictor/", "boxes.$1."),
+            (r"^(?:Prediction/)?BoxPredictor_(\d+)/ClassPredictor/", "scores.$1."),
+            (r"^((?:boxes|scores)\.\d+)\.weights$", "$1.weight"),
+            (r"^((?:boxes|scores)\.\d+)\.biases$", "$1.bias"),
+            (r"\.(?:depthwise_)?weights$", ".conv.weight"),
+            (r"BatchNorm/gamma$", "bn.weight"),
+            (r"BatchNorm/beta$", "bn.bias"),
+            (r"BatchNorm/moving_mean$", "bn.running_mean"),
+            (r"BatchNorm/moving_variance$", "bn.running_var"),
+        ],
+    ),
     // From timm to the names of efficientnet_pytorch. The first stage has no expansion.
     naming(
         "timm's EfficientNet-Lite",
@@ -97,8 +117,9 @@ pub const NAMINGS: &[Naming] = &[
 
 /// Tensors of published files that no network reads: counters, and numbers from 0.
 const IDLE: [&str; 2] = ["num_batches_tracked", "position_ids"];
-/// Tensors that published files never have: what observers saw, how layers are quantised, and whether they run.
-const OBSERVED: [&str; 4] = [".range", ".step", ".scheme", ".removed"];
+/// Tensors that published files never have: what observers saw, how layers are quantised, whether they run, and what their ReLUs
+/// cut off.
+const OBSERVED: [&str; 5] = [".range", ".step", ".scheme", ".removed", ".threshold"];
 
 /// A tensor that has another shape in the file than in the network.
 #[derive(Clone, Debug, PartialEq, Eq)]

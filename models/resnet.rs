@@ -60,8 +60,8 @@ const fn small(
 
 const SHALLOW: &[(usize, usize)] = &[(16, 3), (32, 3), (64, 3)];
 const STAGES_18: &[(usize, usize)] = &[(64, 2), (128, 2), (256, 2), (512, 2)];
-const STAGES_50: &[(usize, usize)] = &[(64, 3), (128, 4), (256, 6), (512, 3)];
-const STAGES_101: &[(usize, usize)] = &[(64, 3), (128, 4), (256, 23), (512, 3)];
+pub(crate) const STAGES_50: &[(usize, usize)] = &[(64, 3), (128, 4), (256, 6), (512, 3)];
+pub(crate) const STAGES_101: &[(usize, usize)] = &[(64, 3), (128, 4), (256, 23), (512, 3)];
 const STAGES_152: &[(usize, usize)] = &[(64, 3), (128, 8), (256, 36), (512, 3)];
 const WIDE: BlockKind = BlockKind::Bottleneck { groups: 1, group_width: 128 };
 
@@ -103,7 +103,7 @@ pub struct Block {
 impl Block {
     /// Of `c_in` channels, in a stage of `width`. The 3x3 convolution that is not the first has the stride in a bottleneck, as
     /// torchvision's.
-    fn new(kind: BlockKind, c_in: usize, width: usize, stride: usize, init: &mut Init) -> Block {
+    pub fn new(kind: BlockKind, c_in: usize, width: usize, stride: usize, init: &mut Init) -> Block {
         let c_out = kind.channels(width);
         let (deep, groups, width) = match kind {
             BlockKind::Basic => (false, 1, width),
@@ -130,7 +130,7 @@ impl Block {
         }
     }
 
-    fn forward(&self, x: Activation<4>, pass: &Pass) -> Activation<4> {
+    pub fn forward(&self, x: Activation<4>, pass: &Pass) -> Activation<4> {
         if removal::is_removed(&self.removed) {
             return x;
         }
@@ -157,7 +157,7 @@ impl Block {
 
 impl BlockKind {
     /// Channels that a block of `width` gives.
-    fn channels(self, width: usize) -> usize {
+    pub fn channels(self, width: usize) -> usize {
         match self {
             BlockKind::Basic => width,
             BlockKind::Bottleneck { .. } => 4 * width,

@@ -60,7 +60,7 @@ fn the_command_finds_what_burn_finds() {
     let trained = model_file::open_weights(Path::new(&weights), Some("yolov5n")).unwrap();
     let host = |output| match output {
         Output::Map(map) => (map.dims()[1..].to_vec(), map.into_data().try_to_vec::<f32>().unwrap()),
-        Output::Logits(_) => panic!("a detector gives maps"),
+        Output::Logits(_) | Output::Table(_) => panic!("a YOLO gives maps"),
     };
     let maps: Vec<(Vec<usize>, Vec<f32>)> = net.outputs(x, &trained.pass).into_iter().map(host).collect();
     let maps: Vec<Map<'_>> = maps.iter().map(|(dims, values)| Map { dims, values }).collect();
@@ -106,6 +106,10 @@ fn what_is_no_detector_is_refused() {
     let (code, _, text) =
         run(&["predict", "detect", &weights, &image, "--model", "resnet20", "--score", "2"]);
     assert!(code == Some(2) && text.contains("from 0 to 1"), "{code:?} {text}");
+    let net = (find("yolov5n").unwrap().build)(&mut Init::new(&Device::flex(), 7));
+    save(&net, Path::new(&weights), &Metadata::new()).unwrap();
+    let (code, _, text) = run(&["predict", "segment", &weights, &image, "--model", "yolov5n"]);
+    assert!(code == Some(3) && text.contains("no masks"), "{code:?} {text}");
 }
 
 /// Trains, goes on, exports and evaluates through the command. Few steps on *synthetic* pictures: that figures agree counts,

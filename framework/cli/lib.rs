@@ -79,6 +79,7 @@ pub const VERBS: &[Verb] = &[
             "lacuna predict classify runs/train/model.onnx shoe.png",
             "lacuna predict classify runs/train images/ --top 3 --json",
             "lacuna predict detect yolov5s.onnx street.jpg --output boxes/",
+            "lacuna predict segment yolov8n-seg.onnx street.jpg --json",
         ],
         arguments: predict::Predict::augment_args,
         run: |m| predict::run(parsed(m)?),

@@ -7,12 +7,14 @@ use burn::tensor::Device;
 use lacuna_data::images::IMAGE_SIDE_MAX;
 use lacuna_ir::{Attr, DType, Graph, OpKind, ValueId, passes};
 use lacuna_models::published::{self, Report};
-use lacuna_models::yolo::Plan;
+use lacuna_models::ssd::Ssd;
 use lacuna_models::{InputShape, ModelRow, Network, Task};
 use lacuna_nn::layers::Init;
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use lacuna_pipelines::heads::Head;
+use lacuna_pipelines::letterbox::{Frame, Placement};
+use lacuna_pipelines::priors;
 use lacuna_train::checkpoint::{NamedTensor, read_safetensors_metadata};
 use lacuna_train::run_folder::RunFolder;
 use lacuna_train::trainer::quant_from_name;
@@ -70,13 +72,15 @@ pub fn open(path: &Path, name: WeightsName, model: Option<&str>) -> Result<Model
     match extension.as_str() {
         _ if path.is_dir() => open_run(path, name, model),
         _ if !path.exists() => Err(Failure::input(format!("{}: there is no such file", path.display()))),
-        "safetensors" | "pth" | "pt" | "bin" => Ok(Model::Trained(Box::new(open_weights(path, model)?))),
+        "safetensors" | "pth" | "pt" | "bin" | "json" => {
+            Ok(Model::Trained(Box::new(open_weights(path, model)?)))
+        }
         "onnx" => Ok(Model::File { path: path.to_owned(), graph: Box::new(lacuna_onnx::load(path)?) }),
         _ if is_container(path) => {
             Ok(Model::File { path: path.to_owned(), graph: Box::new(lacuna_container::load(path)?) })
         }
         _ => Err(Failure::usage(format!(
-            "{}: not a model (give a run folder, or a .safetensors, .pth, .onnx or .lacuna file)",
+            "{}: not a model (give a run folder, or a .safetensors, .pth, .json, .onnx or .lacuna file)",
             path.display()
         ))),
     }
@@ -235,8 +239,9 @@ pub fn graph_of(trained: &Trained) -> Result<Graph> {
     let mut graph = graph.compact();
     graph.name = row.name.to_owned();
     graph.metadata = metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-    if let Network::Yolo(net) = net {
-        graph.metadata.push(("lacuna.head".to_owned(), json!(head_of(&net.plan)).to_string()));
+    if let Some((head, frame)) = head_of(net, [h, w]) {
+        graph.metadata.push(("lacuna.head".to_owned(), json!(head).to_string()));
+        graph.metadata.push(("lacuna.frame".to_owned(), json!(frame).to_string()));
     }
     Ok(graph)
 }
@@ -254,10 +259,22 @@ pub fn trained_shape([c, h, w]: [usize; 3], metadata: &Metadata) -> [usize; 3] {
     }
 }
 
-/// How the maps of a detector are to be read.
-fn head_of(plan: &Plan) -> Head {
-    let anchors = plan.anchors.iter().map(|level| level.to_vec()).collect();
-    Head::Anchors { strides: plan.strides.to_vec(), anchors }
+/// How the results of a detector are to be read, and how pictures are put into its input of `size` (height, width).
+fn head_of(net: &Network, size: [usize; 2]) -> Option<(Head, Frame)> {
+    let stretched = Frame { placement: Placement::Stretch, fill: 0 };
+    let padded = Frame { placement: Placement::TopLeft, fill: 0 };
+    Some(match net {
+        Network::Yolo(net) => {
+            let anchors = net.plan.anchors.iter().map(|level| level.to_vec()).collect();
+            (Head::Anchors { strides: net.plan.strides.to_vec(), anchors }, Placement::Centre.into())
+        }
+        Network::Ssd(Ssd::ResNet(_)) => (Head::Priors(priors::ssd300()), stretched),
+        Network::Ssd(Ssd::Lite(_)) => (Head::Priors(priors::ssdlite(size)), stretched),
+        Network::Ssd(Ssd::MobileNet(net)) => {
+            (Head::Priors(priors::ssd_mobilenet(size)), if net.padded { padded } else { stretched })
+        }
+        _ => return None,
+    })
 }
 
 impl Model {

@@ -4,6 +4,7 @@ use crate::classify::Classifier;
 use crate::detect;
 use crate::error::{Exit, Failure, Result};
 use crate::model_file::{self, WeightsName};
+use crate::samples::{metadata_error, per_channel};
 use crate::term;
 use lacuna_data::images::{image_files, load_image, to_nchw};
 use lacuna_ir::Graph;
@@ -28,6 +29,11 @@ enum Task {
         after_help = "Examples:\n  lacuna predict detect yolov5s.onnx street.jpg\n  lacuna predict detect yolov5s.pt --model yolov5s photos/ --output boxes/ --json"
     )]
     Detect(detect::Detect),
+    /// The objects on each image, pixel by pixel; --output draws them, --json gives COCO's run lengths
+    #[command(
+        after_help = "Examples:\n  lacuna predict segment yolact.onnx street.jpg --output masks/\n  lacuna predict segment yolov8n-seg.onnx photos/ --json"
+    )]
+    Segment(detect::Detect),
 }
 
 #[derive(clap::Args, Debug)]
@@ -64,7 +70,66 @@ type Ranking = Vec<(usize, String, f32)>;
 pub fn run(options: Predict) -> Result<()> {
     match options.task {
         Task::Classify(options) => classify(options),
-        Task::Detect(options) => detect::run(options),
+        Task::Detect(options) => detect::run(options, false),
+        Task::Segment(options) => detect::run(options, true),
+    }
+}
+
+/// What came of images, in order.
+pub struct Done<T> {
+    pub results: Vec<(PathBuf, T)>,
+    failed: Vec<(PathBuf, Failure)>,
+}
+
+/// Calls `one` on every image file, and on those of folders, and shows how far it is. An image that cannot be used does not
+/// stop the others.
+pub fn each_image<T>(given: &[PathBuf], mut one: impl FnMut(&Path) -> Result<T>) -> Result<Done<T>> {
+    let mut done = Done { results: Vec::new(), failed: Vec::new() };
+    let mut files = Vec::new();
+    for path in given {
+        match image_files(path) {
+            Ok(found) => files.extend(found),
+            Err(e) => done.failed.push((path.clone(), Failure::from(e))),
+        }
+    }
+    let bar = term::bar(files.len() as u64);
+    for file in files {
+        match one(&file) {
+            Ok(result) => done.results.push((file, result)),
+            Err(failure) if failure.exit == Exit::Data => done.failed.push((file, failure)),
+            Err(failure) => return Err(failure),
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(done)
+}
+
+impl<T> Done<T> {
+    /// The model, and for each image what `value` makes of its result under `key`, or its error.
+    pub fn as_json(&self, model: &Path, key: &str, value: impl Fn(&T) -> Value) -> Value {
+        let image = |(file, result): &(PathBuf, T)| json!({ "image": file.display().to_string(), key: value(result) });
+        let error = |(file, failure): &(PathBuf, Failure)| json!({ "image": file.display().to_string(), "error": failure.to_string() });
+        json!({
+            "model": model.display().to_string(),
+            "results": self.results.iter().map(image).collect::<Vec<_>>(),
+            "errors": self.failed.iter().map(error).collect::<Vec<_>>(),
+        })
+    }
+
+    /// A failure that says which images failed, if any did.
+    pub fn end(self, what: &str) -> Result<()> {
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        let count = format!(
+            "predict: {} of {} images {what}",
+            self.failed.len(),
+            self.failed.len() + self.results.len()
+        );
+        let messages =
+            self.failed.into_iter().flat_map(|(_, failure)| failure.messages).chain([count]).collect();
+        Err(Failure { exit: Exit::Data, messages })
     }
 }
 
@@ -78,37 +143,17 @@ fn classify(options: Classify) -> Result<()> {
     let std = per_channel(&graph, &path, "std", options.std.as_deref(), channels)?;
     let classes = class_names(&graph, &path, classifier.classes)?;
 
-    let (mut results, mut failed) = (Vec::new(), Vec::new());
-    let mut files = Vec::new();
-    for given in &options.images {
-        match image_files(given) {
-            Ok(found) => files.extend(found),
-            Err(e) => failed.push((given.clone(), Failure::from(e))),
-        }
-    }
-    let bar = term::bar(files.len() as u64);
-    for file in files {
-        match classify_file(&mut classifier, &file, &mean, &std, &classes, options.top as usize) {
-            Ok(ranking) => results.push((file, ranking)),
-            Err(failure) if failure.exit == Exit::Data => failed.push((file, failure)),
-            Err(failure) => return Err(failure),
-        }
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-
+    let done = each_image(&options.images, |file| {
+        classify_file(&mut classifier, file, &mean, &std, &classes, options.top as usize)
+    })?;
     if options.json {
-        term::say_json(&as_json(&path, &results, &failed));
-    } else if !results.is_empty() {
-        term::say(as_table(&results));
+        let class =
+            |(index, name, p): &(usize, String, f32)| json!({ "class": index, "label": name, "score": p });
+        term::say_json(&done.as_json(&path, "classes", |ranking| ranking.iter().map(class).collect()));
+    } else if !done.results.is_empty() {
+        term::say(as_table(&done.results));
     }
-    if failed.is_empty() {
-        return Ok(());
-    }
-    let count =
-        format!("predict: {} of {} images were not classified", failed.len(), failed.len() + results.len());
-    let messages = failed.into_iter().flat_map(|(_, failure)| failure.messages).chain([count]).collect();
-    Err(Failure { exit: Exit::Data, messages })
+    done.end("were not classified")
 }
 
 fn classify_file(
@@ -130,55 +175,17 @@ fn classify_file(
     Ok(order.into_iter().take(top).map(|i| (i, classes[i].clone(), probability[i])).collect())
 }
 
-fn metadata_error(path: &Path, key: &str, why: &str) -> Failure {
-    Failure::input(format!("{}: metadata lacuna.{key}: {why}", path.display()))
-}
-
-fn per_channel(
-    g: &Graph,
-    path: &Path,
-    key: &str,
-    given: Option<&[f32]>,
-    channels: usize,
-) -> Result<Vec<f32>> {
-    let values: Vec<f32> = match (given, g.metadata(&format!("lacuna.{key}"))) {
-        (Some(values), _) => values.to_vec(),
-        (None, Some(text)) => {
-            serde_json::from_str(text).map_err(|e| metadata_error(path, key, &e.to_string()))?
-        }
-        (None, None) => return Err(metadata_error(path, key, &format!("absent (give --{key})"))),
-    };
-    if values.len() != channels {
-        let why = format!("{} values for {channels} channels (give --{key})", values.len());
-        return Err(metadata_error(path, key, &why));
-    }
-    Ok(values)
-}
-
 /// The names in the metadata, or numbers.
 fn class_names(g: &Graph, path: &Path, classes: usize) -> Result<Vec<String>> {
     let Some(text) = g.metadata("lacuna.classes") else {
         return Ok((0..classes).map(|i| i.to_string()).collect());
     };
-    let names: Vec<String> =
-        serde_json::from_str(text).map_err(|e| metadata_error(path, "classes", &e.to_string()))?;
+    let names: Vec<String> = serde_json::from_str(text).map_err(|e| metadata_error(path, "classes", &e))?;
     if names.len() != classes {
         let why = format!("{} names for {classes} classes (export the model again)", names.len());
         return Err(metadata_error(path, "classes", &why));
     }
     Ok(names)
-}
-
-fn as_json(model: &Path, results: &[(PathBuf, Ranking)], failed: &[(PathBuf, Failure)]) -> Value {
-    let class =
-        |(index, name, p): &(usize, String, f32)| json!({ "class": index, "label": name, "score": p });
-    let image = |(file, ranking): &(PathBuf, Ranking)| json!({ "image": file.display().to_string(), "classes": ranking.iter().map(class).collect::<Vec<_>>() });
-    let error = |(file, failure): &(PathBuf, Failure)| json!({ "image": file.display().to_string(), "error": failure.to_string() });
-    json!({
-        "model": model.display().to_string(),
-        "results": results.iter().map(image).collect::<Vec<_>>(),
-        "errors": failed.iter().map(error).collect::<Vec<_>>(),
-    })
 }
 
 fn as_table(results: &[(PathBuf, Ranking)]) -> String {

@@ -1,6 +1,7 @@
 //! From folders to inputs of a model whose file says nothing about its task: images, or ready tensors.
 
 use crate::error::{Failure, Result};
+use lacuna_data::image_folder::class_folders;
 use lacuna_data::images::{RgbImage8, image_files, load_image, resize, to_nchw};
 use lacuna_ir::{DType, Dim, Graph, Tensor};
 use lacuna_train::checkpoint::read_safetensors_metadata;
@@ -33,12 +34,19 @@ pub struct ImageOptions {
     #[arg(long)]
     pub bgr: bool,
     /// Height and width of images, where the model leaves them open
-    #[arg(long, value_name = "H,W", value_delimiter = ',', num_args = 2)]
-    pub size: Option<Vec<usize>>,
+    #[arg(long, value_name = "H,W", value_parser = height_and_width)]
+    pub size: Option<[usize; 2]>,
     /// Shrink or enlarge images until the shorter side is this long and cut out the middle, as models of ImageNet are
     /// evaluated; without it images are stretched to the model's size
     #[arg(long, value_name = "SIDE", value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub resize: Option<u32>,
+}
+
+/// `H,W`
+pub fn height_and_width(text: &str) -> Result<[usize; 2], String> {
+    let (h, w) = text.split_once(',').ok_or("not height,width")?;
+    let side = |text: &str| text.trim().parse::<usize>().map_err(|e| e.to_string());
+    Ok([side(h)?, side(w)?])
 }
 
 impl ImageInput {
@@ -64,34 +72,16 @@ impl ImageInput {
             _ => return Err(misfit("no dimension of its input is 1 or 3 channels")),
         };
         let size = |d: Dim, given: usize| d.fixed().map_or(given, |n| n as usize);
-        let given = options.size.as_deref().unwrap_or(&[SIDE, SIDE]);
+        let given = options.size.unwrap_or([SIDE; 2]);
         let channels = size(channels, 0);
-        let per_channel = |key: &str, given: &Option<Vec<f32>>| -> Result<Vec<f32>> {
-            let values = match (given, g.metadata(&format!("lacuna.{key}"))) {
-                (Some(values), _) => values.clone(),
-                (None, Some(text)) => serde_json::from_str(text)
-                    .map_err(|e| Failure::input(format!("{}: lacuna.{key}: {e}", path.display())))?,
-                (None, None) => {
-                    return Err(Failure::usage(format!(
-                        "{}: the file does not say the {key} of its images (give --{key})",
-                        path.display()
-                    )));
-                }
-            };
-            match values.len() {
-                1 => Ok(vec![values[0]; channels]),
-                n if n == channels => Ok(values),
-                n => Err(Failure::usage(format!("--{key}: {n} values for {channels} channels"))),
-            }
-        };
         Ok(ImageInput {
             h: size(h, given[0]),
             w: size(w, given[1]),
             channels_last,
             bgr: options.bgr,
             shorter_side: options.resize.map(|n| n as usize),
-            mean: per_channel("mean", &options.mean)?,
-            std: per_channel("std", &options.std)?,
+            mean: per_channel(g, path, "mean", options.mean.as_deref(), channels)?,
+            std: per_channel(g, path, "std", options.std.as_deref(), channels)?,
         })
     }
 
@@ -112,6 +102,30 @@ impl ImageInput {
         }
         let pixels = (0..h * w * channels).map(|i| x[i % channels * h * w + i / channels]).collect();
         Ok(Tensor::from_f32(&[1, h, w, channels], pixels))
+    }
+}
+
+pub fn metadata_error(path: &Path, key: &str, why: &dyn std::fmt::Display) -> Failure {
+    Failure::input(format!("{}: metadata lacuna.{key}: {why}", path.display()))
+}
+
+/// `mean` or `std` of each channel: what is `given`, or what the model file says. One number is every channel's.
+pub fn per_channel(
+    g: &Graph,
+    path: &Path,
+    key: &str,
+    given: Option<&[f32]>,
+    channels: usize,
+) -> Result<Vec<f32>> {
+    let values: Vec<f32> = match (given, g.metadata(&format!("lacuna.{key}"))) {
+        (Some(values), _) => values.to_vec(),
+        (None, Some(text)) => serde_json::from_str(text).map_err(|e| metadata_error(path, key, &e))?,
+        (None, None) => return Err(metadata_error(path, key, &format!("absent (give --{key})"))),
+    };
+    match values.len() {
+        1 => Ok(vec![values[0]; channels]),
+        n if n == channels => Ok(values),
+        n => Err(metadata_error(path, key, &format!("{n} values for {channels} channels (give --{key})"))),
     }
 }
 
@@ -184,25 +198,12 @@ fn read_inputs(g: &Graph, file: &Path) -> Result<Vec<Tensor>> {
 /// A folder with one folder of images per class. Folders that are called by numbers hold the classes of these
 /// numbers; others are numbered in the order of their names.
 pub fn labelled(folder: &Path) -> Result<Vec<(PathBuf, usize)>> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Failure::io(folder, e))?;
-    let mut classes = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|e| Failure::io(folder, e))?.path();
-        if path.is_dir() {
-            classes.push(path);
-        }
-    }
-    classes.sort();
-    if classes.is_empty() {
-        let what = "holds no folder per class";
-        return Err(Failure::input(format!("{}: {what} (such as {0}/7/cat.jpg)", folder.display())));
-    }
-    let number = |p: &PathBuf| p.file_name()?.to_str()?.parse::<usize>().ok();
-    let numbers: Option<Vec<usize>> = classes.iter().map(number).collect();
+    let classes = class_folders(folder).map_err(|e| Failure::input(e.to_string()))?;
+    let numbers: Option<Vec<usize>> = classes.iter().map(|name| name.parse().ok()).collect();
     let numbers = numbers.unwrap_or_else(|| (0..classes.len()).collect());
     let mut images = Vec::new();
     for (class, number) in classes.iter().zip(numbers) {
-        images.extend(image_files(class)?.into_iter().map(|file| (file, number)));
+        images.extend(image_files(&folder.join(class))?.into_iter().map(|file| (file, number)));
     }
     Ok(images)
 }

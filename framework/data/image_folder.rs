@@ -39,8 +39,12 @@ pub(crate) fn test_dir(dir: &Path) -> Option<PathBuf> {
 pub fn load(dir: &Path, shape: [usize; 3]) -> Result<DataSet> {
     let test = test_dir(dir)
         .ok_or_else(|| Error::NotFound(format!("{}: no folder val or test beside train", dir.display())))?;
-    let classes = class_names(&dir.join("train"))?;
-    if let Some(stranger) = class_names(&test)?.iter().find(|name| !classes.contains(name)) {
+    let classes = class_folders(&dir.join("train"))?;
+    if classes.len() > CLASSES_MAX {
+        let why = format!("{} classes, at most {CLASSES_MAX}", classes.len());
+        return Err(Error::unsupported(&dir.join("train"), why));
+    }
+    if let Some(stranger) = class_folders(&test)?.iter().find(|name| !classes.contains(name)) {
         let why = format!("class '{stranger}' is not among the {} of train", classes.len());
         return Err(Error::corrupt(&test, why));
     }
@@ -56,8 +60,11 @@ pub fn load(dir: &Path, shape: [usize; 3]) -> Result<DataSet> {
     Ok(DataSet { train, test, source })
 }
 
-/// The names of the folders in `dir`, sorted.
-fn class_names(dir: &Path) -> Result<Vec<String>> {
+/// The names of the folders in `dir`, one for each class, sorted.
+///
+/// # Errors
+/// A folder that cannot be read, or has no folders.
+pub fn class_folders(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
         let entry = entry.map_err(|e| Error::io(dir, e))?;
@@ -67,11 +74,11 @@ fn class_names(dir: &Path) -> Result<Vec<String>> {
         }
     }
     names.sort();
-    match names.len() {
-        0 => Err(Error::NotFound(format!("{}: no folder of a class in it", dir.display()))),
-        n if n > CLASSES_MAX => Err(Error::unsupported(dir, format!("{n} classes, at most {CLASSES_MAX}"))),
-        _ => Ok(names),
+    if names.is_empty() {
+        let what = "holds no folder per class (such as cat/1.jpg)";
+        return Err(Error::NotFound(format!("{}: {what}", dir.display())));
     }
+    Ok(names)
 }
 
 fn load_split(dir: &Path, classes: &[String], shape: [usize; 3]) -> Result<ImageSet> {

@@ -1,5 +1,7 @@
 //! Boxes, their overlap, and the best of those that overlap.
 
+use std::collections::HashMap;
+
 /// An object that was found.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Detection {
@@ -20,23 +22,46 @@ pub fn iou(a: &[f32; 4], b: &[f32; 4]) -> f32 {
     if union > 0.0 { common / union } else { 0.0 }
 }
 
-/// Most boxes that [`nms`] looks at: the best ones.
+/// Most boxes that suppression looks at: the best ones.
 const CANDIDATES_MAX: usize = 30_000;
 
-/// Non-maximum suppression: from the best score down, every box that overlaps no better one of its class by more than
-/// `overlap`; at most `most`. Of equal scores the earlier counts as better.
-pub fn nms(mut found: Vec<Detection>, overlap: f32, most: usize) -> Vec<Detection> {
-    found.sort_by(|a, b| b.score.total_cmp(&a.score));
-    found.truncate(CANDIDATES_MAX);
-    let mut kept: Vec<Detection> = Vec::new();
-    for d in found {
+/// Which of the boxes that overlap stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suppression {
+    /// From the best score down, every box that overlaps no better one of its class that stayed.
+    Greedy,
+    /// Every box that overlaps no better one of its class, whether that one stayed or not (Bolya et al., 2019,
+    /// arXiv:1904.02689, section 3.3).
+    Fast,
+}
+
+/// The places in `found` of at most `most` boxes that stay, best first: boxes overlap if they share more than `overlap` of
+/// their union. Of equal scores the earlier counts as better.
+pub fn suppress(found: &[Detection], by: Suppression, overlap: f32, most: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..found.len()).collect();
+    order.sort_by(|&a, &b| found[b].score.total_cmp(&found[a].score));
+    order.truncate(CANDIDATES_MAX);
+    // Boxes of each class that hide others, best first.
+    let mut hiding: HashMap<usize, Vec<[f32; 4]>> = HashMap::new();
+    let mut kept = Vec::new();
+    for i in order {
         if kept.len() == most {
             break;
         }
-        let hidden = kept.iter().any(|k| k.class == d.class && iou(&k.corners, &d.corners) > overlap);
+        let Detection { corners, class, .. } = &found[i];
+        let hiding = hiding.entry(*class).or_default();
+        let hidden = hiding.iter().any(|better| iou(better, corners) > overlap);
         if !hidden {
-            kept.push(d);
+            kept.push(i);
+        }
+        if !hidden || by == Suppression::Fast {
+            hiding.push(*corners);
         }
     }
     kept
+}
+
+/// The boxes that stay of greedy suppression, see [`suppress`].
+pub fn nms(found: Vec<Detection>, overlap: f32, most: usize) -> Vec<Detection> {
+    suppress(&found, Suppression::Greedy, overlap, most).into_iter().map(|i| found[i]).collect()
 }

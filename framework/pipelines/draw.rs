@@ -1,5 +1,6 @@
-//! Boxes and their names on a picture, as a PNG.
+//! Boxes and their names on a picture, and masks below them, as a PNG.
 
+use crate::detector::Segment;
 use crate::{Detection, Error, Result};
 use lacuna_data::RgbImage8;
 use std::path::Path;
@@ -23,7 +24,12 @@ const WHITE: [u8; 3] = [0xff; 3];
 pub fn draw(picture: &mut RgbImage8, found: &[Detection], classes: &[String]) {
     // One pixel of a letter for every 640 of the picture's longer side, at least.
     let unit = (picture.w.max(picture.h) / 640 + 1) as i64;
-    for d in found.iter().rev() {
+    let texts: Vec<String> = found
+        .iter()
+        .map(|d| format!("{} {:.2}", classes.get(d.class).map_or("?", String::as_str), d.score))
+        .collect();
+    let labels = labels(picture, found, &texts, unit);
+    for ((d, text), label) in found.iter().zip(&texts).zip(&labels).rev() {
         let colour = COLOURS[d.class % COLOURS.len()];
         let [x0, y0, x1, y1] = d.corners.map(|v| v.round() as i64);
         let line = 2 * unit;
@@ -31,15 +37,53 @@ pub fn draw(picture: &mut RgbImage8, found: &[Detection], classes: &[String]) {
         fill(picture, [x0, y1 - line, x1, y1], colour);
         fill(picture, [x0, y0, x0 + line, y1], colour);
         fill(picture, [x1 - line, y0, x1, y1], colour);
-        let name = classes.get(d.class).map_or("?", String::as_str);
-        let text = format!("{name} {:.2}", d.score);
-        let (height, width) = (9 * unit, (text.chars().count() as i64 * 6 + 1) * unit);
-        // Above the box, or inside of it at the upper edge; never beyond the right edge if it can be helped.
-        let top = if y0 >= height { y0 - height } else { y0 };
-        let left = x0.min(picture.w as i64 - width).max(0);
-        fill(picture, [left, top, left + width, top + height], colour);
-        write(picture, &text, left + unit, top + unit, unit);
+        fill(picture, *label, colour);
+        write(picture, text, label[0] + unit, label[1] + unit, unit);
     }
+}
+
+/// Where the labels of boxes lie (left, top, right, bottom): above a box, or inside of it at the upper edge; never beyond the
+/// right edge if it can be helped; and below those of better boxes that lie there already.
+fn labels(picture: &RgbImage8, found: &[Detection], texts: &[String], unit: i64) -> Vec<[i64; 4]> {
+    let height = 9 * unit;
+    let mut placed: Vec<[i64; 4]> = Vec::with_capacity(found.len());
+    for (d, text) in found.iter().zip(texts) {
+        let [x0, y0, ..] = d.corners.map(|v| v.round() as i64);
+        let width = (text.chars().count() as i64 * 6 + 1) * unit;
+        let left = x0.min(picture.w as i64 - width).max(0);
+        let mut top = if y0 >= height { y0 - height } else { y0 };
+        let covers = |top: i64, other: &[i64; 4]| {
+            left < other[2]
+                && other[0] < left + width
+                && top < other[3]
+                && other[1] < top.saturating_add(height)
+        };
+        while top < picture.h as i64
+            && let Some(other) = placed.iter().find(|other| covers(top, other))
+        {
+            top = other[3];
+        }
+        placed.push([left, top, left + width, top.saturating_add(height)]);
+    }
+    placed
+}
+
+/// Colours the pixels of every object, the best last, and draws the boxes.
+pub fn draw_segments(picture: &mut RgbImage8, found: &[Segment], classes: &[String]) {
+    for (i, segment) in found.iter().enumerate().rev() {
+        // Objects of one class lie side by side: each has a colour of its own.
+        let colour = COLOURS[(segment.detection.class + i) % COLOURS.len()];
+        for (x, rows) in segment.mask.pixels() {
+            for y in rows {
+                let at = (y * picture.w + x) * 3;
+                for (to, c) in picture.pixels[at..at + 3].iter_mut().zip(colour) {
+                    *to = to.midpoint(c);
+                }
+            }
+        }
+    }
+    let detections: Vec<Detection> = found.iter().map(|s| s.detection).collect();
+    draw(picture, &detections, classes);
 }
 
 /// What of a rectangle lies on the picture.

@@ -1,18 +1,23 @@
 //! What stands before and behind a session, by task: pictures in, findings out. Evaluation and the command line share it.
 //!
 //! ```text
-//! picture ─► letterbox ─► session ─► heads (maps or rows to boxes) ─► nms ─► boxes of the picture ─► draw
+//! picture ─► letterbox ─► session ─► heads (maps or rows to boxes) ─► suppress ─► boxes of the picture ─► draw
+//!                                      head_table says which of them     └─► masks ─┘
 //! ```
 //! No burn: whoever only deploys needs this, the engine and a file reader.
 
 #![forbid(unsafe_code)]
 
 pub mod boxes;
+pub mod classes;
 pub mod detector;
 pub mod draw;
+pub mod head_table;
 pub mod heads;
 pub mod inputs;
 pub mod letterbox;
+pub mod masks;
+pub mod priors;
 pub mod scores;
 
 pub use boxes::Detection;

@@ -1,9 +1,11 @@
-//! Files of weights, read as tables of named tensors: PyTorch's `torch.save` in both of its forms, and safetensors.
+//! Files of weights, read as tables of named tensors: PyTorch's `torch.save` in both of its forms, safetensors, and the
+//! manifests of TensorFlow.js.
 //!
 //! ```text
 //! .safetensors                        header of names, types, shapes, ranges; then the values
 //! torch.save since 1.6, a ZIP         archive/data.pkl, archive/data/0, archive/data/1, ...
 //! torch.save before that              five pickles back to back, then each storage: element count, values
+//! TensorFlow.js                       a JSON file of names, types, shapes; values in files beside it
 //! ```
 //! A pickle is a program that may call anything. [`pickle`] runs none of it: it builds a tree of what would be called
 //! with what, and [`torch`] recognises the few shapes of it that mean tensors. A file is read and checked as a whole
@@ -15,6 +17,7 @@
 mod element;
 mod pickle;
 mod safetensors;
+mod tfjs;
 mod torch;
 mod zip;
 
@@ -79,6 +82,8 @@ pub struct StoredTensor {
     /// Byte of the file.
     start: usize,
     strides: Vec<usize>,
+    /// What stored elements are multiplied by, and what is added then, where they are steps of a grid.
+    grid: Option<[f32; 2]>,
 }
 
 impl StoredTensor {
@@ -117,7 +122,7 @@ impl StoredTensor {
             ));
         }
         let start = bytes.start + if count == 0 { 0 } else { offset * element.size() };
-        Ok(StoredTensor { name, dims, element, start, strides })
+        Ok(StoredTensor { name, dims, element, start, strides, grid: None })
     }
 
     /// Number of elements.
@@ -125,6 +130,9 @@ impl StoredTensor {
         self.dims.iter().product()
     }
 }
+
+/// Bytes, the tensors among them, metadata.
+type Stored = (Vec<u8>, Vec<StoredTensor>, BTreeMap<String, String>);
 
 /// A file of weights in memory. No two tensors have one name.
 #[derive(Debug)]
@@ -136,7 +144,7 @@ pub struct WeightFile {
 }
 
 impl WeightFile {
-    /// Reads a file; its first bytes tell its form.
+    /// Reads a file: a manifest of TensorFlow.js if it is called `.json`, otherwise its first bytes tell its form.
     pub fn open(path: &Path) -> Result<WeightFile, Error> {
         let at = |fault| Error { path: path.to_owned(), fault };
         let size = std::fs::metadata(path).map_err(|e| at(e.into()))?.len();
@@ -144,7 +152,11 @@ impl WeightFile {
             return Err(at(Fault::TooLarge(format!("{size} bytes, at most {FILE_BYTES_MAX}"))));
         }
         let bytes = std::fs::read(path).map_err(|e| at(e.into()))?;
-        WeightFile::read(bytes).map_err(at)
+        match path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
+            true => tfjs::open(&bytes, path.parent().unwrap_or(Path::new(""))).and_then(WeightFile::of),
+            false => WeightFile::read(bytes),
+        }
+        .map_err(at)
     }
 
     /// As [`WeightFile::open`], of bytes in memory.
@@ -158,6 +170,10 @@ impl WeightFile {
                 return Fault::unsupported(format!("{what} (save the state dict as one of them)"));
             }
         };
+        WeightFile::of((bytes, tensors, metadata))
+    }
+
+    fn of((bytes, tensors, metadata): Stored) -> Result<WeightFile, Fault> {
         let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
@@ -184,9 +200,13 @@ impl WeightFile {
             let row: usize = at.iter().zip(&t.strides).map(|(i, s)| i * s).sum();
             let first = t.start + row * t.element.size();
             t.element.convert(&self.bytes, first, step * t.element.size(), width, &mut out);
-            let Some(axis) = (0..outer).rev().find(|&a| at[a] + 1 < t.dims[a]) else { return out };
+            let Some(axis) = (0..outer).rev().find(|&a| at[a] + 1 < t.dims[a]) else { break };
             at[axis] += 1;
             at[axis + 1..].fill(0);
         }
+        if let Some([scale, least]) = t.grid {
+            out.iter_mut().for_each(|v| *v = *v * scale + least);
+        }
+        out
     }
 }

@@ -52,6 +52,7 @@ fn in_burn(net: &Network, x: &TensorData, pass: &Pass) -> Vec<Vec<f32>> {
         match output {
             Output::Logits(x) => x.into_data().try_to_vec().unwrap(),
             Output::Map(x) => x.into_data().try_to_vec().unwrap(),
+            Output::Table(x) => x.into_data().try_to_vec().unwrap(),
         }
     };
     net.outputs(x, pass).into_iter().map(host).collect()

@@ -4,7 +4,7 @@ mod common;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use common::{BERT, all, values};
+use common::{BERT, all, image_size, values};
 use lacuna_models::bert::Bert;
 use lacuna_models::{Network, Output};
 use lacuna_nn::layers::Init;
@@ -32,7 +32,8 @@ fn batch(net: &Network, device: &Device) -> Input {
         Network::Bert(_) => tokens(0, device).into(),
         _ => {
             // The smallest that detectors take.
-            let [h, w] = if matches!(net, Network::Yolo(_)) { [64, 32] } else { [32, 32] };
+            let detects = matches!(net, Network::Yolo(_) | Network::Ssd(_));
+            let [h, w] = if detects { image_size(net) } else { [32, 32] };
             let x = TensorData::new(values(BATCH * 3 * h * w, 0), [BATCH, 3, h, w]);
             Tensor::<4>::from_data(x, device).into()
         }
@@ -47,13 +48,16 @@ fn loss(outputs: Vec<Output>, device: &Device) -> Tensor<1> {
             let y = Tensor::<1, Int>::from_data(TensorData::new(targets, [BATCH]), device);
             ops::cross_entropy(logits, y)
         }
-        Output::Map(map) => {
-            let dims = map.dims();
-            let fixed = Tensor::from_data(TensorData::new(values(dims.iter().product(), 1), dims), device);
-            (map - fixed).powi_scalar(2).mean()
-        }
+        Output::Map(map) => distance(map, device),
+        Output::Table(table) => distance(table, device),
     };
     outputs.into_iter().map(one).reduce(|a, b| a + b).expect("a network has a result")
+}
+
+fn distance<const D: usize>(x: Tensor<D>, device: &Device) -> Tensor<1> {
+    let dims = x.dims();
+    let fixed = Tensor::from_data(TensorData::new(values(dims.iter().product(), 1), dims), device);
+    (x - fixed).powi_scalar(2).mean()
 }
 
 /// All results of a network, one behind the other.
@@ -62,6 +66,7 @@ fn flat(outputs: Vec<Output>) -> Vec<f32> {
         match output {
             Output::Logits(x) => x.into_data().try_to_vec().unwrap(),
             Output::Map(x) => x.into_data().try_to_vec().unwrap(),
+            Output::Table(x) => x.into_data().try_to_vec().unwrap(),
         }
     };
     outputs.into_iter().flat_map(one).collect()
@@ -69,8 +74,8 @@ fn flat(outputs: Vec<Output>) -> Vec<f32> {
 
 /// Losses of steps of plain gradient descent on one batch.
 fn losses(mut net: Network, pass: &Pass, steps: usize, device: &Device) -> (Network, Vec<f32>) {
-    // Without Adam, a transformer's first steps are slow.
-    let rate = if matches!(net, Network::Bert(_)) { 0.2 } else { 0.05 };
+    // Without Adam, first steps are slow in a transformer, and where a mean is over many boxes.
+    let rate = if matches!(net, Network::Bert(_) | Network::Ssd(_)) { 0.2 } else { 0.05 };
     let mut losses = Vec::new();
     for _ in 0..steps {
         let loss = loss(net.outputs(batch(&net, device), pass), device);
@@ -115,6 +120,7 @@ fn every_parameter_has_a_gradient() {
         let square = |output| match output {
             Output::Logits(x) => x.powi_scalar(2).sum(),
             Output::Map(x) => x.powi_scalar(2).sum(),
+            Output::Table(x) => x.powi_scalar(2).sum(),
         };
         let outputs = net.outputs(batch(&net, &device), &Pass::default());
         let loss = outputs.into_iter().map(square).reduce(|a, b| a + b).unwrap();

@@ -52,7 +52,7 @@ fn others(net: &Network) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let mut tensors = Vec::new();
     for_each(net, |row, values| {
         let name = &table.name[row];
-        if ![".range", ".step", ".scheme", ".removed"].iter().any(|end| name.ends_with(end)) {
+        if ![".range", ".step", ".scheme", ".removed", ".threshold"].iter().any(|end| name.ends_with(end)) {
             tensors.push((format!("module.{name}"), table.shape[row].clone(), values.to_vec()));
         }
     });
@@ -107,7 +107,24 @@ type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)]
 /// Names of timm's and Hugging Face's files, spot-checked against those of the networks.
 #[test]
 fn names_of_other_projects() {
-    let cases: [Case; 3] = [
+    let cases: [Case; 4] = [
+        (
+            "TensorFlow's SSD",
+            "ssd_mobilenet_v1_face",
+            &[
+                ("MobilenetV1/Conv2d_0_pointwise/weights", "backbone.0.conv.weight"),
+                ("MobilenetV1/Conv2d_0_pointwise/BatchNorm/beta", "backbone.0.bn.bias"),
+                ("MobilenetV1/Conv2d_13_depthwise/depthwise_weights", "backbone.13.depth.conv.weight"),
+                (
+                    "MobilenetV1/Conv2d_13_depthwise/BatchNorm/moving_variance",
+                    "backbone.13.depth.bn.running_var",
+                ),
+                ("MobilenetV1/Conv2d_2_pointwise/BatchNorm/gamma", "backbone.2.point.bn.weight"),
+                ("Prediction/Conv2d_7_pointwise/weights", "extras.7.conv.weight"),
+                ("Prediction/BoxPredictor_0/BoxEncodingPredictor/biases", "boxes.0.bias"),
+                ("Prediction/BoxPredictor_5/ClassPredictor/weights", "scores.5.weight"),
+            ],
+        ),
         (
             "timm's EfficientNet",
             "efficientnet_b0",

@@ -8,6 +8,8 @@ use lacuna_models::mobilenet::MOBILENET_SIZES;
 use lacuna_models::mobilenet_v2::MOBILENET_V2_SIZES;
 use lacuna_models::mobilenet_v3::MOBILENET_V3_SIZES;
 use lacuna_models::resnet::RESNET_SIZES;
+use lacuna_models::ssd::{SSD_MOBILENET_SIZES, SSD_RESNET_SIZES, Ssd};
+use lacuna_models::ssdlite::SSDLITE_SIZES;
 use lacuna_models::yolo::YOLO_SIZES;
 use lacuna_models::{InputShape, MODELS, Network, Output, find};
 use lacuna_nn::layers::Init;
@@ -30,8 +32,12 @@ fn rows_say_what_they_build() {
         let x: Input = match row.input {
             // Images and sequences of any size do; large ones would take seconds.
             InputShape::Image([c, h, _]) => {
-                // Detectors halve an image five times and double it again.
-                let [h, w] = if h == 640 { [32, 64] } else { [h.min(33), h.min(40)] };
+                // YOLO halves an image five times and doubles it again; the last maps of an SSD on ResNet need all of it.
+                let [h, w] = match net {
+                    Network::Yolo(_) => [32, 64],
+                    Network::Ssd(Ssd::ResNet(_)) => [h; 2],
+                    _ => [h.min(33), h.min(40)],
+                };
                 Tensor::<4>::zeros([2, c, h, w], &Device::flex()).into()
             }
             InputShape::Tokens { .. } => {
@@ -39,12 +45,25 @@ fn rows_say_what_they_build() {
                 Tokens { ids, mask: None }.into()
             }
         };
+        let mut tables = Vec::new();
         for output in net.outputs(x, &Pass::default()) {
             match output {
                 Output::Logits(logits) => assert_eq!(logits.dims(), [2, row.classes], "{}", row.name),
                 // Three anchors, each with a box and a score.
                 Output::Map(map) => assert_eq!(map.dims()[..2], [2, 3 * (5 + row.classes)], "{}", row.name),
+                Output::Table(table) => tables.push(table.dims()),
             }
+        }
+        let (scores, name) = (1 + row.classes, row.name);
+        match (&net, tables.as_slice()) {
+            (Network::Ssd(Ssd::ResNet(_)), tables) => {
+                assert_eq!(tables, [[2, 4, 8732], [2, scores, 8732]], "{name}")
+            }
+            (Network::Ssd(_), &[boxes, others]) => {
+                let n = boxes[1];
+                assert_eq!([boxes, others], [[2, n, 4], [2, n, scores]], "{name}");
+            }
+            (_, tables) => assert!(tables.is_empty(), "{name}: {tables:?}"),
         }
     }
 }
@@ -60,6 +79,9 @@ fn every_size_of_a_family_is_a_row_and_names_are_unique() {
         EFFICIENTNET_B_SIZES.iter().map(|s| s.name).collect(),
         BERT_SIZES.iter().map(|s| s.name).collect(),
         YOLO_SIZES.iter().map(|s| s.name).collect(),
+        SSD_RESNET_SIZES.iter().map(|s| s.name).collect(),
+        SSD_MOBILENET_SIZES.iter().map(|s| s.name).collect(),
+        SSDLITE_SIZES.iter().map(|s| s.name).collect(),
     ]
     .concat();
     let rows: Vec<&str> = MODELS.iter().map(|row| row.name).collect();
@@ -71,7 +93,7 @@ fn every_size_of_a_family_is_a_row_and_names_are_unique() {
 }
 
 /// Tensors of published state dicts, without the counters of batch norms (`num_batches_tracked`).
-const PUBLISHED: [(&str, usize, &[&str]); 11] = [
+const PUBLISHED: [(&str, usize, &[&str]); 13] = [
     (
         "resnet18",
         102,
@@ -140,6 +162,40 @@ const PUBLISHED: [(&str, usize, &[&str]); 11] = [
     ),
     ("yolov3", 72 * 5 + 3 * 2, &["model.4.1.cv2.conv.weight", "model.28.m.0.bias"]),
     (
+        "ssd300_resnet50",
+        // 43 convolutions of the ResNet and 10 behind it, with their norms, and 12 with a bias.
+        53 * 5 + 12 * 2,
+        &[
+            "feature_extractor.feature_extractor.0.weight",
+            "feature_extractor.feature_extractor.1.running_mean",
+            "feature_extractor.feature_extractor.4.0.downsample.0.weight",
+            "feature_extractor.feature_extractor.6.5.bn3.bias",
+            "additional_blocks.0.0.weight",
+            "additional_blocks.4.4.running_var",
+            "loc.5.bias",
+            "conf.0.weight",
+        ],
+    ),
+    (
+        "ssdlite320_mobilenet_v3_large",
+        // Of the backbone 46 convolutions with norms and 8 gates, behind it 12 with norms; 12 predictors.
+        (46 + 12) * 5 + 8 * 4 + 12 * 7,
+        &[
+            "backbone.features.0.0.0.weight",
+            "backbone.features.0.1.block.0.1.bias",
+            "backbone.features.0.13.0.weight",
+            "backbone.features.1.0.0.1.running_var",
+            "backbone.features.1.0.1.fc2.weight",
+            "backbone.features.1.0.2.0.weight",
+            "backbone.features.1.2.block.3.1.weight",
+            "backbone.features.1.3.0.weight",
+            "backbone.extra.3.2.1.running_mean",
+            "head.classification_head.module_list.0.0.0.weight",
+            "head.classification_head.module_list.5.1.bias",
+            "head.regression_head.module_list.2.0.1.weight",
+        ],
+    ),
+    (
         "mobilenet_v1",
         137,
         &[
@@ -187,8 +243,9 @@ const PUBLISHED: [(&str, usize, &[&str]); 11] = [
 fn names_are_the_published_ones() {
     for (model, tensors, names) in PUBLISHED {
         let table = ParamTable::of(&built(model));
-        let of_quantisers =
-            |name: &&String| [".range", ".step", ".scheme", ".removed"].iter().any(|end| name.ends_with(end));
+        let of_quantisers = |name: &&String| {
+            [".range", ".step", ".scheme", ".removed", ".threshold"].iter().any(|end| name.ends_with(end))
+        };
         assert_eq!(table.name.iter().filter(|name| !of_quantisers(name)).count(), tensors, "{model}");
         for name in names {
             assert!(table.row(name).is_some(), "{model} has no '{name}'");

@@ -1,10 +1,13 @@
 //! Letterbox, heads and suppression against numbers worked out by hand or by other means.
 
 use lacuna_data::RgbImage8;
-use lacuna_pipelines::boxes::{Detection, iou, nms};
+use lacuna_ir::Graph;
+use lacuna_pipelines::boxes::{Detection, Suppression, iou, nms, suppress};
+use lacuna_pipelines::classes::names;
 use lacuna_pipelines::draw::{draw, save_png};
+use lacuna_pipelines::head_table::of_shapes;
 use lacuna_pipelines::heads::{Head, Result as Output};
-use lacuna_pipelines::letterbox::{GREY, Placement, letterbox};
+use lacuna_pipelines::letterbox::{Frame, GREY, Placement, letterbox};
 
 fn picture(h: usize, w: usize) -> RgbImage8 {
     RgbImage8 { h, w, pixels: vec![7; h * w * 3] }
@@ -31,6 +34,12 @@ fn a_wide_picture_lies_in_the_middle_and_boxes_come_back() {
     assert_eq!([boxed.pixels[0], boxed.pixels[31 * 3], boxed.pixels[32 * 3]], [7, 7, GREY]);
     assert_eq!(placed.origin, [0.0, 0.0]);
     assert!(letterbox(&picture(0, 5), 64, 64, Placement::Centre).is_err());
+    // Stretched, nothing is around it; and a box comes back with the shape that it had.
+    let stretched = Frame { placement: Placement::Stretch, fill: 0 };
+    let (boxed, placed) = letterbox(&picture(50, 100), 64, 64, stretched).unwrap();
+    assert!(boxed.pixels.iter().all(|&p| p == 7));
+    close(placed.undo([32.0, 16.0, 64.0, 32.0]), [50.0, 12.5, 100.0, 25.0]);
+    assert_eq!(placed.place([50.0, 25.0]), [32.0, 32.0]);
 }
 
 #[test]
@@ -43,6 +52,38 @@ fn overlap_and_suppression() {
     let kept = nms(found.clone(), 0.5, 10);
     assert_eq!(kept, [at(0.0, 0, 0.9), at(20.0, 0, 0.6), at(0.0, 1, 0.3)]);
     assert_eq!(nms(found, 0.5, 1), [at(0.0, 0, 0.9)]);
+
+    // A chain: the second overlaps the first, the third the second only. Hidden boxes hide others in fast suppression.
+    let chain = [at(0.0, 0, 0.9), at(4.0, 0, 0.8), at(8.0, 0, 0.7)];
+    assert!(
+        iou(&chain[0].corners, &chain[1].corners) > 0.4 && iou(&chain[0].corners, &chain[2].corners) < 0.4
+    );
+    assert_eq!(suppress(&chain, Suppression::Greedy, 0.4, 10), [0, 2]);
+    assert_eq!(suppress(&chain, Suppression::Fast, 0.4, 10), [0]);
+}
+
+/// Against the matrix of all overlaps, as the paper computes it.
+#[test]
+fn fast_suppression_is_that_of_the_matrix() {
+    let mut state = 7u32;
+    let mut next = |most: f32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32 * most
+    };
+    let mut any = || {
+        let (x, y) = (next(40.0), next(40.0));
+        let corners = [x, y, x + 5.0 + next(20.0), y + 5.0 + next(20.0)];
+        Detection { corners, class: next(3.0) as usize, score: next(1.0) }
+    };
+    let found: Vec<Detection> = (0..60).map(|_| any()).collect();
+    let worst = |i: &usize| {
+        let better = |d: &&Detection| d.class == found[*i].class && d.score > found[*i].score;
+        found.iter().filter(better).map(|d| iou(&d.corners, &found[*i].corners)).fold(0.0, f32::max)
+    };
+    let mut want: Vec<usize> = (0..60).filter(|i| worst(i) <= 0.3).collect();
+    want.sort_by(|&a, &b| found[b].score.total_cmp(&found[a].score));
+    assert_eq!(suppress(&found, Suppression::Fast, 0.3, 100), want);
+    assert!(want.len() < suppress(&found, Suppression::Greedy, 0.3, 100).len());
 }
 
 /// The inverse of a sigmoid.
@@ -89,13 +130,13 @@ fn maps_with_distributions() {
 #[test]
 fn tables_of_others() {
     // 64 x 64: 64 + 16 + 4 cells.
-    let kind = |shape: &[usize]| Head::of_shapes(&[shape.to_vec()], [64, 64]);
+    let kind = |shape: &[usize]| of_shapes(&[shape.to_vec()], [64, 64]).map(|found| found.1);
     let strides = vec![8, 16, 32];
     assert_eq!(kind(&[84, 7]), Some(Head::Grid { strides: strides.clone() }));
     assert_eq!(kind(&[252, 7]), Some(Head::Rows));
     assert_eq!(kind(&[6, 84]), Some(Head::Columns));
     assert_eq!(kind(&[3, 4]), None);
-    assert_eq!(Head::of_shapes(&[vec![84, 7], vec![1, 1]], [64, 64]), None);
+    assert!(of_shapes(&[vec![84, 7], vec![1, 1]], [64, 64]).is_none());
 
     let found = Head::Rows.decode(
         &[Output { dims: &[1, 7], values: &[10.0, 20.0, 4.0, 6.0, 0.5, 0.2, 0.9] }],
@@ -134,4 +175,47 @@ fn boxes_are_drawn_wherever_they_lie() {
     save_png(&drawn, &path).unwrap();
     assert_eq!(lacuna_data::images::load_image(&path).unwrap(), drawn);
     assert!(save_png(&drawn, &dir.path().join("no/such/folder.png")).is_err());
+}
+
+#[test]
+fn names_of_classes() {
+    let with = |key: &str, text: &str, classes: usize| {
+        let mut graph = Graph::new("g");
+        graph.metadata.push((key.into(), text.into()));
+        names(&graph, classes)
+    };
+    // As Ultralytics writes them; what makes no sense, or has another number, says nothing.
+    let three = r#"{0: 'a', 1: "b's", 2:'c, d: e'}"#;
+    assert_eq!(with("names", three, 3).unwrap(), ["a", "b's", "c, d: e"]);
+    for text in
+        ["", "{}", "{0: 'a'", "{1: 'a'}", "{0: a}", "{0: 'a}", "{0}", "{0: 'a', 0: 'b'}", "{0: 'ä' 2}", three]
+    {
+        assert_eq!(with("names", text, 1).unwrap(), ["0"], "{text}");
+    }
+    assert_eq!(with("lacuna.classes", r#"["one"]"#, 1).unwrap(), ["one"]);
+    assert!(with("lacuna.classes", r#"["one"]"#, 2).unwrap_err().contains("1 names for 2 classes"));
+    assert!(with("lacuna.classes", "one", 1).is_err());
+    // COCO's, and its numbers, of which some name nothing.
+    let ninety = with("", "", 90).unwrap();
+    let some = [0, 10, 11, 89].map(|i: usize| ninety[i].as_str());
+    assert_eq!(some, ["person", "fire hydrant", "unused 12", "toothbrush"]);
+    assert_eq!(with("", "", 80).unwrap()[79], "toothbrush");
+}
+
+#[test]
+fn labels_do_not_cover_each_other() {
+    let drawn = |found: &[Detection]| {
+        let mut drawn = picture(80, 200);
+        draw(&mut drawn, found, &["cat".to_owned(), "dog".to_owned()]);
+        drawn
+    };
+    let at = |class: usize| Detection { corners: [20.0, 20.0, 150.0, 70.0], class, score: 0.5 };
+    let (both, first) = (drawn(&[at(0), at(1)]), drawn(&[at(0)]));
+    let pixel = |p: &RgbImage8, y: usize, x: usize| p.pixels[(y * 200 + x) * 3..][..3].to_vec();
+    // The better one's label stays as it is, above the box; the other's is below that.
+    let label = |p: &RgbImage8| {
+        (11..20).flat_map(|y| (20..60).map(move |x| (y, x))).map(|(y, x)| pixel(p, y, x)).collect::<Vec<_>>()
+    };
+    assert_eq!(label(&both), label(&first));
+    assert_eq!(pixel(&both, 21 + 2, 20 + 30), [0x21, 0x6c, 0xb0]);
 }

@@ -9,6 +9,8 @@ use lacuna_models::mobilenet::{MobileNet, MobileNetSize};
 use lacuna_models::mobilenet_v2::{MobileNetV2, MobileNetV2Size};
 use lacuna_models::mobilenet_v3::{LARGE, MobileNetV3, MobileNetV3Size, SMALL};
 use lacuna_models::resnet::{BOTTLENECK, BlockKind, ResNet, ResNetSize, Stem};
+use lacuna_models::ssd::{Extra, Ssd, SsdMobileNet, SsdMobileNetSize, SsdResNet, SsdResNetSize};
+use lacuna_models::ssdlite::{SsdLite, SsdLiteSize};
 use lacuna_models::yolo::{V3_SPP, V5, Yolo, YoloSize};
 use lacuna_nn::layers::Init;
 use lacuna_nn::params::{ParamTable, update_each};
@@ -40,6 +42,16 @@ const YOLO: [YoloSize; 2] = [
     YoloSize { name: "v3", classes: CLASSES, plan: &V3_SPP, depth: 0.125, width: 0.03125 },
 ];
 
+const SSD_RESNET: SsdResNetSize = SsdResNetSize {
+    name: "small",
+    classes: CLASSES,
+    stages: [(8, 1), (8, 1), (16, 2)],
+    extras: &[Extra(8, 16, true), Extra(8, 16, false)],
+    per_cell: &[4, 6, 4],
+};
+const SSD_MOBILENET: SsdMobileNetSize =
+    SsdMobileNetSize { name: "eighth", classes: CLASSES, width_percent: 13, padded: false };
+const SSDLITE: SsdLiteSize = SsdLiteSize { name: "quarter", classes: CLASSES, width: 0.25 };
 /// Networks that take images of three channels.
 pub fn of_images(init: &mut Init) -> Vec<(&'static str, Network)> {
     vec![
@@ -55,6 +67,9 @@ pub fn of_images(init: &mut Init) -> Vec<(&'static str, Network)> {
         ("EfficientNet-B", Network::EfficientNetB(EfficientNetB::new(&EFFICIENTNET_B, init))),
         ("YOLOv5", Network::Yolo(Yolo::new(&YOLO[0], init))),
         ("YOLOv3-SPP", Network::Yolo(Yolo::new(&YOLO[1], init))),
+        ("SSD on ResNet", Network::Ssd(Ssd::ResNet(SsdResNet::new(&SSD_RESNET, init)))),
+        ("SSD on MobileNet", Network::Ssd(Ssd::MobileNet(SsdMobileNet::new(&SSD_MOBILENET, init)))),
+        ("SSDLite", Network::Ssd(Ssd::Lite(SsdLite::new(&SSDLITE, init)))),
     ]
 }
 
@@ -68,10 +83,12 @@ fn cut(net: Network) -> Network {
     })
 }
 
-/// Height and width of an image that a network takes: detectors halve it five times and double it again.
+/// Height and width of an image that a network takes: YOLO halves it five times and doubles it again; SSD on ResNet cuts
+/// the edges off a map of a sixteenth.
 pub fn image_size(net: &Network) -> [usize; 2] {
     match net {
         Network::Yolo(_) => [64, 32],
+        Network::Ssd(_) => [64, 48],
         _ => [33, 40],
     }
 }
