@@ -12,13 +12,15 @@ import sys
 import numpy as np
 import onnxruntime as ort
 
+import exact
+
 
 def main():
     model, inputs, logits, top1, atol = sys.argv[1:]
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 2
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = exact.session(model, options)
     x, ours = np.load(inputs), np.load(logits)
     name = session.get_inputs()[0].name
     theirs = np.concatenate([session.run(None, {name: x[i : i + 500]})[0] for i in range(0, len(x), 500)])

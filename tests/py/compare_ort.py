@@ -16,6 +16,7 @@ import sys
 import numpy as np
 import onnxruntime as ort
 
+import exact
 from check_onnx import check, one_line
 
 
@@ -26,7 +27,7 @@ def run(path, optimise):
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(str(path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    session = exact.session(path / "model.onnx", options)
     inputs = {x.name: np.load(path / f"input_{i}.npy") for i, x in enumerate(session.get_inputs())}
     return session.run(None, inputs)
 

