@@ -24,7 +24,7 @@
 )]
 
 use bytes::Bytes;
-use lacuna_ir::{DType, Graph, text};
+use lacuna_ir::{Graph, text};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -97,22 +97,19 @@ pub fn save(g: &Graph, path: impl AsRef<Path>) -> Result<u64> {
 /// The file's bytes. Rows that nothing reads are left out.
 pub fn to_bytes(g: &Graph) -> Result<Vec<u8>> {
     lacuna_ir::verify::verify(g)?;
-    let (text, values) = text::print_with_blobs(g);
+    let (text, blobs) = text::print_with_blobs(g);
     let mut file = Vec::new();
     file.extend_from_slice(MAGIC);
     let large = |what, got| Error::TooLarge { what, got, max: u64::from(u32::MAX) };
-    for (what, n) in
-        [("", 0), ("bytes of the graph's text", text.len()), ("constants", values.len()), ("", 0)]
+    for (what, n) in [("", 0), ("bytes of the graph's text", text.len()), ("constants", blobs.len()), ("", 0)]
     {
         let n = u32::try_from(n).map_err(|_| large(what, u64::try_from(n).unwrap_or(u64::MAX)))?;
         file.extend_from_slice(&n.to_le_bytes());
     }
     file.extend_from_slice(text.as_bytes());
     fill_line(&mut file);
-    for value in values {
-        let bytes = g.const_bytes(value).map_or(&[][..], |bytes| bytes);
-        let dtype = g.value_dtype.get(value).copied().unwrap_or(DType::U8);
-        let (coding, elements, data) = encode(bytes, dtype.size());
+    for (dtype, bytes) in blobs {
+        let (coding, elements, data) = encode(&bytes, dtype.size());
         let elements = u32::try_from(elements).map_err(|_| large("elements of a constant", u64::MAX))?;
         file.extend_from_slice(&coding.to_le_bytes());
         file.extend_from_slice(&elements.to_le_bytes());

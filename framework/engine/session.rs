@@ -239,8 +239,8 @@ fn bind_batch(g: &Graph, batch: usize, symbols: &mut [u64]) {
 }
 
 /// Sizes to begin with: [`LENGTH`], then what networks take that do not take that. Readers of text lines want a height
-/// of 48 or 32, short sequences have few positions.
-const FIRST_SIZES: [u64; 9] = [LENGTH, 64, 48, 32, 16, 8, 4, 2, 1];
+/// of 48 or 32, short sequences have few positions, windows of sound have some hundred samples.
+const FIRST_SIZES: [u64; 12] = [LENGTH, 64, 48, 32, 16, 8, 4, 2, 1, 256, 512, 1024];
 
 /// A binding to begin with: of the first of [`FIRST_SIZES`] that the network takes.
 fn first_binding(g: &Graph, batch: usize) -> Result<(Vec<u64>, Binding)> {

@@ -6,13 +6,14 @@
 //! (`passes::drop_dead` and [`Graph::compact`] clear the tables).
 
 use crate::error::{Error, Result};
-use crate::ids::{ConstId, Id, IdVec, OpId, Range32, SymbolId, ValueId};
+use crate::ids::{BodyId, ConstId, Id, IdVec, OpId, Range32, SymbolId, ValueId};
 use crate::op::{Attr, OpKind};
 use crate::symbols::{Element, SYMBOLS_MAX, Scope, Symbols};
 use crate::tensor::{DType, Dim, Tensor, element_count};
 use bytes::Bytes;
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Where a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,9 @@ pub struct Graph {
 
     /// Bytes of constants: little-endian, row-major, exactly as long as dtype and shape ask for.
     pub consts: IdVec<ConstId, Bytes>,
+
+    /// Graphs that ops of this one run ([`crate::flow`]). What a body reads of this graph is an input of it.
+    pub bodies: IdVec<BodyId, Arc<Graph>>,
 
     pub inputs: Vec<ValueId>,
     pub outputs: Vec<ValueId>,
@@ -336,6 +340,7 @@ impl Graph {
         let mut g = Graph::new(&self.name);
         g.metadata = self.metadata.clone();
         g.symbols = self.symbols.clone();
+        g.bodies = self.bodies.clone();
         let mut map: IdVec<ValueId, Option<ValueId>> = IdVec::filled(None, self.value_name.len());
         for &v in &self.inputs {
             map[v] = Some(g.add_input(&self.value_name[v], self.value_dtype[v], self.shape(v)));

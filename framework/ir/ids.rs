@@ -39,6 +39,8 @@ ids! {
     OpId "op";
     /// One value (input, constant or result of an op): a row of the `value_*` columns.
     ValueId "v";
+    /// One graph inside of a graph, which an op runs.
+    BodyId "body";
     /// One constant's bytes.
     ConstId "const";
     /// One symbolic dimension, such as the batch.

@@ -10,6 +10,7 @@
 pub mod bind;
 pub mod elements;
 pub mod error;
+pub mod flow;
 pub mod graph;
 pub mod ids;
 pub mod interp;
@@ -25,7 +26,7 @@ pub mod verify;
 
 pub use error::{Error, Result};
 pub use graph::{Def, Graph, Uses};
-pub use ids::{ConstId, Id, IdVec, OpId, Range32, SymbolId, ValueId};
+pub use ids::{BodyId, ConstId, Id, IdVec, OpId, Range32, SymbolId, ValueId};
 pub use op::{Attr, OPS, OpKind};
 pub use symbols::{Element, SymbolDef, Symbols};
 pub use tensor::{DType, Dim, Elements, Tensor, element_count};

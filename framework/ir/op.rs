@@ -7,6 +7,7 @@
 //! Adding an op touches three places: a row here (with a rule in `shape/`), a function in `reference/`,
 //! a row in the ONNX table; and a kernel row in the engine where it pays.
 
+use crate::ids::BodyId;
 use crate::params::Params;
 use crate::reference;
 use crate::shape;
@@ -288,6 +289,23 @@ pub struct QAttentionAttr {
     pub out: Requant,
 }
 
+/// The graphs of a choice, see [`OpKind::If`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IfAttr {
+    pub then_body: BodyId,
+    /// Absent: the condition must hold. What is made of it otherwise has another number of dimensions, which a value
+    /// of a graph cannot have.
+    pub else_body: Option<BodyId>,
+}
+
+/// The graph that a loop repeats, see [`OpKind::Loop`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoopAttr {
+    pub body: BodyId,
+    /// Values that one turn hands to the next.
+    pub states: u32,
+}
+
 /// Attributes of one op: a small `Copy` value, one column of the graph.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Attr {
@@ -321,6 +339,8 @@ pub enum Attr {
     Spatial(SpatialAttr),
     /// The equation of an einsum.
     Equation(Equation),
+    If(IfAttr),
+    Loop(LoopAttr),
 }
 
 /// One kind of op. `inputs` is the fewest and the most; a trailing optional input may be `ValueId::NONE`.
@@ -586,6 +606,14 @@ ops! {
     /// x rounded through a narrower type of floats, which the graph has not.
     RoundFloat           Model  1..=1    Params   same_f32        unary::round_float;
 
+    // Ops that run other graphs: their rules and what they do are in [`crate::flow`], which sees these.
+    /// condition, then what both bodies read: results of one of them.
+    If                   Model  1..=1024 If       of_bodies       flow::of_bodies;
+    /// Optional number of turns (i64), optional condition, states, then what else the body reads. The body reads the
+    /// turn's number, the condition, states, and that; it makes the condition of the next turn, states, and parts.
+    /// Results: the last states, and of each part those of all turns, one after the other in a new first dimension.
+    Loop                 Model  2..=1024 Loop     of_bodies       flow::of_bodies;
+
     // ---- engine ops
     /// The bytes of `DynamicQuantizeLinear` without their zero point, as f32, and their scale.
     DynamicCentred       Engine 1..=1    None     dynamic_centred integer::dynamic_centred;
@@ -673,6 +701,8 @@ impl Attr {
             Attr::Params(_) => "Params",
             Attr::Spatial(_) => "Spatial",
             Attr::Equation(_) => "Equation",
+            Attr::If(_) => "If",
+            Attr::Loop(_) => "Loop",
         }
     }
 }

@@ -10,10 +10,12 @@
 //!    the dtypes and shapes that its shape rule infers; where the rule cannot say, the graph may.
 //! 7. Names of inputs are not empty and distinct; so are names of outputs, which a caller can read: each is an
 //!    input, a constant or the result of a live op.
+//! 8. All this holds of its bodies, which lie no deeper than [`crate::flow::BODIES_DEEP_MAX`] graphs within graphs.
 //!
 //! Ops that are not in `order` are dead rows: only (1) and (2) are asked of them. Every pass must keep all of this.
 
 use crate::error::{Error, Result};
+use crate::flow::BODIES_DEEP_MAX;
 use crate::graph::{Def, Graph};
 use crate::ids::{Id, OpId, Range32, ValueId};
 use crate::shape;
@@ -22,6 +24,17 @@ use std::collections::HashSet;
 
 /// Checks every invariant at the head of this file; the error names the op or value that breaks one.
 pub fn verify(g: &Graph) -> Result<()> {
+    verify_at(g, 0)
+}
+
+fn verify_at(g: &Graph, depth: usize) -> Result<()> {
+    if depth > BODIES_DEEP_MAX {
+        return invalid(format!("graphs lie within graphs deeper than {BODIES_DEEP_MAX}"));
+    }
+    // Rules of ops with bodies read them.
+    for (id, body) in g.bodies.iter() {
+        verify_at(body, depth + 1).map_err(|e| Error::Invalid(format!("{id:?} '{}': {e}", body.name)))?;
+    }
     columns(g)?;
     shapes(g)?;
     definitions(g)?;

@@ -18,7 +18,7 @@ use crate::proto::{AttributeProto, GraphProto, NodeProto};
 use crate::read::is_default_domain;
 use std::collections::HashSet;
 
-const MICROSOFT: &str = "com.microsoft";
+pub const MICROSOFT: &str = "com.microsoft";
 
 /// One op that others stand for.
 struct Composite {

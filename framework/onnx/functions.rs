@@ -231,7 +231,8 @@ fn given(attribute: &mut AttributeProto, call: &NodeProto, f: &FunctionProto) {
     }
 }
 
-fn graphs_of(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
+/// The graphs that an attribute holds.
+pub fn graphs_of(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
     attribute.g.as_deref().into_iter().chain(&attribute.graphs)
 }
 

@@ -9,7 +9,7 @@
 
 use crate::error::{Error, Result};
 use crate::proto::attribute_proto::AttributeType;
-use crate::proto::{AttributeProto, NodeProto, SparseTensorProto, TensorProto};
+use crate::proto::{AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto};
 
 pub struct Node<'m> {
     pub proto: &'m NodeProto,
@@ -142,6 +142,15 @@ impl<'m> Node<'m> {
             Some(AttributeProto { sparse_tensor: Some(t), .. }) => Ok(Some(t)),
             Some(_) => Err(self.attribute(name, "holds no tensor")),
             None => Ok(None),
+        }
+    }
+
+    /// A graph that must be there.
+    pub fn graph(&self, name: &str) -> Result<&'m GraphProto> {
+        match self.typed(name, AttributeType::Graph)? {
+            Some(AttributeProto { g: Some(graph), .. }) => Ok(graph),
+            Some(_) => Err(self.attribute(name, "holds no graph")),
+            None => Err(self.attribute(name, "is absent, it is required")),
         }
     }
 

@@ -15,25 +15,28 @@
     clippy::as_conversions
 )]
 
+mod at_once;
+mod bodies;
+pub(crate) mod control;
+mod nodes;
+mod order;
+
 use crate::error::{Error, Result};
 use crate::external::Files;
 use crate::node::Node;
-use crate::ops::{OnnxOp, Read, onnx_ops, params::read_params};
 use crate::proto::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
 use crate::proto::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TypeProto, ValueInfoProto, type_proto,
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto, ValueInfoProto, type_proto,
 };
 use crate::scan;
 use crate::tensor::{self, Constant, DIM_MAX, RANK_MAX};
 use crate::{composite, functions};
+use bodies::{Captures, Outer};
 use bytes::Bytes;
-use lacuna_ir::params::{Params, params_of};
-use lacuna_ir::shape::VALUE_BYTES_MAX;
 use lacuna_ir::tensor::TENSOR_ELEMENTS_MAX;
-use lacuna_ir::{Attr, DType, Dim, Graph, Id, OpKind, Tensor, ValueId, element_count};
+use lacuna_ir::{DType, Dim, Graph, ValueId};
 use prost::Message;
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 
@@ -43,42 +46,6 @@ pub const FILE_BYTES_MAX: u64 = 8 << 30;
 /// operands, which is an error.
 pub const OPSET_MIN: i64 = 1;
 pub const OPSET_MAX: i64 = 28;
-/// The most unsupported nodes of a file that an error names.
-const LACKING_MAX: usize = 1000;
-/// Ops of shape arithmetic: done at once where all they read is known and small. What quantises weights is not among
-/// them, nor what takes long.
-const AT_ONCE: &[OpKind] = &[
-    OpKind::Shape,
-    OpKind::Add,
-    OpKind::Sub,
-    OpKind::Mul,
-    OpKind::Div,
-    OpKind::Mod,
-    OpKind::Neg,
-    OpKind::Floor,
-    OpKind::Ceil,
-    OpKind::Min,
-    OpKind::Max,
-    OpKind::Equal,
-    OpKind::Less,
-    OpKind::Greater,
-    OpKind::And,
-    OpKind::Or,
-    OpKind::Not,
-    OpKind::Where,
-    OpKind::Cast,
-    OpKind::Concat,
-    OpKind::Slice,
-    OpKind::Gather,
-    OpKind::Squeeze,
-    OpKind::Unsqueeze,
-    OpKind::Reshape,
-    OpKind::Expand,
-    OpKind::Range,
-    OpKind::ReduceProd,
-    OpKind::ScatterElements,
-    OpKind::ScatterND,
-];
 const NAME_BYTES_MAX: usize = 4096;
 /// The most symbols among the dimensions of inputs.
 const SYMBOLS_MAX: usize = 256;
@@ -177,39 +144,46 @@ enum Source {
     Node(usize),
 }
 
+/// What names mean in one graph of the file. It may be part of the graph around it, as the branch of a choice that is
+/// known.
+struct Scope<'m> {
+    names: HashMap<&'m str, Source>,
+    /// How many graphs lie around the one that these values are of.
+    level: usize,
+}
+
 /// The graph as far as it is read, and what names mean.
 pub struct Reader<'m> {
     pub graph: Graph,
-    names: HashMap<&'m str, Source>,
+    /// The innermost last. Graphs inside see the names of those around them.
+    scopes: Vec<Scope<'m>>,
     files: Files,
+    opset: i64,
     /// Inputs and constants of integer types that the graph holds in wider ones.
     widened: HashSet<ValueId>,
+    captures: Captures,
+    /// The graphs around this one, which is a body, the outermost first.
+    outer: Vec<Outer>,
+    /// Nodes of bodies that may be read yet: some are read more than once.
+    nodes_left: usize,
 }
 
 fn read_graph(proto: &GraphProto, opset: i64, files: Files) -> Result<Graph> {
-    let mut r =
-        Reader { graph: Graph::new(&proto.name), names: HashMap::new(), files, widened: HashSet::new() };
-    for sparse in &proto.sparse_initializer {
-        let name = sparse.values.as_ref().map_or("", |v| v.name.as_str());
-        let constant = tensor::read_sparse(sparse, name, &mut r.files)?;
-        let value = r.graph.add_const(name, constant.dtype, &constant.dims, constant.bytes)?;
-        r.declare("initialiser", name, Source::Value(value))?;
-    }
-    for tensor in &proto.initializer {
-        let constant = tensor::read(tensor, &tensor.name, &mut r.files)?;
-        let value = r.graph.add_const(&tensor.name, constant.dtype, &constant.dims, constant.bytes)?;
-        r.widened.extend(Some(value).filter(|_| tensor::is_widened(tensor.data_type)));
-        r.declare("initialiser", &tensor.name, Source::Value(value))?;
-    }
+    let mut r = Reader {
+        graph: Graph::new(&proto.name),
+        scopes: vec![Scope { names: HashMap::new(), level: 0 }],
+        files,
+        opset,
+        widened: HashSet::new(),
+        captures: Captures::default(),
+        outer: Vec::new(),
+        nodes_left: bodies::NODES_MAX,
+    };
+    r.read_initialisers(proto)?;
     for input in &proto.input {
         r.declare_input(input)?;
     }
-    let mut nodes = Vec::with_capacity(proto.node.len());
-    for (index, node) in proto.node.iter().enumerate() {
-        nodes.push(Node::new(node, index, opset));
-        r.declare_outputs(node, index)?;
-    }
-    r.read_nodes(&nodes)?;
+    r.read_all_nodes(proto)?;
     if proto.output.is_empty() {
         return Err(Error::NotOnnx { why: "its graph has no outputs" });
     }
@@ -226,6 +200,31 @@ fn read_graph(proto: &GraphProto, opset: i64, files: Files) -> Result<Graph> {
 impl<'m> Reader<'m> {
     // ---- declarations ------------------------------------------------------------------------------
 
+    fn read_initialisers(&mut self, proto: &'m GraphProto) -> Result<()> {
+        for sparse in &proto.sparse_initializer {
+            let name = sparse.values.as_ref().map_or("", |v| v.name.as_str());
+            let constant = tensor::read_sparse(sparse, name, &mut self.files)?;
+            let value = self.graph.add_const(name, constant.dtype, &constant.dims, constant.bytes)?;
+            self.declare("initialiser", name, Source::Value(value))?;
+        }
+        for tensor in &proto.initializer {
+            let constant = tensor::read(tensor, &tensor.name, &mut self.files)?;
+            let value = self.graph.add_const(&tensor.name, constant.dtype, &constant.dims, constant.bytes)?;
+            self.widened.extend(Some(value).filter(|_| tensor::is_widened(tensor.data_type)));
+            self.declare("initialiser", &tensor.name, Source::Value(value))?;
+        }
+        Ok(())
+    }
+
+    fn read_all_nodes(&mut self, proto: &'m GraphProto) -> Result<()> {
+        let mut nodes = Vec::with_capacity(proto.node.len());
+        for (index, node) in proto.node.iter().enumerate() {
+            nodes.push(Node::new(node, index, self.opset));
+            self.declare_outputs(node, index)?;
+        }
+        self.read_nodes(&nodes)
+    }
+
     fn declare(&mut self, what: &'static str, name: &'m str, source: Source) -> Result<()> {
         if name.len() > NAME_BYTES_MAX {
             let got = u64::try_from(name.len()).unwrap_or(u64::MAX);
@@ -235,7 +234,7 @@ impl<'m> Reader<'m> {
             let what = format!("{what} without a name; give it one");
             return Err(Error::UnsupportedFeature { name: String::new(), what });
         }
-        match self.names.insert(name, source) {
+        match self.scopes.last_mut().and_then(|s| s.names.insert(name, source)) {
             None => Ok(()),
             Some(_) => Err(Error::DuplicateName { what, name: name.to_string() }),
         }
@@ -244,7 +243,7 @@ impl<'m> Reader<'m> {
     /// An initialiser that is listed as an input too (IR 3 asked for that) is a constant.
     fn declare_input(&mut self, input: &'m ValueInfoProto) -> Result<()> {
         let (dtype, shape) = tensor_type(input)?;
-        if let Some(&Source::Value(value)) = self.names.get(input.name.as_str())
+        if let Some((_, Source::Value(value))) = self.find(&input.name)
             && self.graph.const_bytes(value).is_some()
         {
             return Ok(());
@@ -297,329 +296,6 @@ impl<'m> Reader<'m> {
         Ok(())
     }
 
-    // ---- order -------------------------------------------------------------------------------------
-
-    /// Kahn's algorithm (Comm. ACM 5(11), 1962); among nodes that are ready the first of the file comes
-    /// first, so a file that is in order keeps its order.
-    fn topological_order(&self, nodes: &[Node<'_>]) -> Result<Vec<usize>> {
-        let mut readers: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
-        let mut waits: Vec<usize> = vec![0; nodes.len()];
-        for (index, (node, waits)) in nodes.iter().zip(&mut waits).enumerate() {
-            for input in node.proto.input.iter().filter(|i| !i.is_empty()) {
-                let missing =
-                    || Error::MissingValue { value: input.clone(), by: format!("node '{}'", node.name) };
-                if let Source::Node(maker) = self.names.get(input.as_str()).ok_or_else(missing)? {
-                    if let Some(readers) = readers.get_mut(*maker) {
-                        readers.push(index);
-                    }
-                    *waits = waits.saturating_add(1);
-                }
-            }
-        }
-        let ready = waits.iter().enumerate().filter(|(_, waits)| **waits == 0);
-        let mut ready: BinaryHeap<Reverse<usize>> = ready.map(|(i, _)| Reverse(i)).collect();
-        let mut order = Vec::with_capacity(nodes.len());
-        while let Some(Reverse(index)) = ready.pop() {
-            order.push(index);
-            for &reader in readers.get(index).into_iter().flatten() {
-                if let Some(waits) = waits.get_mut(reader) {
-                    *waits = waits.saturating_sub(1);
-                    if *waits == 0 {
-                        ready.push(Reverse(reader));
-                    }
-                }
-            }
-        }
-        match waits.iter().zip(nodes).find(|(waits, _)| **waits > 0) {
-            Some((_, node)) => Err(Error::Cycle { node: node.name.clone() }),
-            None => Ok(order),
-        }
-    }
-
-    // ---- nodes -------------------------------------------------------------------------------------
-
-    /// All nodes, in order. What is not supported does not stop this: the error names every such node, so that one look
-    /// at a file says all that it lacks. Nodes that read what an unsupported one makes are looked up by name only.
-    fn read_nodes(&mut self, nodes: &[Node<'m>]) -> Result<()> {
-        let mut lacking = Vec::new();
-        let mut lost: HashSet<&str> = HashSet::new();
-        for index in self.topological_order(nodes)? {
-            let Some(node) = nodes.get(index) else { continue };
-            if lacking.len() >= LACKING_MAX {
-                break;
-            }
-            let read = match node.proto.input.iter().any(|input| lost.contains(input.as_str())) {
-                true => self.row_of(node).map(|_| false),
-                false => self.read_node(node).map(|()| true),
-            };
-            match read {
-                Ok(true) => continue,
-                Ok(false) => {}
-                Err(error @ (Error::Unsupported { .. } | Error::UnsupportedDType { .. })) => {
-                    lacking.push(error)
-                }
-                // What is wrong with the file comes after what is missing here.
-                Err(error) if lacking.is_empty() => return Err(error),
-                Err(_) => {}
-            }
-            lost.extend(node.proto.output.iter().map(String::as_str).filter(|o| !o.is_empty()));
-        }
-        match (lacking.pop(), lacking.is_empty()) {
-            (None, _) => Ok(()),
-            (Some(only), true) => Err(only),
-            (Some(last), false) => {
-                lacking.push(last);
-                Err(Error::UnsupportedNodes { nodes: lacking })
-            }
-        }
-    }
-
-    /// The row of the op table for a node. `None`: a constant, which needs none.
-    fn row_of(&self, node: &Node<'_>) -> Result<Option<&'static OnnxOp>> {
-        if !is_default_domain(&node.proto.domain) {
-            return Err(node.unsupported("; only the default domain is read: export without custom ops"));
-        }
-        if node.proto.op_type == "Constant" {
-            return Ok(None);
-        }
-        let row = onnx_ops().find(|row| row.name == node.proto.op_type && !matches!(row.read, Read::Never));
-        row.map(Some).ok_or_else(|| node.unsupported(" yet"))
-    }
-
-    fn read_node(&mut self, node: &Node<'m>) -> Result<()> {
-        let proto = node.proto;
-        let Some(row) = self.row_of(node)? else { return self.read_constant_node(node) };
-        let numbers = match row.read {
-            Read::Params => params_of(row.kind),
-            _ => &[],
-        };
-        let known: Vec<&str> = row.attrs.iter().copied().chain(numbers.iter().map(|p| p.name)).collect();
-        node.check_attributes(&known)?;
-        if proto.output.iter().all(String::is_empty) {
-            return Err(node.arity("it has no output with a name".to_string()));
-        }
-        let before = self.graph.value_name.len();
-        let values = match row.read {
-            Read::Op(read) => {
-                let (attr, inputs) = read(self, node)?;
-                self.add(row, node, attr, &inputs)?
-            }
-            Read::Params => {
-                let attr = match numbers {
-                    [] => Attr::None,
-                    _ => Attr::Params(read_params(node, row.kind)?),
-                };
-                self.add(row, node, attr, &self.inputs(node)?)?
-            }
-            Read::Never => return Err(node.unsupported(" yet")),
-            Read::Ops(read) => {
-                let values = read(self, node)?;
-                self.name_results(node, values, before)?
-            }
-        };
-        for (i, output) in proto.output.iter().enumerate().filter(|(_, o)| !o.is_empty()) {
-            match values.get(i) {
-                Some(&value) => drop(self.names.insert(output, Source::Value(value))),
-                None if row.spare_outputs => drop(self.names.remove(output.as_str())),
-                None => return Err(node.unsupported(&format!(" with output number {i}, here '{output}'"))),
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds the op that a node is read as: its results are named as the node's outputs are.
-    fn add(&mut self, row: &OnnxOp, node: &Node<'m>, attr: Attr, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
-        let has =
-            lacuna_ir::shape::infer(&self.graph, row.kind, &attr, inputs).map_or(1, |facts| facts.len());
-        let listed = node.proto.output.iter().rposition(|o| !o.is_empty()).map_or(1, |i| i.saturating_add(1));
-        let mut names = Vec::new();
-        for output in node.proto.output.iter().take(listed.min(has)) {
-            let unnamed = format!("{}.{}", node.name, names.len());
-            names.push(if output.is_empty() { self.unused_name(&unnamed) } else { output.clone() });
-        }
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let made = self.graph.add_op(row.kind, attr, &node.name, inputs, &names)?;
-        Ok(self.settled(row.kind, &attr, inputs, made))
-    }
-
-    /// Gives what a node was read as the names of its outputs. A value that was there before is copied.
-    fn name_results(&mut self, node: &Node<'m>, values: Vec<ValueId>, before: usize) -> Result<Vec<ValueId>> {
-        let mut named: Vec<ValueId> = Vec::with_capacity(values.len());
-        for (value, output) in values.into_iter().zip(&node.proto.output) {
-            let own = value.index() >= before && !named.contains(&value);
-            if output.is_empty() {
-                named.push(value);
-            } else if own {
-                self.graph.rename(value, output);
-                named.push(value);
-            } else {
-                let copy = OpKind::Identity;
-                named.extend(self.graph.add_op(copy, Attr::None, &node.name, &[value], &[output])?);
-            }
-        }
-        Ok(named)
-    }
-
-    /// Adds one of the ops that a node is read as, with one result.
-    pub fn op(&mut self, node: &Node<'_>, kind: OpKind, attr: Attr, inputs: &[ValueId]) -> Result<ValueId> {
-        let name = self.unused_name(&format!("{}.{}", node.name, kind.name()));
-        let made = self.graph.add_op(kind, attr, &node.name, inputs, &[&name])?;
-        let values = self.settled(kind, &attr, inputs, made);
-        values.first().copied().ok_or_else(|| node.arity("it has no result".to_string()))
-    }
-
-    /// As [`Reader::op`], with as many results as the node has outputs.
-    pub fn results(
-        &mut self,
-        node: &Node<'_>,
-        kind: OpKind,
-        attr: Attr,
-        inputs: &[ValueId],
-    ) -> Result<Vec<ValueId>> {
-        let count = node.proto.output.iter().rposition(|o| !o.is_empty()).map_or(1, |i| i.saturating_add(1));
-        let name = |i: usize| self.unused_name(&format!("{}.{}.{i}", node.name, kind.name()));
-        let names: Vec<String> = (0..count).map(name).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let made = self.graph.add_op(kind, attr, &node.name, inputs, &names)?;
-        Ok(self.settled(kind, &attr, inputs, made))
-    }
-
-    /// A tensor that stands in an attribute.
-    pub fn tensor(&mut self, t: &TensorProto, name: &str) -> Result<Constant> {
-        tensor::read(t, name, &mut self.files)
-    }
-
-    /// A list that is an operand in the graph and an attribute in the file.
-    pub fn list(&mut self, node: &Node<'_>, name: &str, values: &[i64]) -> Result<ValueId> {
-        self.add_constant(&format!("{}.{name}", node.name), Constant::list_i64(values))
-    }
-
-    /// The dimensions of a value as an operand: a constant where they are numbers.
-    pub fn shape_of(&mut self, node: &Node<'_>, x: ValueId) -> Result<ValueId> {
-        let dims = self.graph.shape(x).iter().map(|d| d.fixed().and_then(|n| i64::try_from(n).ok()));
-        match dims.collect::<Option<Vec<i64>>>() {
-            Some(dims) => self.list(node, "shape", &dims),
-            None => self.op(node, OpKind::Shape, Attr::Params(Params::usual(OpKind::Shape)), &[x]),
-        }
-    }
-
-    /// What is computed of small constants, or is the shape of a value, is a constant at once: rules then see it. The op
-    /// was the last of the order.
-    fn settled(&mut self, kind: OpKind, attr: &Attr, inputs: &[ValueId], made: Vec<ValueId>) -> Vec<ValueId> {
-        match self.evaluated(kind, attr, inputs, &made) {
-            Some(constants) => {
-                self.graph.order.pop();
-                constants
-            }
-            None => made,
-        }
-    }
-
-    fn evaluated(
-        &mut self,
-        kind: OpKind,
-        attr: &Attr,
-        inputs: &[ValueId],
-        made: &[ValueId],
-    ) -> Option<Vec<ValueId>> {
-        if !AT_ONCE.contains(&kind) {
-            return None;
-        }
-        let small = |g: &Graph, v: &ValueId| {
-            let dims = g.fixed_shape(*v)?;
-            let bytes = element_count(&dims)?.checked_mul(8)?;
-            (bytes <= VALUE_BYTES_MAX).then_some(())
-        };
-        for v in made {
-            small(&self.graph, v)?;
-        }
-        let mut operands: Vec<Option<Tensor>> = Vec::with_capacity(inputs.len());
-        for v in inputs {
-            operands.push(match v.is_none() {
-                true => None,
-                // A shape does not depend on the elements.
-                false if kind == OpKind::Shape => {
-                    let dims = self.graph.fixed_shape(*v)?.iter().map(|d| i64::try_from(*d).ok()).collect();
-                    return self.constant_shape(attr, dims, made);
-                }
-                false => {
-                    self.graph.const_bytes(*v).filter(|b| b.len() <= VALUE_BYTES_MAX)?;
-                    Some(self.graph.const_tensor(*v)?)
-                }
-            });
-        }
-        let operands: Vec<Option<&Tensor>> = operands.iter().map(Option::as_ref).collect();
-        let results = (kind.row().eval)(attr, &operands).ok()?;
-        Some(self.constants(made, &results))
-    }
-
-    fn constant_shape(
-        &mut self,
-        attr: &Attr,
-        dims: Option<Vec<i64>>,
-        made: &[ValueId],
-    ) -> Option<Vec<ValueId>> {
-        let dims = dims?;
-        let (start, end) = lacuna_ir::shape::shape_range(attr, dims.len()).ok()?;
-        let part = dims.get(start..end)?.to_vec();
-        let tensor = Tensor::from_i64(&[part.len()], part);
-        Some(self.constants(made, &[tensor]))
-    }
-
-    fn constants(&mut self, made: &[ValueId], results: &[Tensor]) -> Vec<ValueId> {
-        let of = |(v, t): (&ValueId, &Tensor)| {
-            let name = self.graph.value_name.get(*v).cloned().unwrap_or_default();
-            self.graph.add_tensor(&name, t)
-        };
-        made.iter().zip(results).map(of).collect()
-    }
-
-    /// A name that nothing in the file has.
-    fn unused_name(&self, wanted: &str) -> String {
-        let mut name = wanted.to_string();
-        while self.names.contains_key(name.as_str()) {
-            name.push('_');
-        }
-        name
-    }
-
-    fn read_constant_node(&mut self, node: &Node<'m>) -> Result<()> {
-        node.check_attributes(&[
-            "value",
-            "sparse_value",
-            "value_float",
-            "value_floats",
-            "value_int",
-            "value_ints",
-        ])?;
-        let [output] = node.proto.output.as_slice() else {
-            return Err(node.arity("it must have one output".to_string()));
-        };
-        let mut found: Vec<Constant> = Vec::new();
-        if let Some(t) = node.tensor("value")? {
-            found.push(tensor::read(t, output, &mut self.files)?);
-        }
-        if let Some(t) = node.sparse_tensor("sparse_value")? {
-            found.push(tensor::read_sparse(t, output, &mut self.files)?);
-        }
-        if let Some(v) = node.float("value_float")? {
-            found.push(Constant::scalar_f32(v));
-        }
-        found.extend(node.floats("value_floats")?.map(Constant::list_f32));
-        if let Some(v) = node.int("value_int")? {
-            found.push(Constant { dims: vec![], ..Constant::list_i64(&[v]) });
-        }
-        found.extend(node.ints("value_ints")?.map(Constant::list_i64));
-        let Some(constant) = found.pop().filter(|_| found.is_empty()) else {
-            return Err(node.arity("it must have exactly one value".to_string()));
-        };
-        let value = self.graph.add_const(output, constant.dtype, &constant.dims, constant.bytes)?;
-        if let Some(source) = self.names.get_mut(output.as_str()) {
-            *source = Source::Value(value);
-        }
-        Ok(())
-    }
-
     fn read_output(&mut self, output: &ValueInfoProto) -> Result<()> {
         let name = output.name.as_str();
         let value = self.value(name, "the graph's outputs")?;
@@ -655,11 +331,41 @@ impl<'m> Reader<'m> {
         })
     }
 
+    // ---- names -------------------------------------------------------------------------------------
+
+    /// What a name means in the innermost scope that has it, and which that is.
+    fn find(&self, name: &str) -> Option<(usize, Source)> {
+        let scopes = self.scopes.iter().enumerate().rev();
+        scopes.filter_map(|(i, scope)| Some((i, *scope.names.get(name)?))).next()
+    }
+
+    fn name(&mut self, name: &'m str, source: Source) {
+        if let Some(scope) = self.scopes.last_mut() {
+            scope.names.insert(name, source);
+        }
+    }
+
+    fn forget(&mut self, name: &str) {
+        if let Some(scope) = self.scopes.last_mut() {
+            scope.names.remove(name);
+        }
+    }
+
+    /// A name that nothing in the file has.
+    fn unused_name(&self, wanted: &str) -> String {
+        let mut name = wanted.to_string();
+        while self.find(&name).is_some() {
+            name.push('_');
+        }
+        name
+    }
+
     // ---- operands, for the rows of the op table --------------------------------------------------------
 
+    /// A value of this graph; what a body reads of those around it is captured already.
     fn value(&self, name: &str, by: &str) -> Result<ValueId> {
-        match self.names.get(name) {
-            Some(Source::Value(value)) => Ok(*value),
+        match self.find(name) {
+            Some((_, Source::Value(value))) => Ok(value),
             _ => Err(Error::MissingValue { value: name.to_string(), by: by.to_string() }),
         }
     }

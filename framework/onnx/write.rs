@@ -11,7 +11,8 @@ use crate::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::proto::{self, AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::tensor::{self, Constant};
 use lacuna_ir::op::Level;
-use lacuna_ir::{Def, Dim, Graph, IdVec, OpId, OpKind, ValueId};
+use lacuna_ir::shape::RANK_MAX;
+use lacuna_ir::{BodyId, DType, Def, Dim, Graph, IdVec, OpId, OpKind, ValueId};
 use prost::Message;
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -160,15 +161,26 @@ fn write_graph(g: &Graph, opset: i64) -> Result<(GraphProto, i64)> {
             proto.initializer.push(tensor::write(&names.of[v], g.value_dtype[v], &dims, g.consts[c].clone()));
         }
     }
-    for &op in &g.order {
-        let (nodes, needed) = write_node(g, op, &mut names, &mut proto.initializer, opset)?;
-        needs = needs.max(needed);
-        proto.node.extend(nodes);
-        let inner = g.outputs_of(op).iter().filter(|v| !g.outputs.contains(v));
-        proto.value_info.extend(inner.map(|&v| value_info(g, v, &names)));
-    }
+    write_nodes(g, &mut names, &mut proto, opset, &mut needs)?;
     proto.output.extend(g.outputs.iter().map(|&v| value_info(g, v, &names)));
     Ok((proto, needs))
+}
+
+fn write_nodes(
+    g: &Graph,
+    names: &mut Names,
+    proto: &mut GraphProto,
+    opset: i64,
+    needs: &mut i64,
+) -> Result<()> {
+    for &op in &g.order {
+        let (nodes, needed) = write_node(g, op, names, &mut proto.initializer, opset)?;
+        *needs = (*needs).max(needed);
+        proto.node.extend(nodes);
+        let inner = g.outputs_of(op).iter().filter(|v| !g.outputs.contains(v));
+        proto.value_info.extend(inner.map(|&v| value_info(g, v, names)));
+    }
+    Ok(())
 }
 
 /// Constants that an op or an output reads, in the order of their rows.
@@ -316,19 +328,132 @@ impl NodeOut<'_> {
     }
 }
 
+impl NodeOut<'_> {
+    /// Writes a body as an attribute. Its first `formal` inputs are the graph's; the others are what the op reads from
+    /// input `first` on, by name.
+    pub fn body(&mut self, name: &str, body: BodyId, first: usize, formal: usize) -> Result<(), String> {
+        let g = self.graph.bodies.get(body).cloned().ok_or_else(|| format!("{body:?} does not exist"))?;
+        let taken = std::mem::take(&mut self.names.taken);
+        let mut names = Names { of: IdVec::filled(String::new(), g.value_name.len()), taken };
+        for (&v, &around) in
+            g.inputs.iter().skip(formal).zip(self.graph.inputs_of(self.op).iter().skip(first))
+        {
+            names.of[v] = self.names.of.get(around).cloned().unwrap_or_default();
+        }
+        let written = write_body(&g, formal, &mut names, self.opset);
+        self.names.taken = names.taken;
+        let (graph, needs) = written.map_err(|e| e.to_string())?;
+        self.needs(needs);
+        self.graph_attribute(name, graph);
+        Ok(())
+    }
+
+    fn graph_attribute(&mut self, name: &str, graph: GraphProto) {
+        let g = Some(Box::new(graph));
+        self.attribute(name, AttributeType::Graph, AttributeProto { g, ..AttributeProto::default() });
+    }
+
+    /// What a body reads is no input of the node: `own` are.
+    pub fn drop_captures(&mut self, own: usize) {
+        self.node.input.truncate(own);
+        while self.node.input.last().is_some_and(String::is_empty) {
+            self.node.input.pop();
+        }
+    }
+
+    /// A body for the case that must not be: it makes what `like` makes with another number of dimensions, and fails at that, because
+    /// it looks up what is not there.
+    pub fn failing_body(&mut self, name: &str, like: BodyId) -> Result<(), String> {
+        let g = self.graph.bodies.get(like).cloned().ok_or_else(|| format!("{like:?} does not exist"))?;
+        let condition = self.node.input.first().cloned().unwrap_or_default();
+        let mut graph = GraphProto { name: "must_not_be".to_string(), ..GraphProto::default() };
+        let node = |op: &str, input: [&str; 2], output: &str| NodeProto {
+            op_type: op.to_string(),
+            input: input.iter().filter(|i| !i.is_empty()).map(|i| i.to_string()).collect(),
+            output: vec![output.to_string()],
+            ..NodeProto::default()
+        };
+        let [one, list, number, far, at] = ["one", "list", "number", "far", "at"]
+            .map(|part| self.names.fresh(format!("{condition}.{part}")));
+        for (name, values) in [(&one, &[1][..]), (&far, &[5, 6])] {
+            let Constant { dtype, dims, bytes } = Constant::list_i64(values);
+            graph.initializer.push(tensor::write(name, dtype, &dims, bytes));
+        }
+        let to = AttributeProto {
+            name: "to".to_string(),
+            r#type: AttributeType::Int.into(),
+            i: tensor::code(DType::I64).into(),
+            ..AttributeProto::default()
+        };
+        graph.node.push(node("Reshape", [&condition, &one], &list));
+        graph.node.push(NodeProto { attribute: vec![to], ..node("Cast", [&list, ""], &number) });
+        graph.node.push(node("Add", [&number, &far], &at));
+        for &v in &g.outputs {
+            let [data, result] =
+                ["data", "result"].map(|part| self.names.fresh(format!("{condition}.{part}")));
+            let (rank, dtype) = (g.shape(v).len(), g.value_dtype[v]);
+            let rank = if rank < RANK_MAX { rank + 1 } else { rank - 1 };
+            let bytes = vec![0; dtype.size() << rank].into();
+            graph.initializer.push(tensor::write(&data, dtype, &vec![2; rank], bytes));
+            graph.node.push(node("Gather", [&data, &at], &result));
+            graph.output.push(info(&result, tensor::code(dtype), vec![dimension::Value::DimValue(2); rank]));
+        }
+        self.graph_attribute(name, graph);
+        Ok(())
+    }
+}
+
+/// A body as a graph of the file. An output that no op makes, or that stands twice, is copied.
+fn write_body(g: &Graph, formal: usize, names: &mut Names, opset: i64) -> Result<(GraphProto, i64)> {
+    let mut needs = OPSET;
+    let mut proto = GraphProto { name: g.name.clone(), ..GraphProto::default() };
+    if proto.name.is_empty() {
+        proto.name = "body".to_string();
+    }
+    let consts = live_consts(g);
+    let results = g.order.iter().flat_map(|&op| g.outputs_of(op));
+    for &v in g.inputs.iter().take(formal).chain(&consts).chain(results) {
+        let name = &g.value_name[v];
+        names.of[v] = names.fresh(if name.is_empty() { format!("value_{}", v.0) } else { name.clone() });
+    }
+    proto.input.extend(g.inputs.iter().take(formal).map(|&v| value_info(g, v, names)));
+    for &v in &consts {
+        if let (Def::Const(c), Some(dims)) = (g.value_def[v], g.fixed_shape(v)) {
+            proto.initializer.push(tensor::write(&names.of[v], g.value_dtype[v], &dims, g.consts[c].clone()));
+        }
+    }
+    write_nodes(g, names, &mut proto, opset, &mut needs)?;
+    for (i, &v) in g.outputs.iter().enumerate() {
+        let mut output = value_info(g, v, names);
+        if g.producer(v).is_none() || g.outputs.iter().take(i).any(|&before| before == v) {
+            let copy = names.fresh(format!("{}.copy", output.name));
+            proto.node.push(NodeProto {
+                op_type: "Identity".to_string(),
+                input: vec![std::mem::replace(&mut output.name, copy.clone())],
+                output: vec![copy],
+                ..NodeProto::default()
+            });
+        }
+        proto.output.push(output);
+    }
+    Ok((proto, needs))
+}
+
 fn value_info(g: &Graph, v: ValueId, names: &Names) -> ValueInfoProto {
-    let dim = |dim: &Dim| Dimension {
-        denotation: String::new(),
-        value: Some(match *dim {
-            Dim::Fixed(n) => dimension::Value::DimValue(n as i64),
-            Dim::Symbol(s) => dimension::Value::DimParam(g.symbols[s].clone()),
-            Dim::Unknown => dimension::Value::DimParam("?".to_string()),
-        }),
+    let dim = |dim: &Dim| match *dim {
+        Dim::Fixed(n) => dimension::Value::DimValue(n as i64),
+        Dim::Symbol(s) => dimension::Value::DimParam(g.symbols[s].clone()),
+        Dim::Unknown => dimension::Value::DimParam("?".to_string()),
     };
-    let shape = proto::TensorShapeProto { dim: g.shape(v).iter().map(dim).collect() };
-    let tensor = proto::type_proto::Tensor { elem_type: tensor::code(g.value_dtype[v]), shape: Some(shape) };
+    info(&names.of[v], tensor::code(g.value_dtype[v]), g.shape(v).iter().map(dim).collect())
+}
+
+fn info(name: &str, elem_type: i32, dims: Vec<dimension::Value>) -> ValueInfoProto {
+    let dim = |value| Dimension { denotation: String::new(), value: Some(value) };
+    let shape = proto::TensorShapeProto { dim: dims.into_iter().map(dim).collect() };
+    let tensor = proto::type_proto::Tensor { elem_type, shape: Some(shape) };
     ValueInfoProto {
-        name: names.of[v].clone(),
+        name: name.to_string(),
         r#type: Some(proto::TypeProto {
             denotation: String::new(),
             value: Some(proto::type_proto::Value::TensorType(tensor)),

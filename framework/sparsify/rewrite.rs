@@ -66,6 +66,7 @@ pub fn rewrite(g: &Graph, layers: &Layers, edits: &Edits) -> Result<Graph> {
     };
     w.new.metadata.clone_from(&g.metadata);
     w.new.symbols.clone_from(&g.symbols);
+    w.new.bodies.clone_from(&g.bodies);
     for &v in &g.inputs {
         let input = w.new.add_input(&g.value_name[v], g.value_dtype[v], g.shape(v));
         w.made(v, input)?;

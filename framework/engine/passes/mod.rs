@@ -40,6 +40,7 @@ pub struct Pass {
 
 /// The passes, in the order they run.
 pub const PASSES: &[Pass] = &[
+    Pass { name: "simplify_bodies", run: |g, _| Ok(lacuna_ir::passes::simplify_bodies(g)?) },
     Pass { name: "settle_shapes", run: |g, _| Ok(lacuna_ir::passes::settle_shapes(g)?) },
     Pass { name: "fold_const", run: |g, _| Ok(lacuna_ir::passes::fold_const(g)?) },
     Pass { name: "fold_batch_norm", run: fold_all_norms },

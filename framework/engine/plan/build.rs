@@ -19,6 +19,7 @@ use crate::kernels::steps::*;
 use crate::kernels::{READ_AFTER, READ_BEFORE};
 use crate::memory::LINE;
 use crate::target::Target;
+use lacuna_ir::flow;
 use lacuna_ir::op::{PoolAttr, Requant, ResizeAttr};
 use lacuna_ir::params::Number;
 use lacuna_ir::shape::{axis_index, slice_range};
@@ -79,7 +80,7 @@ pub fn build(
         g: &g,
         target: how.target,
         weights,
-        plan: Plan::default(),
+        plan: Plan { bodies: g.bodies.clone(), ..Plan::default() },
         requests: Requests::default(),
         places: vec![None; values],
         placed: Vec::new(),
@@ -380,7 +381,10 @@ impl Builder<'_> {
         let several = g.outputs_of(op).len() > 1 && g.op_kind[op] != OpKind::AddNorm;
         let (steps, buffers, placed) = (self.plan.steps(), self.buffers.len(), self.placed.len());
         let layers = self.requests.layers.len();
-        let fast = if g.inputs_of(op).first().is_none_or(|v| v.is_none()) || several {
+        let fast = if flow::has_bodies(&g.op_attr[op]) {
+            let ops = flow::inner_ops(&g.bodies, &g.op_attr[op]);
+            self.error(format!("the interpreter runs its body: {ops} ops"))
+        } else if g.inputs_of(op).first().is_none_or(|v| v.is_none()) || several {
             self.error("no kernel runs this op")
         } else if empty {
             self.error("kernels do not run on tensors without elements")

@@ -54,7 +54,7 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
     // buffer and gives x and residual of convolutions readable bytes around them.
     unsafe {
         if plan.step_kind[step] == StepKind::Reference {
-            return run_reference(step, &plan.references[row], slots, bases);
+            return run_reference(plan, step, slots, bases);
         }
         for (p, &slot) in p.iter_mut().zip(slots) {
             *p = bases.at(slot);

@@ -8,6 +8,7 @@ use super::exec::Bases;
 use super::place::Place;
 use super::{Plan, Slot, StepKind};
 use crate::error::{Error, Result};
+use lacuna_ir::flow;
 use lacuna_ir::{Attr, DType, Def, OpId, OpKind, Tensor};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -104,11 +105,12 @@ pub fn emit_reference(b: &mut Builder<'_>, op: OpId, why: String) -> Result<()> 
     Ok(())
 }
 
-/// Runs step number `at`, which is `step`.
+/// Runs step number `at` of the plan.
 ///
 /// # Safety
 /// As [`super::run_step`]; `slots` are those of the step.
-pub unsafe fn run_reference(at: usize, step: &ReferenceStep, slots: &[Slot], bases: &Bases) {
+pub unsafe fn run_reference(plan: &Plan, at: usize, slots: &[Slot], bases: &Bases) {
+    let step = &plan.references[plan.step_row[at] as usize];
     // SAFETY: the fault outlives the run (`Bases`).
     let fault = unsafe { &*bases.fault };
     let (outs, ins) = slots.split_at(step.outputs.len());
@@ -123,8 +125,11 @@ pub unsafe fn run_reference(at: usize, step: &ReferenceStep, slots: &[Slot], bas
     }
     let inputs: Vec<Option<&Tensor>> = tensors.iter().map(Option::as_ref).collect();
     let row = step.kind.row();
-    let made = lacuna_ir::shape::infer_tensors(row.infer, &step.attr, &inputs)
-        .and_then(|_| (row.eval)(&step.attr, &inputs));
+    let made = match flow::has_bodies(&step.attr) {
+        true => flow::evaluate(&plan.bodies, &step.attr, &inputs),
+        false => lacuna_ir::shape::infer_tensors(row.infer, &step.attr, &inputs)
+            .and_then(|_| (row.eval)(&step.attr, &inputs)),
+    };
     let made = match made {
         Ok(made) => made,
         Err(why) => return fault.set(at, why),

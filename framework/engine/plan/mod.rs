@@ -23,6 +23,7 @@ use crate::kernels::steps::{
     ReduceStep,
 };
 use crate::kernels::{ConvGeom, QEpilogue};
+use lacuna_ir::flow::Bodies;
 use lacuna_ir::{Range32, ValueId};
 
 pub use build::{Built, build};
@@ -133,6 +134,8 @@ pub struct Plan {
     pub norms: Vec<NormStep>,
     pub attentions: Vec<AttentionStep>,
     pub references: Vec<ReferenceStep>,
+    /// Graphs that ops of the reference path run.
+    pub bodies: Bodies,
 
     /// Inputs whose elements are indices, and how many there are to choose from.
     pub index_limits: Vec<(usize, usize)>,

@@ -18,7 +18,8 @@ pub use settle_shapes::settle_shapes;
 
 use crate::error::Result;
 use crate::graph::Graph;
-use crate::ids::{Id, OpId, ValueId};
+use crate::ids::{Id, IdVec, OpId, ValueId};
+use std::sync::Arc;
 
 pub struct Pass {
     pub name: &'static str,
@@ -43,6 +44,20 @@ pub fn simplify(g: &mut Graph) -> Result<Vec<(&'static str, usize)>> {
             Ok((pass.name, rewrites))
         })
         .collect()
+}
+
+/// Runs all that passes do without a machine on the graph's bodies, and on theirs. Returns the number of rewrites.
+pub fn simplify_bodies(g: &mut Graph) -> Result<usize> {
+    let mut rewrites = 0;
+    let mut bodies = IdVec::new();
+    for (_, body) in g.bodies.iter() {
+        let mut body = (**body).clone();
+        rewrites += simplify_bodies(&mut body)? + settle_shapes(&mut body)?;
+        rewrites += simplify(&mut body)?.iter().map(|(_, n)| n).sum::<usize>();
+        bodies.push(Arc::new(body));
+    }
+    g.bodies = bodies;
+    Ok(rewrites)
 }
 
 /// Which value to read instead of each: filled while a pass walks the order, so that many replacements cost one walk.

@@ -12,6 +12,7 @@ pub mod conv;
 pub mod element;
 pub mod elementwise;
 pub mod fixed;
+pub mod flow;
 pub mod gemm;
 pub mod integer;
 pub mod layout;

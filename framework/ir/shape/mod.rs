@@ -8,6 +8,7 @@
 //! One file per family, as in `reference/`; here is what they share.
 
 mod elementwise;
+mod flow;
 mod integer;
 mod layout;
 mod norm;
@@ -22,6 +23,7 @@ mod spatial;
 mod windows;
 
 pub use elementwise::*;
+pub use flow::of_bodies;
 pub use integer::*;
 pub use layout::*;
 pub use norm::*;
@@ -140,7 +142,9 @@ pub fn infer_all(g: &Graph, kind: OpKind, attr: &Attr, inputs: &[ValueId]) -> Re
     if attr.variant() != row.attr {
         return Err(format!("carries {} attributes, not {}", row.attr, attr.variant()));
     }
-    if let Some(i) = inputs.iter().take(row.inputs.0).position(|v| v.is_none()) {
+    // A loop may lack what ends it.
+    let fewest = if kind == OpKind::Loop { 0 } else { row.inputs.0 };
+    if let Some(i) = inputs.iter().take(fewest).position(|v| v.is_none()) {
         return Err(format!("input {i} is absent"));
     }
     let known: Vec<Known<'_>> = inputs.iter().map(|&v| known_of(g, v)).collect();
@@ -152,7 +156,10 @@ pub fn infer_all(g: &Graph, kind: OpKind, attr: &Attr, inputs: &[ValueId]) -> Re
         (!v.is_none()).then(|| row(v))
     };
     let seen: Vec<Option<InferInput<'_>>> = (0..inputs.len()).map(see).collect();
-    let facts = (row.infer)(attr, &seen)?;
+    let facts = match attr {
+        Attr::If(_) | Attr::Loop(_) => flow::infer(&g.bodies, &scope, attr, &seen)?,
+        _ => (row.infer)(attr, &seen)?,
+    };
     let bit = |i: usize| 1u64 << i.min(63);
     let missed =
         known.iter().enumerate().filter(|(_, k)| k.missed.get()).fold(0, |bits, (i, _)| bits | bit(i));
@@ -175,6 +182,15 @@ fn known_of(g: &Graph, v: ValueId) -> Known<'_> {
 
 /// Runs a rule on tensors: all is known of them.
 pub fn infer_tensors(rule: Rule, attr: &Attr, inputs: &[Option<&Tensor>]) -> Facts {
+    with_tensors(inputs, |_, seen| rule(attr, seen))
+}
+
+/// As [`infer_tensors`], for an op with bodies.
+pub fn infer_bodies(bodies: &crate::flow::Bodies, attr: &Attr, inputs: &[Option<&Tensor>]) -> Facts {
+    with_tensors(inputs, |scope, seen| flow::infer(bodies, scope, attr, seen))
+}
+
+fn with_tensors(inputs: &[Option<&Tensor>], rule: impl Fn(&Scope<'_>, Inputs<'_>) -> Facts) -> Facts {
     let dims: Vec<Vec<Dim>> = inputs
         .iter()
         .map(|t| t.map_or(Vec::new(), |t| t.dims.iter().map(|&d| Dim::Fixed(d as u64)).collect()))
@@ -191,7 +207,7 @@ pub fn infer_tensors(rule: Rule, attr: &Attr, inputs: &[Option<&Tensor>]) -> Fac
         inputs[i].map(see)
     };
     let seen: Vec<Option<InferInput<'_>>> = (0..inputs.len()).map(see).collect();
-    rule(attr, &seen)
+    rule(&scope, &seen)
 }
 
 /// Absent inputs are `None`.

@@ -137,6 +137,19 @@ impl Symbols {
         }
     }
 
+    /// The same table for a graph inside, where what data decide outside is given.
+    pub fn closed(&self) -> Symbols {
+        let mut closed = Symbols::default();
+        for (s, name) in self.name.iter() {
+            let def = match &self.def[s] {
+                SymbolDef::Unknown => SymbolDef::Free,
+                def => def.clone(),
+            };
+            closed.push(name.clone(), def);
+        }
+        closed
+    }
+
     /// The free symbol of that name, made if it is new.
     pub fn free(&mut self, name: &str) -> SymbolId {
         self.named(name).unwrap_or_else(|| self.push(name.to_string(), SymbolDef::Free))

@@ -11,7 +11,9 @@
     clippy::as_conversions
 )]
 
+mod dynamic_lstm;
 mod elementwise;
+mod flow;
 mod integer;
 mod layout;
 mod norm;
@@ -43,7 +45,11 @@ pub const FAMILIES: &[&[OnnxOp]] = &[
     recurrent::OPS,
     quant::OPS,
     integer::OPS,
+    flow::OPS,
 ];
+
+/// Ops of the domain com.microsoft that are not written out before (`composite.rs`).
+pub const MICROSOFT_OPS: &[OnnxOp] = dynamic_lstm::OPS;
 
 /// All rows of the table.
 pub fn onnx_ops() -> impl Iterator<Item = &'static OnnxOp> {
@@ -75,7 +81,7 @@ pub enum Read {
     /// Not at all: nodes of that name are read by another row.
     Never,
     /// As several ops: the values of the node's outputs.
-    Ops(fn(&mut Reader<'_>, &Node<'_>) -> Result<Vec<ValueId>>),
+    Ops(for<'m> fn(&mut Reader<'m>, &Node<'m>) -> Result<Vec<ValueId>>),
 }
 
 type ReadFn = fn(&mut Reader<'_>, &Node<'_>) -> Result<(Attr, Vec<ValueId>)>;
@@ -122,7 +128,7 @@ const fn since(opset: i64, name: &'static str, kind: OpKind) -> OnnxOp {
 const fn function(
     name: &'static str,
     attrs: &'static [&'static str],
-    read: fn(&mut Reader<'_>, &Node<'_>) -> Result<Vec<ValueId>>,
+    read: for<'m> fn(&mut Reader<'m>, &Node<'m>) -> Result<Vec<ValueId>>,
 ) -> OnnxOp {
     let kind = OpKind::Identity;
     OnnxOp { name, kind, attrs, read: Read::Ops(read), write: None, since: 0, spare_outputs: false }

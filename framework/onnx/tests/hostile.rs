@@ -547,7 +547,7 @@ fn ops(seen: &mut Seen) {
     one("unknown domain", 17, custom, &[], "Unsupported", "com.example");
     let branch =
         AttributeProto { name: "body".into(), r#type: 5, g: Some(Box::default()), ..Default::default() };
-    one("loop without bound", 17, on_x("Loop", vec![branch]), &[], "Unsupported", "Loop");
+    one("loop of nothing", 17, on_x("Loop", vec![branch]), &[], "Arity", "its body takes 0 values");
     one("no output name", 17, node("Relu", &["x"], &[""], vec![]), &[], "Arity", "output");
     one("two inputs for Relu", 17, node("Relu", &["x", "x"], &["y"], vec![]), &[], "Graph", "inputs");
     one("no inputs for Relu", 17, node("Relu", &[], &["y"], vec![]), &[], "Graph", "inputs");

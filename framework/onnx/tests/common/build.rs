@@ -118,6 +118,26 @@ pub fn tensor(name: &str, t: TensorProto) -> AttributeProto {
     AttributeProto { t: Some(Box::new(t)), ..attribute(name, AttributeType::Tensor) }
 }
 
+/// A graph as an attribute. Inputs and outputs are f32 of any shape, unless they are given.
+pub fn body(
+    name: &str,
+    inputs: Vec<ValueInfoProto>,
+    nodes: Vec<NodeProto>,
+    outputs: &[&str],
+) -> AttributeProto {
+    let graph = GraphProto {
+        name: name.to_string(),
+        node: nodes,
+        input: inputs,
+        output: outputs
+            .iter()
+            .map(|o| ValueInfoProto { name: o.to_string(), ..Default::default() })
+            .collect(),
+        ..GraphProto::default()
+    };
+    AttributeProto { g: Some(Box::new(graph)), ..attribute(name, AttributeType::Graph) }
+}
+
 pub fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
     NodeProto {
         op_type: op.to_string(),

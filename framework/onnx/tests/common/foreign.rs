@@ -71,6 +71,7 @@ pub fn models() -> Vec<(String, ModelProto)> {
     let mut unnamed = model(17, vec![node("Relu", &["x"], &["y"], vec![])], vec![]);
     input_dims(&mut unnamed, &[D::Unknown, D::N(3), D::P("x.0"), D::P("")]);
     add("unnamed_dimensions", unnamed);
+    all.extend(super::traps::models());
     all
 }
 

@@ -3,8 +3,10 @@
 #![allow(dead_code)] // Each test file uses its part.
 
 pub mod build;
+pub mod flow;
 pub mod foreign;
 pub mod table;
+pub mod traps;
 
 use lacuna_ir::op::*;
 use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId};
@@ -138,6 +140,7 @@ pub fn cases() -> Vec<Case> {
     reductions_and_layout(&mut c);
     quantisation(&mut c);
     c.cases.push(several_ops(&mut c.random));
+    c.cases.extend(flow::cases());
     c.cases
 }
 
