@@ -1,12 +1,14 @@
-//! BERT (Devlin et al., 2019, arXiv:1810.04805) with a pooler and a classifier: token sequences to classes.
+//! BERT (Devlin et al., 2019, arXiv:1810.04805) and MiniLM, which is built alike: token sequences to what a [`Purpose`] asks.
 //!
 //! Parameter names are those of Hugging Face's `BertModel`: `embeddings.word_embeddings`,
-//! `encoder.layer.0.attention.self.query`, `encoder.layer.0.output.LayerNorm`, ..., `pooler.dense`; and `classifier`.
-//! All tokens are of the first type, that is, of one sequence.
+//! `encoder.layer.0.attention.self.query`, `encoder.layer.0.output.LayerNorm`, ..., `pooler.dense`; and of its heads:
+//! `classifier`, `qa_outputs`, `cls.predictions`. Scores of words are products with `embeddings.word_embeddings`.
 // A field has the name that its parameters have in the published weights.
 #![allow(non_snake_case)]
 
-use burn::module::Module;
+use crate::Output as Result;
+use crate::text::{self, DEVIATION, Purpose, first_token, key_mask, linear};
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::activation::tanh;
 use lacuna_nn::buffer::Buffer;
@@ -18,6 +20,7 @@ use lacuna_nn::{Classifier, Input, Tokens, named_module, removal};
 #[derive(Clone, Copy, Debug)]
 pub struct BertSize {
     pub name: &'static str,
+    /// Of sequences or tokens, for the purposes that have them.
     pub classes: usize,
     pub layers: usize,
     pub width: usize,
@@ -26,7 +29,7 @@ pub struct BertSize {
     pub inner: usize,
 }
 
-const fn size(name: &'static str, layers: usize, width: usize, heads: usize) -> BertSize {
+pub(crate) const fn size(name: &'static str, layers: usize, width: usize, heads: usize) -> BertSize {
     BertSize { name, classes: 2, layers, width, heads, inner: 4 * width }
 }
 
@@ -36,19 +39,32 @@ pub const BERT_SIZES: &[BertSize] = &[
     size("bert_small", 4, 512, 8),
     size("bert_medium", 8, 512, 8),
     size("bert_base", 12, 768, 12),
+    size("bert_large", 24, 1024, 16),
     size("minilm_l6", 6, 384, 12),
+    size("minilm_l12", 12, 384, 12),
 ];
 
-/// Rows of the table of tokens, WordPiece of lower-case English.
-pub const VOCABULARY: usize = 30_522;
-/// Most tokens in a sequence.
-pub const POSITIONS: usize = 512;
-const TYPES: usize = 2;
-const EPS: f64 = 1e-12;
-/// Of first weights, around 0.
-const DEVIATION: f32 = 0.02;
-/// What the score of a key that is no token becomes smaller by.
-const MASKED: f64 = 1e9;
+/// What a family looks up for each token.
+#[derive(Clone, Copy, Debug)]
+pub struct Tables {
+    pub words: usize,
+    pub positions: usize,
+    /// Row of the first token's position.
+    pub first_position: usize,
+    pub types: usize,
+    /// Of all layer norms.
+    pub eps: f64,
+}
+
+/// WordPiece of lower-case English; up to 512 tokens of two texts.
+pub const TABLES: Tables = Tables { words: 30_522, positions: 512, first_position: 0, types: 2, eps: 1e-12 };
+
+impl Tables {
+    /// Most tokens in a sequence.
+    pub const fn length(&self) -> usize {
+        self.positions - self.first_position
+    }
+}
 
 #[derive(Module, Debug)]
 pub struct Embeddings {
@@ -57,6 +73,7 @@ pub struct Embeddings {
     pub token_type_embeddings: Embedding,
     pub LayerNorm: LayerNorm,
     pub quantizer: ActivationQuantizer,
+    pub first_position: usize,
 }
 
 #[derive(Module, Debug)]
@@ -105,24 +122,43 @@ pub struct Encoder {
     pub layer: Vec<Layer>,
 }
 
-/// Token ids [n, tokens] to logits [n, classes].
+/// What scores of words are made from.
+#[derive(Module, Debug)]
+pub struct Transform {
+    pub dense: Linear,
+    pub LayerNorm: LayerNorm,
+}
+
+#[derive(Module, Debug)]
+pub struct Predictions {
+    pub transform: Transform,
+    pub bias: Param<Tensor<1>>,
+}
+
+#[derive(Module, Debug)]
+pub struct Cls {
+    pub predictions: Predictions,
+}
+
+/// Token ids [n, tokens] to what the purpose asks.
 #[derive(Module, Debug)]
 pub struct Bert {
     pub embeddings: Embeddings,
     pub encoder: Encoder,
-    pub pooler: Dense,
-    pub classifier: Linear,
-}
-
-fn linear(c_in: usize, c_out: usize, init: &mut Init) -> Linear {
-    Linear::normal(c_in, c_out, DEVIATION, init)
+    /// Published with every body that is no other head's; only classes read it.
+    pub pooler: Option<Dense>,
+    pub classifier: Option<Linear>,
+    pub qa_outputs: Option<Linear>,
+    pub cls: Option<Cls>,
+    #[module(skip)]
+    pub purpose: Purpose,
 }
 
 impl Output {
-    fn new(c_in: usize, width: usize, init: &mut Init) -> Output {
+    fn new(c_in: usize, width: usize, eps: f64, init: &mut Init) -> Output {
         Output {
             dense: linear(c_in, width, init),
-            LayerNorm: LayerNorm::new(width, EPS, init),
+            LayerNorm: LayerNorm::new(width, eps, init),
             quantizer: ActivationQuantizer::new(&init.device),
         }
     }
@@ -134,8 +170,14 @@ impl Output {
 }
 
 impl Dense {
-    fn new(c_in: usize, c_out: usize, init: &mut Init) -> Dense {
+    pub(crate) fn new(c_in: usize, c_out: usize, init: &mut Init) -> Dense {
         Dense { dense: linear(c_in, c_out, init), quantizer: ActivationQuantizer::new(&init.device) }
+    }
+
+    /// tanh of the linear layer of the first token.
+    pub(crate) fn pool(&self, x: Activation<3>, pass: &Pass) -> Activation<2> {
+        let y = tanh(self.dense.forward(&first_token(x), pass));
+        self.quantizer.forward(y, pass)
     }
 }
 
@@ -161,14 +203,14 @@ impl SelfAttention {
 }
 
 impl Layer {
-    fn new(size: &BertSize, init: &mut Init) -> Layer {
+    fn new(size: &BertSize, eps: f64, init: &mut Init) -> Layer {
         Layer {
             attention: Attention {
                 inner: SelfAttention::new(size.width, size.heads, init),
-                output: Output::new(size.width, size.width, init),
+                output: Output::new(size.width, size.width, eps, init),
             },
             intermediate: Dense::new(size.width, size.inner, init),
-            output: Output::new(size.inner, size.width, init),
+            output: Output::new(size.inner, size.width, eps, init),
             removed: removal::new(true, &init.device),
         }
     }
@@ -186,45 +228,111 @@ impl Layer {
     }
 }
 
+impl Encoder {
+    pub(crate) fn new(size: &BertSize, eps: f64, init: &mut Init) -> Encoder {
+        Encoder { layer: (0..size.layers).map(|_| Layer::new(size, eps, init)).collect() }
+    }
+
+    pub(crate) fn forward(&self, x: Activation<3>, mask: &Option<Tensor<2>>, pass: &Pass) -> Activation<3> {
+        let key_mask = key_mask(mask);
+        self.layer.iter().fold(x, |x, layer| layer.forward(x, key_mask.clone(), pass))
+    }
+}
+
 impl Embeddings {
-    fn new(width: usize, init: &mut Init) -> Embeddings {
+    pub(crate) fn new(width: usize, tables: &Tables, init: &mut Init) -> Embeddings {
         Embeddings {
-            word_embeddings: Embedding::new(VOCABULARY, width, DEVIATION, init),
-            position_embeddings: Embedding::new(POSITIONS, width, DEVIATION, init),
-            token_type_embeddings: Embedding::new(TYPES, width, DEVIATION, init),
-            LayerNorm: LayerNorm::new(width, EPS, init),
+            word_embeddings: Embedding::new(tables.words, width, DEVIATION, init),
+            position_embeddings: Embedding::new(tables.positions, width, DEVIATION, init),
+            token_type_embeddings: Embedding::new(tables.types, width, DEVIATION, init),
+            LayerNorm: LayerNorm::new(width, tables.eps, init),
             quantizer: ActivationQuantizer::new(&init.device),
+            first_position: tables.first_position,
         }
+    }
+
+    pub(crate) fn forward(&self, tokens: Tokens, pass: &Pass) -> Activation<3> {
+        let [_, length] = tokens.ids.dims();
+        let most = self.position_embeddings.weight.dims()[0] - self.first_position;
+        assert!(length <= most, "{length} tokens in a sequence, {most} is the most");
+        let places = self.position_embeddings.rows(self.first_position, length, pass);
+        let x = self.word_embeddings.forward(tokens.ids, pass);
+        let x = match tokens.types {
+            Some(types) => x + places.unsqueeze() + self.token_type_embeddings.forward(types, pass),
+            None => x + (places + self.token_type_embeddings.rows(0, 1, pass)).unsqueeze(),
+        };
+        self.quantizer.forward(self.LayerNorm.forward(x, None), pass)
+    }
+}
+
+impl Transform {
+    pub(crate) fn new(width: usize, eps: f64, init: &mut Init) -> Transform {
+        Transform { dense: linear(width, width, init), LayerNorm: LayerNorm::new(width, eps, init) }
+    }
+
+    pub(crate) fn forward(&self, x: &Activation<3>, pass: &Pass) -> Tensor<3> {
+        self.LayerNorm.forward(activation(self.dense.forward(x, pass), Act::Gelu), None)
     }
 }
 
 impl Bert {
-    pub fn new(size: &BertSize, init: &mut Init) -> Bert {
+    /// Rows of the table of words.
+    pub const WORDS: usize = TABLES.words;
+    /// Most tokens in a sequence.
+    pub const LENGTH: usize = TABLES.length();
+
+    /// See [`crate::ModelRow::head`].
+    pub const fn head(purpose: Purpose) -> &'static str {
+        match purpose {
+            Purpose::Classes | Purpose::Tags => "classifier.",
+            Purpose::Span => "qa_outputs.",
+            Purpose::Words | Purpose::Sentence => "",
+        }
+    }
+
+    pub fn new(size: &BertSize, purpose: Purpose, init: &mut Init) -> Bert {
+        let BertSize { width, classes, .. } = *size;
+        let pooled = matches!(purpose, Purpose::Classes | Purpose::Sentence);
+        let classified = matches!(purpose, Purpose::Classes | Purpose::Tags);
         Bert {
-            embeddings: Embeddings::new(size.width, init),
-            encoder: Encoder { layer: (0..size.layers).map(|_| Layer::new(size, init)).collect() },
-            pooler: Dense::new(size.width, size.width, init),
-            classifier: linear(size.width, size.classes, init),
+            embeddings: Embeddings::new(width, &TABLES, init),
+            encoder: Encoder::new(size, TABLES.eps, init),
+            pooler: pooled.then(|| Dense::new(width, width, init)),
+            classifier: classified.then(|| linear(width, classes, init)),
+            qa_outputs: (purpose == Purpose::Span).then(|| linear(width, 2, init)),
+            cls: (purpose == Purpose::Words).then(|| Cls {
+                predictions: Predictions {
+                    transform: Transform::new(width, TABLES.eps, init),
+                    bias: init.constant(0.0, [TABLES.words]),
+                },
+            }),
+            purpose,
+        }
+    }
+
+    /// What the purpose asks: see [`Purpose`].
+    pub fn outputs(&self, tokens: Tokens, pass: &Pass) -> Vec<Result> {
+        let mask = tokens.mask.clone();
+        let x = self.encoder.forward(self.embeddings.forward(tokens, pass), &mask, pass);
+        match (&self.pooler, &self.classifier, &self.qa_outputs, &self.cls) {
+            (Some(pooler), Some(classifier), ..) => {
+                vec![Result::Logits(classifier.forward(&pooler.pool(x, pass), pass))]
+            }
+            (_, Some(classifier), ..) => vec![Result::Table(classifier.forward(&x, pass))],
+            (.., Some(qa), _) => text::span(qa.forward(&x, pass)),
+            (.., Some(Cls { predictions })) => {
+                let table = self.embeddings.word_embeddings.table(pass);
+                vec![text::words(predictions.transform.forward(&x, pass), table, predictions.bias.val())]
+            }
+            _ => vec![Result::Logits(text::sentence(x.x, &mask))],
         }
     }
 }
 
 impl Classifier for Bert {
+    /// # Panics
+    /// If the network's purpose is another than classes.
     fn forward(&self, x: impl Into<Input>, pass: &Pass) -> Tensor<2> {
-        let Tokens { ids, mask } = x.into().tokens();
-        let [n, tokens] = ids.dims();
-        assert!(tokens <= POSITIONS, "{tokens} tokens in a sequence, {POSITIONS} is the most");
-        let key_mask = mask.map(|mask| mask.sub_scalar(1.0).mul_scalar(MASKED));
-        let e = &self.embeddings;
-        let places = e.position_embeddings.first(tokens, pass) + e.token_type_embeddings.first(1, pass);
-        let x = e.word_embeddings.forward(ids, pass) + places.unsqueeze();
-        let mut x = e.quantizer.forward(e.LayerNorm.forward(x, None), pass);
-        for layer in &self.encoder.layer {
-            x = layer.forward(x, key_mask.clone(), pass);
-        }
-        let width = x.x.dims()[2];
-        let first = x.map(|x| x.narrow(1, 0, 1).reshape([n, width]));
-        let pooled = tanh(self.pooler.dense.forward(&first, pass));
-        self.classifier.forward(&self.pooler.quantizer.forward(pooled, pass), pass)
+        text::only_logits(self.outputs(x.into().tokens(), pass))
     }
 }

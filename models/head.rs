@@ -1,5 +1,8 @@
 //! The last layer of a network, which tells classes apart: another one for other classes.
 
+use crate::bert::Bert;
+use crate::distilbert::DistilBert;
+use crate::roberta::{Classes, Roberta};
 use crate::{ModelRow, Network};
 use burn::tensor::Device;
 use lacuna_nn::layers::{Init, Linear};
@@ -7,7 +10,15 @@ use lacuna_nn::layers::{Init, Linear};
 impl ModelRow {
     /// The network with its first values, for as many classes as the data has.
     pub fn network(&self, classes: usize, device: &Device, seed: u64) -> Network {
-        let mut init = Init::new(device, seed);
+        self.built(classes, Init::new(device, seed))
+    }
+
+    /// The network with weights that are zero, to be given others.
+    pub fn empty(&self, classes: usize) -> Network {
+        self.built(classes, Init::zeros(&Device::flex()))
+    }
+
+    fn built(&self, classes: usize, mut init: Init) -> Network {
         let mut net = (self.build)(&mut init);
         if classes != self.classes {
             set_classes(&mut net, classes, &mut init);
@@ -25,7 +36,12 @@ fn set_classes(net: &mut Network, classes: usize, init: &mut Init) {
         Network::MobileNetV3(net) => &mut net.classifier.fc,
         Network::EfficientNet(net) => &mut net._fc,
         Network::EfficientNetB(net) => &mut net.classifier.fc,
-        Network::Bert(net) => &mut net.classifier,
+        Network::Bert(Bert { classifier: Some(head), .. }) => head,
+        Network::DistilBert(DistilBert { classifier: Some(head), .. }) => head,
+        Network::Roberta(Roberta { classifier: Some(Classes::Sequence(head)), .. }) => &mut head.out_proj,
+        Network::Roberta(Roberta { classifier: Some(Classes::Tokens(head)), .. }) => head,
+        // These have no classes of the data's.
+        Network::Bert(_) | Network::DistilBert(_) | Network::Roberta(_) => return,
         Network::Yolo(net) => return net.set_classes(classes, init),
         Network::Ssd(net) => return net.set_classes(classes, init),
     };
@@ -36,7 +52,6 @@ fn set_classes(net: &mut Network, classes: usize, init: &mut Init) {
 #[cfg(test)]
 mod tests {
     use crate::MODELS;
-    use burn::tensor::Device;
     use lacuna_nn::params::ParamTable;
 
     #[test]
@@ -50,15 +65,18 @@ mod tests {
             "efficientnet_lite0",
             "efficientnet_b0",
             "bert_tiny",
+            "bert_tiny_tokens",
+            "distilbert_base",
+            "roberta_base",
+            "roberta_base_tokens",
         ];
         for name in names {
             let row = MODELS.iter().find(|row| row.name == name).expect(name);
-            let [own, other] =
-                [row.classes, 7].map(|classes| ParamTable::of(&row.network(classes, &Device::flex(), 0)));
+            let [own, other] = [row.classes, 7].map(|classes| ParamTable::of(&row.empty(classes)));
             assert_eq!(own.name, other.name);
             for i in 0..own.len() {
                 let same = own.shape[i] == other.shape[i];
-                assert!(same || own.name[i].starts_with(row.head), "{}: {}", row.name, own.name[i]);
+                assert!(same || row.is_head(&own.name[i]), "{}: {}", row.name, own.name[i]);
             }
             let changed = (0..own.len()).filter(|&i| own.shape[i] != other.shape[i]);
             let found: Vec<_> = changed.map(|i| (own.shape[i][0], other.shape[i][0])).collect();

@@ -3,6 +3,7 @@
 //! Parameter names are those of the published PyTorch models, so that their weights fit without renaming.
 
 pub mod bert;
+pub mod distilbert;
 pub mod efficientnet;
 pub mod efficientnet_b;
 pub mod head;
@@ -12,13 +13,16 @@ pub mod mobilenet_v2;
 pub mod mobilenet_v3;
 pub mod published;
 pub mod resnet;
+pub mod roberta;
 pub mod ssd;
 pub mod ssdlite;
+pub mod text;
 pub mod yolo;
 pub mod yolo_layers;
 
 use bert::{BERT_SIZES, Bert};
 use burn::tensor::Tensor;
+use distilbert::{DISTILBERT_SIZES, DistilBert};
 use efficientnet::{EFFICIENTNET_SIZES, EfficientNet};
 use efficientnet_b::{EFFICIENTNET_B_SIZES, EfficientNetB};
 use lacuna_nn::capture::{Outputs, TensorId};
@@ -29,9 +33,11 @@ use mobilenet::{MOBILENET_SIZES, MobileNet};
 use mobilenet_v2::{MOBILENET_V2_SIZES, MobileNetV2};
 use mobilenet_v3::{MOBILENET_V3_SIZES, MobileNetV3};
 use resnet::{RESNET_SIZES, ResNet};
+use roberta::{ROBERTA_SIZES, Roberta};
 use ssd::{SSD_MOBILENET_SIZES, SSD_RESNET_SIZES, Ssd, SsdMobileNet, SsdResNet};
 use ssdlite::{SSDLITE_SIZES, SsdLite};
 use std::fmt;
+use text::Purpose;
 use yolo::{YOLO_SIZES, Yolo};
 
 /// What every row of [`MODELS`] builds: a member of one family.
@@ -46,6 +52,8 @@ pub enum Network {
     EfficientNet(EfficientNet),
     EfficientNetB(EfficientNetB),
     Bert(Bert),
+    DistilBert(DistilBert),
+    Roberta(Roberta),
     Yolo(Yolo),
     Ssd(Ssd),
 }
@@ -58,6 +66,8 @@ one_of_modules!(Network {
     EfficientNet,
     EfficientNetB,
     Bert,
+    DistilBert,
+    Roberta,
     Yolo,
     Ssd
 });
@@ -72,6 +82,8 @@ impl Classifier for Network {
             Network::EfficientNet(net) => net.forward(x, pass),
             Network::EfficientNetB(net) => net.forward(x, pass),
             Network::Bert(net) => net.forward(x, pass),
+            Network::DistilBert(net) => net.forward(x, pass),
+            Network::Roberta(net) => net.forward(x, pass),
             Network::Yolo(_) | Network::Ssd(_) => {
                 panic!("this network detects, it does not classify")
             }
@@ -94,8 +106,8 @@ impl Classifier for Network {
 }
 
 impl Network {
-    /// What a network gives: logits [n, classes]; or the raw maps of a detector, finest first; or its tables of boxes and
-    /// scores.
+    /// What a network gives: logits [n, classes]; or what [`Purpose`] says of a network of tokens; or the raw maps of a
+    /// detector, finest first; or its tables of boxes and scores.
     ///
     /// # Panics
     /// If the network takes another kind of input.
@@ -103,8 +115,28 @@ impl Network {
         match self {
             Network::Yolo(net) => net.forward(x.into().images(), pass).into_iter().map(Output::Map).collect(),
             Network::Ssd(net) => net.forward(x.into().images(), pass).map(Output::Table).into(),
+            Network::Bert(net) => net.outputs(x.into().tokens(), pass),
+            Network::DistilBert(net) => net.outputs(x.into().tokens(), pass),
+            Network::Roberta(net) => net.outputs(x.into().tokens(), pass),
             net => vec![Output::Logits(net.forward(x, pass))],
         }
+    }
+}
+
+impl Network {
+    /// What it is for; of images, classes.
+    pub fn purpose(&self) -> Purpose {
+        match self {
+            Network::Bert(net) => net.purpose,
+            Network::DistilBert(net) => net.purpose,
+            Network::Roberta(net) => net.purpose,
+            _ => Purpose::Classes,
+        }
+    }
+
+    /// Whether it tells the tokens of two texts apart by their types.
+    pub fn has_token_types(&self) -> bool {
+        matches!(self, Network::Bert(_))
     }
 }
 
@@ -114,7 +146,7 @@ pub fn output_names(net: &Network) -> Vec<&'static str> {
     match net {
         Network::Yolo(net) => MAPS[..net.plan.levels.len()].to_vec(),
         Network::Ssd(_) => vec!["boxes", "scores"],
-        _ => vec!["logits"],
+        net => net.purpose().row().outputs.to_vec(),
     }
 }
 
@@ -124,7 +156,7 @@ pub enum Output {
     Logits(Tensor<2>),
     /// [n, channels, h, w]
     Map(Tensor<4>),
-    /// A row, or a column, for each box.
+    /// A row for each token, or a row or a column for each box.
     Table(Tensor<3>),
 }
 
@@ -144,6 +176,14 @@ pub enum Task {
     ImageClassification,
     /// A sequence of tokens to one of several classes.
     TextClassification,
+    /// Every token of a sequence to one of several classes.
+    TokenClassification,
+    /// The first and the last token of the answer to a question about a text.
+    QuestionAnswering,
+    /// The words that masked tokens stand for.
+    MaskedWords,
+    /// A sequence of tokens to a vector of its meaning.
+    TextEmbedding,
     /// An image to boxes, each of one of several classes.
     ObjectDetection,
 }
@@ -153,6 +193,10 @@ impl Task {
         match self {
             Task::ImageClassification => "image_classification",
             Task::TextClassification => "text_classification",
+            Task::TokenClassification => "token_classification",
+            Task::QuestionAnswering => "question_answering",
+            Task::MaskedWords => "masked_lm",
+            Task::TextEmbedding => "text_embedding",
             Task::ObjectDetection => "object_detection",
         }
     }
@@ -205,7 +249,7 @@ pub struct ModelRow {
     pub parameters: usize,
     /// Where the architecture was published.
     pub source: &'static str,
-    /// What names of the tensors begin with that depend on the number of classes.
+    /// What names of the tensors begin with that depend on the number of classes, or come with them: words between `|`.
     pub head: &'static str,
     /// Of images: what the published weights expect pixels to be.
     pub pixels: Option<Pixels>,
@@ -223,9 +267,11 @@ const MOBILENET_V2: &str = "Sandler et al. 2018, arXiv:1801.04381; size as torch
 const MOBILENET_V3: &str = "Howard et al. 2019, arXiv:1905.02244; size as torchvision's";
 const EFFICIENTNET: &str = "Tan and Le 2019, arXiv:1905.11946; size as torchvision's";
 const EFFICIENTNET_LITE: &str = "Tan and Le 2019, arXiv:1905.11946; Lite variants of google/automl, 2020";
-const BERT: &str = "Devlin et al. 2019, arXiv:1810.04805";
-const BERT_MINIATURE: &str = "Turc et al. 2019, arXiv:1908.08962";
-const MINILM: &str = "Wang et al. 2020, arXiv:2002.10957";
+const BERT: &str = "Devlin et al. 2019, arXiv:1810.04805; size as Hugging Face's";
+const BERT_MINIATURE: &str = "Turc et al. 2019, arXiv:1908.08962; size as Hugging Face's";
+const MINILM: &str = "Wang et al. 2020, arXiv:2002.10957; size as Hugging Face's";
+const DISTILBERT: &str = "Sanh et al. 2019, arXiv:1910.01108; size as Hugging Face's";
+const ROBERTA: &str = "Liu et al. 2019, arXiv:1907.11692; size as Hugging Face's";
 
 const YOLO_V3: &str =
     "Redmon and Farhadi 2018, arXiv:1804.02767; size as Ultralytics' summary of yolov3 (v9.5)";
@@ -257,18 +303,24 @@ macro_rules! image {
     };
 }
 
-macro_rules! bert {
-    ($i:literal, $parameters:literal, $source:expr) => {
+/// A network of tokens: family, size, name, purpose, parameters, source.
+macro_rules! text {
+    ($family:ident, $size:expr, $name:literal, $purpose:ident, $parameters:literal, $source:expr) => {
         ModelRow {
-            name: BERT_SIZES[$i].name,
-            task: Task::TextClassification,
-            input: InputShape::Tokens { length: bert::POSITIONS, vocabulary: bert::VOCABULARY },
-            classes: BERT_SIZES[$i].classes,
+            name: $name,
+            task: Purpose::$purpose.row().task,
+            input: InputShape::Tokens { length: $family::LENGTH, vocabulary: $family::WORDS },
+            classes: match Purpose::$purpose {
+                Purpose::Classes | Purpose::Tags => $size.classes,
+                Purpose::Span => 2,
+                Purpose::Words => $family::WORDS,
+                Purpose::Sentence => $size.width,
+            },
             parameters: $parameters,
             source: $source,
-            head: "classifier.",
+            head: $family::head(Purpose::$purpose),
             pixels: None,
-            build: |init| Network::Bert(Bert::new(&BERT_SIZES[$i], init)),
+            build: |init| Network::$family($family::new(&$size, Purpose::$purpose, init)),
         }
     };
 }
@@ -467,12 +519,61 @@ pub const MODELS: &[ModelRow] = &[
         "classifier.",
         Some(IMAGENET)
     ),
-    bert!(0, 4_386_178, BERT_MINIATURE),
-    bert!(1, 11_171_074, BERT_MINIATURE),
-    bert!(2, 28_764_674, BERT_MINIATURE),
-    bert!(3, 41_374_210, BERT_MINIATURE),
-    bert!(4, 109_483_778, BERT),
-    bert!(5, 22_713_986, MINILM),
+    text!(Bert, BERT_SIZES[0], "bert_tiny", Classes, 4_386_178, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[0], "bert_tiny_tokens", Tags, 4_369_666, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[0], "bert_tiny_qa", Span, 4_369_666, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[0], "bert_tiny_mlm", Words, 4_416_698, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[0], "bert_tiny_embed", Sentence, 4_385_920, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[1], "bert_mini", Classes, 11_171_074, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[1], "bert_mini_tokens", Tags, 11_105_282, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[1], "bert_mini_qa", Span, 11_105_282, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[1], "bert_mini_mlm", Words, 11_201_594, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[1], "bert_mini_embed", Sentence, 11_170_560, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[2], "bert_small", Classes, 28_764_674, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[2], "bert_small_tokens", Tags, 28_502_018, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[2], "bert_small_qa", Span, 28_502_018, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[2], "bert_small_mlm", Words, 28_795_194, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[2], "bert_small_embed", Sentence, 28_763_648, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[3], "bert_medium", Classes, 41_374_210, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[3], "bert_medium_tokens", Tags, 41_111_554, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[3], "bert_medium_qa", Span, 41_111_554, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[3], "bert_medium_mlm", Words, 41_404_730, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[3], "bert_medium_embed", Sentence, 41_373_184, BERT_MINIATURE),
+    text!(Bert, BERT_SIZES[4], "bert_base", Classes, 109_483_778, BERT),
+    text!(Bert, BERT_SIZES[4], "bert_base_tokens", Tags, 108_893_186, BERT),
+    text!(Bert, BERT_SIZES[4], "bert_base_qa", Span, 108_893_186, BERT),
+    text!(Bert, BERT_SIZES[4], "bert_base_mlm", Words, 109_514_298, BERT),
+    text!(Bert, BERT_SIZES[4], "bert_base_embed", Sentence, 109_482_240, BERT),
+    text!(Bert, BERT_SIZES[5], "bert_large", Classes, 335_143_938, BERT),
+    text!(Bert, BERT_SIZES[5], "bert_large_tokens", Tags, 334_094_338, BERT),
+    text!(Bert, BERT_SIZES[5], "bert_large_qa", Span, 334_094_338, BERT),
+    text!(Bert, BERT_SIZES[5], "bert_large_mlm", Words, 335_174_458, BERT),
+    text!(Bert, BERT_SIZES[5], "bert_large_embed", Sentence, 335_141_888, BERT),
+    text!(Bert, BERT_SIZES[6], "minilm_l6", Classes, 22_713_986, MINILM),
+    text!(Bert, BERT_SIZES[6], "minilm_l6_tokens", Tags, 22_566_146, MINILM),
+    text!(Bert, BERT_SIZES[6], "minilm_l6_qa", Span, 22_566_146, MINILM),
+    text!(Bert, BERT_SIZES[6], "minilm_l6_mlm", Words, 22_744_506, MINILM),
+    text!(Bert, BERT_SIZES[6], "minilm_l6_embed", Sentence, 22_713_216, MINILM),
+    text!(Bert, BERT_SIZES[7], "minilm_l12", Classes, 33_360_770, MINILM),
+    text!(Bert, BERT_SIZES[7], "minilm_l12_tokens", Tags, 33_212_930, MINILM),
+    text!(Bert, BERT_SIZES[7], "minilm_l12_qa", Span, 33_212_930, MINILM),
+    text!(Bert, BERT_SIZES[7], "minilm_l12_mlm", Words, 33_391_290, MINILM),
+    text!(Bert, BERT_SIZES[7], "minilm_l12_embed", Sentence, 33_360_000, MINILM),
+    text!(DistilBert, DISTILBERT_SIZES[0], "distilbert_base", Classes, 66_955_010, DISTILBERT),
+    text!(DistilBert, DISTILBERT_SIZES[0], "distilbert_base_tokens", Tags, 66_364_418, DISTILBERT),
+    text!(DistilBert, DISTILBERT_SIZES[0], "distilbert_base_qa", Span, 66_364_418, DISTILBERT),
+    text!(DistilBert, DISTILBERT_SIZES[0], "distilbert_base_mlm", Words, 66_985_530, DISTILBERT),
+    text!(DistilBert, DISTILBERT_SIZES[0], "distilbert_base_embed", Sentence, 66_362_880, DISTILBERT),
+    text!(Roberta, ROBERTA_SIZES[0], "roberta_base", Classes, 124_647_170, ROBERTA),
+    text!(Roberta, ROBERTA_SIZES[0], "roberta_base_tokens", Tags, 124_056_578, ROBERTA),
+    text!(Roberta, ROBERTA_SIZES[0], "roberta_base_qa", Span, 124_056_578, ROBERTA),
+    text!(Roberta, ROBERTA_SIZES[0], "roberta_base_mlm", Words, 124_697_433, ROBERTA),
+    text!(Roberta, ROBERTA_SIZES[0], "roberta_base_embed", Sentence, 124_645_632, ROBERTA),
+    text!(Roberta, ROBERTA_SIZES[1], "roberta_large", Classes, 355_361_794, ROBERTA),
+    text!(Roberta, ROBERTA_SIZES[1], "roberta_large_tokens", Tags, 354_312_194, ROBERTA),
+    text!(Roberta, ROBERTA_SIZES[1], "roberta_large_qa", Span, 354_312_194, ROBERTA),
+    text!(Roberta, ROBERTA_SIZES[1], "roberta_large_mlm", Words, 355_412_057, ROBERTA),
+    text!(Roberta, ROBERTA_SIZES[1], "roberta_large_embed", Sentence, 355_359_744, ROBERTA),
     yolo!(0, 61_949_149, YOLO_V3),
     yolo!(1, 62_998_749, YOLO_V3),
     yolo!(2, 1_872_157, YOLO_V5),
@@ -485,6 +586,13 @@ pub const MODELS: &[ModelRow] = &[
     ssd!(MobileNet, SsdMobileNet, SSD_MOBILENET_SIZES[1], 512, 5_532_839, SSD_FACE, "scores.", SIGNED),
     ssd!(Lite, SsdLite, SSDLITE_SIZES[0], 320, 3_440_060, SSDLITE, "head.classification_head.", SIGNED),
 ];
+
+impl ModelRow {
+    /// Whether a tensor belongs to the layers that tell classes apart.
+    pub fn is_head(&self, name: &str) -> bool {
+        published::is_head(self.head, name)
+    }
+}
 
 /// The row of that name.
 pub fn find(name: &str) -> Option<&'static ModelRow> {

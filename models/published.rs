@@ -141,10 +141,15 @@ pub struct Report {
     pub unused: Vec<String>,
 }
 
+/// Whether a tensor's name begins with one of the words of `head`, between which `|` stands.
+pub fn is_head(head: &str, name: &str) -> bool {
+    head.split('|').any(|head| !head.is_empty() && name.starts_with(head))
+}
+
 impl Report {
-    /// Whether every tensor of the network was loaded, but for those whose name begins with `head`.
+    /// Whether every tensor of the network was loaded, but for those of `head`, as [`is_head`] tells them.
     pub fn complete_but(&self, head: Option<&str>) -> bool {
-        let spared = |name: &String| head.is_some_and(|head| name.starts_with(head));
+        let spared = |name: &String| head.is_some_and(|head| is_head(head, name));
         self.missing.iter().all(spared) && self.misshaped.iter().all(|t| spared(&t.name))
     }
 }

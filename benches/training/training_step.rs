@@ -156,7 +156,7 @@ impl Training {
             Data::Tokens(ids, mask, dims) => {
                 let ids = Tensor::from_data(TensorData::new(ids.clone(), *dims), &self.device);
                 let mask = Tensor::from_data(TensorData::new(mask.clone(), *dims), &self.device);
-                (self.module.forward(Tokens { ids, mask: Some(mask) }, &self.state.pass), None)
+                (self.module.forward(Tokens { ids, mask: Some(mask), types: None }, &self.state.pass), None)
             }
         };
         let loss = ops::cross_entropy(logits, labels);

@@ -3,13 +3,12 @@
 
 use crate::error::{Failure, Result};
 use crate::training;
-use burn::tensor::Device;
 use lacuna_data::images::IMAGE_SIDE_MAX;
 use lacuna_ir::{Attr, DType, Graph, OpKind, ValueId, passes};
 use lacuna_models::published::{self, Report};
 use lacuna_models::ssd::Ssd;
 use lacuna_models::{InputShape, ModelRow, Network, Task};
-use lacuna_nn::layers::Init;
+use lacuna_nn::capture;
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use lacuna_pipelines::heads::Head;
@@ -111,7 +110,7 @@ pub fn open_weights(path: &Path, model: Option<&str>) -> Result<Trained> {
     }
     let (tensors, metadata) = read_safetensors_metadata(path)?;
     let row = named_model(path, model.or(metadata.get("lacuna.model").map(String::as_str)))?;
-    let net = row.network(classes(&metadata).unwrap_or(row.classes), &Device::flex(), 0);
+    let net = row.empty(classes(&metadata).unwrap_or(row.classes));
     let net = weights::put_described(net, &tensors, &metadata)
         .map_err(|why| Failure::input(why).at(path.display()))?;
     let quant = match metadata.get("lacuna.quant") {
@@ -149,8 +148,7 @@ fn is_published(path: &Path) -> Result<bool> {
 
 fn open_published(path: &Path, model: Option<&str>) -> Result<Trained> {
     let row = named_model(path, model)?;
-    let net = (row.build)(&mut Init::new(&Device::flex(), 0));
-    let (net, report) = put_published(net, path, None)?;
+    let (net, report) = put_published(row.empty(row.classes), path, None)?;
     let mut metadata = Metadata::from([
         ("lacuna.model".to_owned(), row.name.to_owned()),
         ("lacuna.task".to_owned(), row.task.name().to_owned()),
@@ -179,7 +177,7 @@ fn classes(metadata: &Metadata) -> Option<usize> {
 /// `reset_head` asks for it, and where the file has one for another number of classes.
 pub fn initial_weights(row: &ModelRow, net: Network, path: &Path, reset_head: bool) -> Result<Network> {
     let (table, fresh) = (ParamTable::of(&net), net.clone());
-    let is_head = |name: &str| name.starts_with(row.head);
+    let is_head = |name: &str| row.is_head(name);
     let old_head = |file: &[NamedTensor]| -> Vec<NamedTensor> {
         let of_file = file.iter().filter(|t| !is_head(&t.name)).cloned();
         let own = weights::tensors(&fresh, &table).into_iter().filter(|t| is_head(&t.name));
@@ -224,17 +222,20 @@ fn put_published(net: Network, path: &Path, head: Option<&str>) -> Result<(Netwo
     Ok((net, report))
 }
 
-/// The network as a graph: captured, batch norm folded, with its metadata. The batch stays symbolic.
+/// The network as a graph: captured, batch norm folded, with its metadata. The batch stays symbolic, and so does the length
+/// of sequences.
 pub fn graph_of(trained: &Trained) -> Result<Graph> {
     let Trained { row, net, pass, metadata, .. } = trained;
-    let InputShape::Image(shape) = row.input else {
-        let what = "cannot be a graph yet (only networks of images can)";
-        return Err(Failure::input(format!("model {}: takes {}, and {what}", row.name, row.input)));
-    };
-    let [c, h, w] = trained_shape(shape, metadata);
     let names = lacuna_models::output_names(net);
-    let mut graph =
-        lacuna_nn::capture::capture(net, "input", [1, c, h, w], &names, |m, x| m.outputs(x, pass))?;
+    let mut graph = match row.input {
+        InputShape::Image(shape) => {
+            let [c, h, w] = trained_shape(shape, metadata);
+            capture::capture(net, "input", [1, c, h, w], &names, |m, x| m.outputs(x, pass))?
+        }
+        InputShape::Tokens { .. } => {
+            capture::capture_tokens(net, net.has_token_types(), &names, |m, x| m.outputs(x, pass))?
+        }
+    };
     passes::simplify(&mut graph)?;
     let mut graph = graph.compact();
     graph.name = row.name.to_owned();
@@ -305,6 +306,28 @@ impl Model {
         match self {
             Model::Trained(trained) => trained.row.task == Task::ObjectDetection,
             Model::File { graph, .. } => graph.metadata("lacuna.head").is_some(),
+        }
+    }
+
+    /// Most tokens of a sequence, where its row says so.
+    pub fn most_tokens(&self) -> Option<usize> {
+        match self {
+            Model::Trained(trained) => match trained.row.input {
+                InputShape::Tokens { length, .. } => Some(length),
+                InputShape::Image(_) => None,
+            },
+            Model::File { .. } => None,
+        }
+    }
+
+    /// Whether it takes tokens: its own row says so, or a file's inputs do.
+    pub fn takes_tokens(&self) -> bool {
+        match self {
+            Model::Trained(trained) => matches!(trained.row.input, InputShape::Tokens { .. }),
+            Model::File { graph, .. } => {
+                let ids = |&v: &ValueId| graph.value_name[v].contains("input_ids");
+                graph.inputs.iter().any(ids)
+            }
         }
     }
 

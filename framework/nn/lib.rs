@@ -14,7 +14,7 @@ pub mod removal;
 pub mod scheme;
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 /// A batch of token sequences of one length.
 #[derive(Clone, Debug)]
@@ -23,6 +23,15 @@ pub struct Tokens {
     pub ids: Tensor<2, Int>,
     /// [n, tokens]: 1 where a token is, 0 where a sequence was filled up. Nothing is filled up if absent.
     pub mask: Option<Tensor<2>>,
+    /// [n, tokens]: which of two texts a token is of. All are of the first if absent.
+    pub types: Option<Tensor<2, Int>>,
+}
+
+impl Tokens {
+    /// Of one text each, with nothing filled up.
+    pub fn of(ids: Tensor<2, Int>) -> Tokens {
+        Tokens { ids, mask: None, types: None }
+    }
 }
 
 /// A batch of what a network takes.
@@ -48,6 +57,33 @@ impl From<Tokens> for Input {
 }
 
 impl Input {
+    /// Images or sequences.
+    pub fn count(&self) -> usize {
+        match self {
+            Input::Images(x) => x.dims()[0],
+            Input::Tokens(x) => x.ids.dims()[0],
+        }
+    }
+
+    pub fn device(&self) -> Device {
+        match self {
+            Input::Images(x) => x.device(),
+            Input::Tokens(x) => x.ids.device(),
+        }
+    }
+
+    /// For a network that is not trained.
+    pub fn without_autodiff(self) -> Input {
+        match self {
+            Input::Images(x) => Input::Images(x.without_autodiff()),
+            Input::Tokens(Tokens { ids, mask, types }) => Input::Tokens(Tokens {
+                ids: ids.without_autodiff(),
+                mask: mask.map(Tensor::without_autodiff),
+                types: types.map(Tensor::without_autodiff),
+            }),
+        }
+    }
+
     /// # Panics
     /// If these are tokens.
     pub fn images(self) -> Tensor<4> {

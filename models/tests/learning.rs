@@ -4,32 +4,30 @@ mod common;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use common::{BERT, all, image_size, values};
-use lacuna_models::bert::Bert;
+use common::{all, host, image_size, of_tokens, takes_tokens, values};
+use lacuna_models::text::Purpose;
 use lacuna_models::{Network, Output};
 use lacuna_nn::layers::Init;
 use lacuna_nn::quant::{Norm, Pass, Quant};
-use lacuna_nn::{Classifier, Input, Tokens, ops, params};
+use lacuna_nn::{Input, Tokens, ops, params};
 
 const BATCH: usize = 8;
 const TOKENS: usize = 6;
 
-/// Ids; sequence `i` has `3 + i % 4` tokens, and `filler` behind them.
+/// See [`common::tokens`].
 fn tokens(filler: i64, device: &Device) -> Tokens {
-    let place = |i: usize| (i / TOKENS, i % TOKENS);
-    let real = |i: usize| place(i).1 < 3 + place(i).0 % 4;
-    let id = |i: usize| if real(i) { (place(i).0 * 1709 + place(i).1 * 37 + 1000) as i64 } else { filler };
-    let ids: Vec<i64> = (0..BATCH * TOKENS).map(id).collect();
-    let mask: Vec<f32> = (0..BATCH * TOKENS).map(|i| if real(i) { 1.0 } else { 0.0 }).collect();
+    let (ids, mask) = common::tokens(BATCH, TOKENS, filler);
+    let mask: Vec<f32> = mask.into_iter().map(|m| m as f32).collect();
     Tokens {
         ids: Tensor::from_data(TensorData::new(ids, [BATCH, TOKENS]), device),
         mask: Some(Tensor::from_data(TensorData::new(mask, [BATCH, TOKENS]), device)),
+        types: None,
     }
 }
 
 fn batch(net: &Network, device: &Device) -> Input {
     match net {
-        Network::Bert(_) => tokens(0, device).into(),
+        net if takes_tokens(net) => tokens(0, device).into(),
         _ => {
             // The smallest that detectors take.
             let detects = matches!(net, Network::Yolo(_) | Network::Ssd(_));
@@ -40,13 +38,25 @@ fn batch(net: &Network, device: &Device) -> Input {
     }
 }
 
-/// Classes for a classifier; for a detector, the distance of its maps to fixed ones.
-fn loss(outputs: Vec<Output>, device: &Device) -> Tensor<1> {
+/// Classes for a classifier, of sequences or tokens; for a detector, the distance of its maps to fixed ones; for vectors of
+/// meaning, that to fixed vectors.
+fn loss(purpose: Purpose, outputs: Vec<Output>, device: &Device) -> Tensor<1> {
+    let fixed = |n: usize| values(n, 1);
+    let classes = |logits: Tensor<2>| {
+        let n = logits.dims()[0];
+        let targets: Vec<i64> = (0..n as i64).map(|i| i % 4).collect();
+        ops::cross_entropy(logits, Tensor::<1, Int>::from_data(TensorData::new(targets, [n]), device))
+    };
     let one = |output| match output {
-        Output::Logits(logits) => {
-            let targets: Vec<i64> = (0..BATCH as i64).map(|i| i % 4).collect();
-            let y = Tensor::<1, Int>::from_data(TensorData::new(targets, [BATCH]), device);
-            ops::cross_entropy(logits, y)
+        Output::Logits(x) if purpose == Purpose::Sentence => {
+            let dims = x.dims();
+            let fixed = Tensor::from_data(TensorData::new(fixed(dims.iter().product()), dims), device);
+            (x - fixed).powi_scalar(2).sum()
+        }
+        Output::Logits(logits) => classes(logits),
+        Output::Table(x) if matches!(purpose, Purpose::Tags | Purpose::Words) => {
+            let [n, tokens, k] = x.dims();
+            classes(x.reshape([n * tokens, k]))
         }
         Output::Map(map) => distance(map, device),
         Output::Table(table) => distance(table, device),
@@ -62,23 +72,21 @@ fn distance<const D: usize>(x: Tensor<D>, device: &Device) -> Tensor<1> {
 
 /// All results of a network, one behind the other.
 fn flat(outputs: Vec<Output>) -> Vec<f32> {
-    let one = |output| -> Vec<f32> {
-        match output {
-            Output::Logits(x) => x.into_data().try_to_vec().unwrap(),
-            Output::Map(x) => x.into_data().try_to_vec().unwrap(),
-            Output::Table(x) => x.into_data().try_to_vec().unwrap(),
-        }
-    };
-    outputs.into_iter().flat_map(one).collect()
+    outputs.into_iter().flat_map(host).collect()
 }
 
 /// Losses of steps of plain gradient descent on one batch.
 fn losses(mut net: Network, pass: &Pass, steps: usize, device: &Device) -> (Network, Vec<f32>) {
     // Without Adam, first steps are slow in a transformer, and where a mean is over many boxes.
-    let rate = if matches!(net, Network::Bert(_) | Network::Ssd(_)) { 0.2 } else { 0.05 };
+    let rate = match net.purpose() {
+        Purpose::Sentence => 0.02,
+        Purpose::Words => 1.0,
+        _ if takes_tokens(&net) || matches!(net, Network::Ssd(_)) => 0.2,
+        _ => 0.05,
+    };
     let mut losses = Vec::new();
     for _ in 0..steps {
-        let loss = loss(net.outputs(batch(&net, device), pass), device);
+        let loss = loss(net.purpose(), net.outputs(batch(&net, device), pass), device);
         losses.push(loss.clone().into_scalar());
         let gradients = loss.backward();
         net = params::update_with_gradients(net, gradients, |rows| {
@@ -94,6 +102,7 @@ fn losses(mut net: Network, pass: &Pass, steps: usize, device: &Device) -> (Netw
 fn losses_fall() {
     let device = Device::flex().autodiff();
     for (name, net) in all(&mut Init::new(&device, 3)) {
+        let name = format!("{name} {:?}", net.purpose());
         let (net, plain) = losses(net, &Pass::default(), 12, &device);
         assert!(plain[11] < 0.9 * plain[0], "{name}: {plain:?}");
         let observe = Pass { quant: Quant::Observe, ..Pass::default() };
@@ -118,13 +127,14 @@ fn every_parameter_has_a_gradient() {
     let device = Device::flex().autodiff();
     for (name, net) in all(&mut Init::new(&device, 3)) {
         let square = |output| match output {
-            Output::Logits(x) => x.powi_scalar(2).sum(),
-            Output::Map(x) => x.powi_scalar(2).sum(),
+            // Of vectors of length one the sum of squares says nothing.
+            Output::Logits(x) => (x - 0.1).powi_scalar(2).sum(),
             Output::Table(x) => x.powi_scalar(2).sum(),
+            Output::Map(x) => x.powi_scalar(2).sum(),
         };
         let outputs = net.outputs(batch(&net, &device), &Pass::default());
         let loss = outputs.into_iter().map(square).reduce(|a, b| a + b).unwrap();
-        let table = params::ParamTable::of(&net);
+        let (table, net_purpose) = (params::ParamTable::of(&net), net.purpose());
         let mut seen = vec![false; table.len()];
         params::update_with_gradients(net, loss.backward(), |rows| {
             for row in rows {
@@ -133,7 +143,10 @@ fn every_parameter_has_a_gradient() {
         });
         for row in (0..table.len()).filter(|&row| table.role[row] != params::Role::Buffer) {
             // What a key's bias adds to the scores of a query is the same for every key, and softmax takes no notice.
-            assert!(seen[row] || table.name[row].ends_with("key.bias"), "{name}: '{}'", table.name[row]);
+            let no_effect = ["key.bias", "k_lin.bias"].iter().any(|end| table.name[row].ends_with(end));
+            // A body's pooler is there to be complete.
+            let unread = net_purpose == Purpose::Sentence && table.name[row].starts_with("pooler.");
+            assert!(seen[row] || no_effect || unread, "{name} {net_purpose:?}: '{}'", table.name[row]);
         }
     }
 }
@@ -141,13 +154,17 @@ fn every_parameter_has_a_gradient() {
 #[test]
 fn what_fills_a_sequence_up_does_not_matter() {
     let device = Device::flex();
-    let net = Bert::new(&BERT, &mut Init::new(&device, 3));
-    let logits =
-        |x: Tokens| -> Vec<f32> { net.forward(x, &Pass::default()).into_data().try_to_vec().unwrap() };
-    let filled = logits(tokens(0, &device));
-    assert_eq!(filled, logits(tokens(777, &device)));
-    let alone = Tokens { ids: tokens(0, &device).ids.slice([0..1, 0..3]), mask: None };
-    for (a, b) in logits(alone).iter().zip(&filled) {
-        assert!((a - b).abs() < 1e-5, "{a} alone, {b} filled up");
+    for (name, net) in of_tokens(&mut Init::new(&device, 3)) {
+        let results = |x: Tokens| flat(net.outputs(x, &Pass::default()));
+        let filled = results(tokens(0, &device));
+        let alone = results(Tokens::of(tokens(0, &device).ids.slice([0..1, 0..3])));
+        if matches!(net.purpose(), Purpose::Classes | Purpose::Sentence) {
+            assert_eq!(filled, results(tokens(777, &device)), "{name}");
+        }
+        // Results of tokens stand token by token; those of one end of an answer come before the other's.
+        let own = if net.purpose() == Purpose::Span { &alone[..3] } else { &alone[..] };
+        for (a, b) in own.iter().zip(&filled) {
+            assert!((a - b).abs() < 1e-5, "{name} {:?}: {a} alone, {b} filled up", net.purpose());
+        }
     }
 }

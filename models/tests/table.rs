@@ -2,14 +2,17 @@
 
 use burn::tensor::{Device, Int, Tensor};
 use lacuna_models::bert::BERT_SIZES;
+use lacuna_models::distilbert::DISTILBERT_SIZES;
 use lacuna_models::efficientnet::EFFICIENTNET_SIZES;
 use lacuna_models::efficientnet_b::EFFICIENTNET_B_SIZES;
 use lacuna_models::mobilenet::MOBILENET_SIZES;
 use lacuna_models::mobilenet_v2::MOBILENET_V2_SIZES;
 use lacuna_models::mobilenet_v3::MOBILENET_V3_SIZES;
 use lacuna_models::resnet::RESNET_SIZES;
+use lacuna_models::roberta::ROBERTA_SIZES;
 use lacuna_models::ssd::{SSD_MOBILENET_SIZES, SSD_RESNET_SIZES, Ssd};
 use lacuna_models::ssdlite::SSDLITE_SIZES;
+use lacuna_models::text::{PURPOSES, Purpose};
 use lacuna_models::yolo::YOLO_SIZES;
 use lacuna_models::{InputShape, MODELS, Network, Output, find};
 use lacuna_nn::layers::Init;
@@ -18,10 +21,9 @@ use lacuna_nn::quant::Pass;
 use lacuna_nn::{Classifier, Input, Tokens};
 
 fn built(name: &str) -> Network {
-    (find(name).unwrap_or_else(|| panic!("no model is named {name}")).build)(&mut Init::new(
-        &Device::flex(),
-        0,
-    ))
+    // Numbers of tensors and their shapes are asked for, not values.
+    let row = find(name).unwrap_or_else(|| panic!("no model is named {name}"));
+    (row.build)(&mut Init::zeros(&Device::flex()))
 }
 
 #[test]
@@ -42,12 +44,17 @@ fn rows_say_what_they_build() {
             }
             InputShape::Tokens { .. } => {
                 let ids = Tensor::<2, Int>::from_ints([[101, 7592, 102], [101, 30521, 102]], &Device::flex());
-                Tokens { ids, mask: None }.into()
+                Tokens::of(ids).into()
             }
         };
         let mut tables = Vec::new();
+        let span = net.purpose() == Purpose::Span;
         for output in net.outputs(x, &Pass::default()) {
             match output {
+                Output::Logits(ends) if span => assert_eq!(ends.dims(), [2, 3], "{}", row.name),
+                Output::Table(x) if matches!(row.input, InputShape::Tokens { .. }) => {
+                    assert_eq!(x.dims(), [2, 3, row.classes], "{}", row.name)
+                }
                 Output::Logits(logits) => assert_eq!(logits.dims(), [2, row.classes], "{}", row.name),
                 // Three anchors, each with a box and a score.
                 Output::Map(map) => assert_eq!(map.dims()[..2], [2, 3 * (5 + row.classes)], "{}", row.name),
@@ -70,6 +77,9 @@ fn rows_say_what_they_build() {
 
 #[test]
 fn every_size_of_a_family_is_a_row_and_names_are_unique() {
+    let texts = BERT_SIZES.iter().chain(DISTILBERT_SIZES).chain(ROBERTA_SIZES);
+    let texts: Vec<String> =
+        texts.flat_map(|s| PURPOSES.map(|row| format!("{}{}", s.name, row.suffix))).collect();
     let sizes: Vec<&str> = [
         RESNET_SIZES.iter().map(|s| s.name).collect::<Vec<_>>(),
         MOBILENET_SIZES.iter().map(|s| s.name).collect(),
@@ -77,7 +87,7 @@ fn every_size_of_a_family_is_a_row_and_names_are_unique() {
         MOBILENET_V3_SIZES.iter().map(|s| s.name).collect(),
         EFFICIENTNET_SIZES.iter().map(|s| s.name).collect(),
         EFFICIENTNET_B_SIZES.iter().map(|s| s.name).collect(),
-        BERT_SIZES.iter().map(|s| s.name).collect(),
+        texts.iter().map(String::as_str).collect(),
         YOLO_SIZES.iter().map(|s| s.name).collect(),
         SSD_RESNET_SIZES.iter().map(|s| s.name).collect(),
         SSD_MOBILENET_SIZES.iter().map(|s| s.name).collect(),
@@ -93,7 +103,7 @@ fn every_size_of_a_family_is_a_row_and_names_are_unique() {
 }
 
 /// Tensors of published state dicts, without the counters of batch norms (`num_batches_tracked`).
-const PUBLISHED: [(&str, usize, &[&str]); 13] = [
+const PUBLISHED: [(&str, usize, &[&str]); 20] = [
     (
         "resnet18",
         102,
@@ -237,6 +247,48 @@ const PUBLISHED: [(&str, usize, &[&str]); 13] = [
             "classifier.weight",
         ],
     ),
+    // Bodies of Hugging Face: BertModel has 5 tensors of embeddings, 16 of each layer and 2 of the pooler.
+    ("bert_base_embed", 5 + 12 * 16 + 2, &["encoder.layer.11.output.dense.weight", "pooler.dense.bias"]),
+    (
+        "bert_base_mlm",
+        5 + 12 * 16 + 5,
+        &[
+            "cls.predictions.transform.dense.weight",
+            "cls.predictions.transform.LayerNorm.bias",
+            "cls.predictions.bias",
+        ],
+    ),
+    ("bert_base_qa", 5 + 12 * 16 + 2, &["qa_outputs.weight"]),
+    (
+        "distilbert_base",
+        4 + 6 * 16 + 4,
+        &[
+            "embeddings.LayerNorm.weight",
+            "transformer.layer.5.attention.q_lin.weight",
+            "transformer.layer.0.attention.out_lin.bias",
+            "transformer.layer.0.sa_layer_norm.weight",
+            "transformer.layer.0.ffn.lin1.weight",
+            "transformer.layer.0.ffn.lin2.bias",
+            "transformer.layer.5.output_layer_norm.bias",
+            "pre_classifier.weight",
+            "classifier.bias",
+        ],
+    ),
+    (
+        "distilbert_base_mlm",
+        4 + 6 * 16 + 5,
+        &["vocab_transform.weight", "vocab_layer_norm.bias", "vocab_projector.bias"],
+    ),
+    (
+        "roberta_base",
+        5 + 12 * 16 + 4,
+        &["classifier.dense.weight", "classifier.out_proj.bias", "embeddings.token_type_embeddings.weight"],
+    ),
+    (
+        "roberta_base_mlm",
+        5 + 12 * 16 + 5,
+        &["lm_head.dense.weight", "lm_head.layer_norm.weight", "lm_head.bias"],
+    ),
 ];
 
 #[test]
@@ -257,5 +309,5 @@ fn names_are_the_published_ones() {
 #[should_panic(expected = "takes images")]
 fn a_network_of_images_takes_no_tokens() {
     let ids = Tensor::<2, Int>::zeros([1, 2], &Device::flex());
-    built("resnet20").forward(Tokens { ids, mask: None }, &Pass::default());
+    built("resnet20").forward(Tokens::of(ids), &Pass::default());
 }

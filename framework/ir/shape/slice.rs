@@ -5,6 +5,7 @@ use super::{
     number, one, optional, rank, show, sizes, typed, wrong_attr,
 };
 use crate::op::{Attr, Axes};
+use crate::symbols::Element;
 use crate::tensor::{DType, Dim, Elements};
 
 fn expect_list(i: usize, x: &InferInput<'_>) -> Result<usize, String> {
@@ -106,6 +107,17 @@ pub fn split_sizes(size: u64, parts: usize, given: Option<&[i64]>) -> Result<Vec
     Ok(sizes)
 }
 
+/// How many numbers lie between two of which one is a symbol, in steps of one.
+fn counted(inputs: Inputs<'_>) -> Option<Dim> {
+    let element = |i: usize| input(inputs, i).ok()?.elements()?.first().copied();
+    let (start, limit, Element::Number(1)) = (element(0)?, element(1)?, element(2)?) else { return None };
+    let symbols = input(inputs, 0).ok()?.symbols;
+    match symbols.sub(limit, start) {
+        length @ Element::Symbol(s) if symbols.is_size(length) => Some(Dim::Symbol(s)),
+        _ => None,
+    }
+}
+
 /// x and optional sizes of the parts; as many results as there are parts.
 pub fn split(attr: &Attr, inputs: Inputs<'_>) -> Facts {
     let [axis, parts] = attr.numbers()?;
@@ -200,6 +212,9 @@ pub fn range(_: &Attr, inputs: Inputs<'_>) -> Facts {
         let x = typed(inputs, i, first.dtype)?;
         expect_scalar(i, &x)?;
         known.extend(x.value().map(|t| &t.elements));
+    }
+    if let Some(length) = counted(inputs) {
+        return one(first.dtype, vec![length]);
     }
     if known.len() < 3 {
         return one(first.dtype, vec![Dim::Unknown]);

@@ -48,6 +48,33 @@ output %y",
     assert_eq!(dims, [vec![15, 64], vec![3, 5, 64]]);
 }
 
+/// Positions of tokens, as exporters count them: as many as there are tokens.
+#[test]
+fn what_is_counted_up_to_a_length_is_as_long() {
+    let g = graph(
+        "graph g
+input %x: i64[b,t]
+const %table: f32[6,2] = {0.0,1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0,9.0,10.0,11.0}
+const %place: i64[] = {1}
+const %zero: i64[] = {0}
+const %one: i64[] = {1}
+const %two: i64[] = {2}
+%shape: i64[2] = Shape(%x)
+%n: i64[] = Gather(%shape, %place) axis=0
+%end: i64[] = Add(%n, %two)
+%a: i64[t] = Range(%zero, %n, %one)
+%b: i64[t] = Range(%two, %end, %one)
+%y: f32[t,2] = Gather(%table, %a) axis=0
+%z: f32[t,2] = Gather(%table, %b) axis=0
+output %y
+output %z",
+    );
+    let y = interp::run(&g, &[Tensor::from_i64(&[1, 3], vec![0; 3])]).unwrap();
+    assert_eq!(y[0].as_f32().unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    assert_eq!(y[1].as_f32().unwrap(), [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
+    assert!(interp::run(&g, &[Tensor::from_i64(&[1, 7], vec![0; 7])]).is_err(), "no row has that number");
+}
+
 /// A shape that the caller gives: its rank is known, its dimensions are not; where a line says more, that is kept.
 #[test]
 fn what_the_data_decide_is_a_symbol_of_its_own() {

@@ -5,19 +5,19 @@
 
 use super::CaptureError;
 use super::name::root_const;
-use super::record::{Extent, Trace, op_name};
+use super::record::{Extent, InputSpec, Trace, op_name};
 use crate::mark::{ABOVE, FAKE_QUANT, FAKE_QUANT_CHANNELS};
 use crate::ops::Grid;
 use burn_capture::TensorId;
 use burn_ir::*;
-use lacuna_ir::op::{Axes, ClipAttr, ConvAttr, GemmAttr, PoolAttr, ReduceAttr, ResizeAttr, Window};
+use lacuna_ir::op::{Axes, ClipAttr, ConvAttr, GemmAttr, NormAttr, PoolAttr, ReduceAttr, ResizeAttr, Window};
 use lacuna_ir::params::Params;
 use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// The graph of a trace. Constants that descend from a parameter carry its path; ops and other values have no
 /// names yet.
-pub fn lower(trace: &Trace, name: &str) -> Result<Graph, CaptureError> {
+pub fn lower(trace: &Trace, specs: &[InputSpec<'_>], name: &str) -> Result<Graph, CaptureError> {
     let mut l = Lower {
         trace,
         g: Graph::new(name),
@@ -26,6 +26,9 @@ pub fn lower(trace: &Trace, name: &str) -> Result<Graph, CaptureError> {
         parameters: HashSet::new(),
         transposed: HashMap::new(),
         reshaped: HashMap::new(),
+        expanded: HashMap::new(),
+        matrices: HashMap::new(),
+        counted: None,
     };
     let live = live_ops(trace);
     for t in live.iter().flat_map(|op| op.inputs()) {
@@ -34,12 +37,11 @@ pub fn lower(trace: &Trace, name: &str) -> Result<Graph, CaptureError> {
     for id in &trace.outputs {
         *l.reads.entry(*id).or_insert(0) += 1;
     }
-    let input = l.dims(trace.input).ok_or_else(|| CaptureError::Output {
-        index: 0,
-        why: "no op of the forward pass reads the input".to_string(),
-    })?;
-    let x = l.g.add_input("", DType::F32, &input);
-    l.value.insert(trace.input, x);
+    for (&id, spec) in trace.inputs.iter().zip(specs) {
+        let dims = l.dims_of(&spec.dims);
+        let x = l.g.add_input("", if spec.integers { DType::I64 } else { DType::F32 }, &dims);
+        l.value.insert(id, x);
+    }
     for op in live {
         let done = match op {
             OperationIr::Init(_) => Ok(()),
@@ -80,6 +82,12 @@ struct Lower<'a> {
     /// Transposed matrices and reshaped vectors made from parameters, and what they were made from.
     transposed: HashMap<ValueId, ValueId>,
     reshaped: HashMap<ValueId, ValueId>,
+    /// Parameters with dimensions of one before them, and the matrices that they are.
+    matrices: HashMap<ValueId, ValueId>,
+    /// Values with a dimension of one put in, and what they were without it.
+    expanded: HashMap<ValueId, ValueId>,
+    /// 0, 1, ... up to the length of sequences.
+    counted: Option<ValueId>,
 }
 
 type Step<T> = Result<T, String>;
@@ -95,6 +103,9 @@ impl Lower<'_> {
     fn op(&mut self, op: &OperationIr) -> Step<()> {
         match op {
             OperationIr::BaseFloat(op) => self.base(op),
+            OperationIr::Int(IntOperationIr::IntoFloat(op)) => {
+                self.unary(OpKind::Cast, Attr::Cast(DType::F32), &op.input, &op.out)
+            }
             OperationIr::NumericFloat(_, op) => self.numeric(op),
             OperationIr::Float(_, op) => self.float(op),
             OperationIr::Activation(op) => self.activation(op),
@@ -108,12 +119,21 @@ impl Lower<'_> {
 
     fn dims(&mut self, id: TensorId) -> Option<Vec<Dim>> {
         let extents = self.trace.extents.get(&id)?;
-        let batch = self.g.symbol("batch");
+        Some(self.dims_of(extents))
+    }
+
+    fn dims_of(&mut self, extents: &[Extent]) -> Vec<Dim> {
         let dim = |e: &Extent| match *e {
             Extent::Fixed(n) => Dim::Fixed(n as u64),
-            Extent::Batch => Dim::Symbol(batch),
+            Extent::Batch => Dim::Symbol(self.g.symbol("batch")),
+            Extent::Length => Dim::Symbol(self.g.symbol("tokens")),
         };
-        Some(extents.iter().map(dim).collect())
+        extents.iter().map(dim).collect()
+    }
+
+    /// The extents of a recorded tensor, if one is not a number.
+    fn is_open(&self, id: TensorId) -> bool {
+        self.trace.extents.get(&id).is_some_and(|e| e.iter().any(|e| !matches!(e, Extent::Fixed(_))))
     }
 
     /// The value of a recorded tensor; its constant, when it is read for the first time.
@@ -126,7 +146,7 @@ impl Lower<'_> {
             return Ok(v);
         }
         let data = self.trace.values.get(&id).ok_or("it reads a tensor that no recorded op makes")?;
-        if self.trace.extents.get(&id).is_some_and(|e| e.contains(&Extent::Batch)) {
+        if self.is_open(id) {
             return Err("it reads a constant as large as the batch: let it broadcast instead".to_string());
         }
         let elements: Vec<f32> = data
@@ -235,11 +255,8 @@ impl Lower<'_> {
                 let y = self.emit(OpKind::Mul, Attr::None, &[x, minus])?;
                 self.bind(&op.out, y)
             }
-            N::MeanDim(op) => {
-                let axes = Axes::new(&[op.axis as i64]).ok_or("its axis is too large")?;
-                let attr = Attr::Reduce(ReduceAttr { axes, keep_dims: true });
-                self.unary(OpKind::ReduceMean, attr, &op.input, &op.out)
-            }
+            N::MeanDim(op) => self.reduce(OpKind::ReduceMean, op),
+            N::SumDim(op) => self.reduce(OpKind::ReduceSum, op),
             N::Clamp(op) => self.clip(&op.tensor, op.min.elem(), op.max.elem(), &op.out),
             N::ClampMin(op) => self.clip(&op.lhs, op.rhs.elem(), f32::INFINITY, &op.out),
             N::ClampMax(op) => self.clip(&op.lhs, f32::NEG_INFINITY, op.rhs.elem(), &op.out),
@@ -248,9 +265,15 @@ impl Lower<'_> {
         }
     }
 
+    fn reduce(&mut self, kind: OpKind, op: &ReduceDimOpIr) -> Step<()> {
+        let axes = Axes::new(&[op.axis as i64]).ok_or("its axis is too large")?;
+        self.unary(kind, Attr::Reduce(ReduceAttr { axes, keep_dims: true }), &op.input, &op.out)
+    }
+
     fn float(&mut self, op: &FloatOperationIr) -> Step<()> {
         use FloatOperationIr as F;
         match op {
+            F::Tanh(op) => self.unary(OpKind::Tanh, Attr::None, &op.input, &op.out),
             F::Sqrt(op) => self.unary(OpKind::Sqrt, Attr::None, &op.input, &op.out),
             F::Recip(op) => {
                 let (one, x) = (self.scalar(1.0), self.read(&op.input)?);
@@ -272,6 +295,7 @@ impl Lower<'_> {
             A::Relu(op) => self.unary(OpKind::Relu, Attr::None, &op.input, &op.out),
             A::Sigmoid(op) => self.unary(OpKind::Sigmoid, Attr::None, &op.input, &op.out),
             A::HardSigmoid(op) => self.hard_sigmoid(op),
+            A::Gelu(op) => self.gelu(op),
             A::Softmax(op) => self.unary(OpKind::Softmax, Attr::Axis(op.axis as i32), &op.input, &op.out),
             _ => unsupported(),
         }
@@ -287,14 +311,25 @@ impl Lower<'_> {
         self.bind(&op.out, y)
     }
 
+    /// x (1 + erf(x / sqrt(2))) / 2 written out: an op of its own is younger than most readers.
+    fn gelu(&mut self, op: &UnaryOpIr) -> Step<()> {
+        let x = self.read(&op.input)?;
+        let [root, one, half] = [std::f32::consts::SQRT_2, 1.0, 0.5].map(|c| self.scalar(c));
+        let e = self.emit(OpKind::Div, Attr::None, &[x, root])?;
+        let e = self.emit(OpKind::Erf, Attr::None, &[e])?;
+        let e = self.emit(OpKind::Add, Attr::None, &[e, one])?;
+        let y = self.emit(OpKind::Mul, Attr::None, &[x, e])?;
+        let y = self.emit(OpKind::Mul, Attr::None, &[y, half])?;
+        self.bind(&op.out, y)
+    }
+
     fn clip(&mut self, x: &TensorIr, min: f32, max: f32, out: &TensorIr) -> Step<()> {
         self.unary(OpKind::Clip, Attr::Clip(ClipAttr { min, max }), x, out)
     }
 
     fn fill(&mut self, out: &TensorIr, x: f32) -> Step<()> {
         let dims = out.shape.to_vec();
-        let fixed = self.trace.extents.get(&out.id).is_some_and(|e| !e.contains(&Extent::Batch));
-        if !fixed {
+        if self.is_open(out.id) {
             return Err("it makes a constant as large as the batch: let it broadcast instead".to_string());
         }
         let v = self.constant("", &dims, vec![x; dims.iter().product()]);
@@ -313,6 +348,7 @@ impl Lower<'_> {
                 self.transpose(&op.input, &axes, &op.out)
             }
             B::Permute(op) => self.transpose(&op.input, &op.axes, &op.out),
+            B::Slice(op) => self.slice(op),
             B::Cat(op) => {
                 let parts: Vec<ValueId> = op.tensors.iter().map(|t| self.read(t)).collect::<Step<_>>()?;
                 let y = self.emit(OpKind::Concat, Attr::Axis(op.dim as i32), &parts)?;
@@ -341,6 +377,9 @@ impl Lower<'_> {
         if self.g.shape(x) == target {
             return self.bind(out, x);
         }
+        if let Some(&inner) = self.expanded.get(&x).filter(|&&inner| self.g.shape(inner) == target) {
+            return self.bind(out, inner);
+        }
         // A symbol is copied from its place (0) or is what is left (-1).
         let from = self.g.shape(x);
         let place = |(i, d): (usize, &Dim)| match d {
@@ -351,27 +390,105 @@ impl Lower<'_> {
         let shape: Vec<i64> = target.iter().enumerate().map(place).collect();
         let shape = self.g.add_tensor("", &Tensor::from_i64(&[shape.len()], shape));
         let y = self.emit(OpKind::Reshape, Attr::None, &[x, shape])?;
+        let ones =
+            target.len().checked_sub(2).is_some_and(|n| target[..n].iter().all(|&d| d == Dim::Fixed(1)));
+        if ones && root_const(&self.g, x).is_some() && target[target.len() - 2..] == *self.g.shape(x) {
+            self.matrices.insert(y, x);
+        }
         if self.g.shape(x).len() == 1 && root_const(&self.g, x).is_some() {
             self.reshaped.insert(y, x);
         }
         self.bind(out, y)
     }
 
+    /// Parts of dimensions that are numbers, one place of others, and of parameters as many rows as there are tokens.
+    fn slice(&mut self, op: &SliceOpIr) -> Step<()> {
+        let (from, to) = (self.trace.extents.get(&op.tensor.id), self.trace.extents.get(&op.out.id));
+        let (Some(from), Some(to)) = (from, to) else { return unsupported() };
+        let mut x = self.read(&op.tensor)?;
+        for (axis, range) in op.ranges.iter().enumerate() {
+            let (start, step) = (range.start as i64, range.step as i64);
+            x = match (from[axis], to[axis]) {
+                (a, b) if a == b && start == 0 && step == 1 => x,
+                (Extent::Fixed(_), Extent::Fixed(n)) => {
+                    self.part(x, axis, start, start + step * n as i64, step)?
+                }
+                (Extent::Batch | Extent::Length, Extent::Fixed(1)) => self.place(x, axis, start)?,
+                (Extent::Fixed(_), Extent::Length) if root_const(&self.g, x).is_some() && step == 1 => {
+                    let rest = if start == 0 { x } else { self.part(x, axis, start, i64::MAX, 1)? };
+                    let rows = self.counted()?;
+                    self.emit(OpKind::Gather, Attr::Axis(axis as i32), &[rest, rows])?
+                }
+                _ => return Err("it takes a part of a dimension that a run decides".to_string()),
+            };
+        }
+        self.bind(&op.out, x)
+    }
+
+    fn part(&mut self, x: ValueId, axis: usize, start: i64, end: i64, step: i64) -> Step<ValueId> {
+        let list = |n: i64| Tensor::from_i64(&[1], vec![n]);
+        let operands = [start, end, axis as i64, step].map(|n| self.g.add_tensor("", &list(n)));
+        let inputs: Vec<ValueId> = [x].into_iter().chain(operands).collect();
+        self.emit(OpKind::Slice, Attr::None, &inputs)
+    }
+
+    /// What stands at one place of an axis, which stays as a dimension of one.
+    fn place(&mut self, x: ValueId, axis: usize, at: i64) -> Step<ValueId> {
+        let at = self.g.add_tensor("", &Tensor::from_i64(&[], vec![at]));
+        let one = self.emit(OpKind::Gather, Attr::Axis(axis as i32), &[x, at])?;
+        let axes = Axes::new(&[axis as i64]).ok_or("its axis is too large")?;
+        let y = self.emit(OpKind::Unsqueeze, Attr::Axes(axes), &[one])?;
+        self.expanded.insert(y, one);
+        Ok(y)
+    }
+
+    /// 0, 1, ... up to the length of the sequences that are given.
+    fn counted(&mut self) -> Step<ValueId> {
+        if let Some(v) = self.counted {
+            return Ok(v);
+        }
+        let tokens = Dim::Symbol(self.g.symbol("tokens"));
+        let long = |&x: &ValueId| Some((x, self.g.shape(x).iter().position(|&d| d == tokens)?));
+        let (x, axis) = self.g.inputs.iter().find_map(long).ok_or("no input is as long as sequences are")?;
+        let numbers = [axis as i64, 0, 1];
+        let [axis, zero, one] = numbers.map(|n| self.g.add_tensor("", &Tensor::from_i64(&[], vec![n])));
+        let shape = self.emit(OpKind::Shape, Attr::Params(Params::usual(OpKind::Shape)), &[x])?;
+        let length = self.emit(OpKind::Gather, Attr::Axis(0), &[shape, axis])?;
+        let counted = self.emit(OpKind::Range, Attr::None, &[zero, length, one])?;
+        self.counted = Some(counted);
+        Ok(counted)
+    }
+
     fn transpose(&mut self, input: &TensorIr, axes: &[usize], out: &TensorIr) -> Step<()> {
         let x = self.read(input)?;
         let perm: Vec<i64> = axes.iter().map(|&a| a as i64).collect();
-        let perm = Axes::new(&perm).ok_or("it has too many dimensions")?;
-        let y = self.emit(OpKind::Transpose, Attr::Perm(perm), &[x])?;
+        let perm = Attr::Perm(Axes::new(&perm).ok_or("it has too many dimensions")?);
+        let y = match self.dequantised_rows(x).filter(|_| axes == [1, 0]) {
+            // The integers are turned, so that who looks for a weight finds what it was dequantised from.
+            Some([q, scale, zero]) => {
+                let q = self.emit(OpKind::Transpose, perm, &[q])?;
+                self.emit(OpKind::DequantizeLinear, Attr::Axis(1), &[q, scale, zero])?
+            }
+            None => self.emit(OpKind::Transpose, perm, &[x])?,
+        };
         if axes == [1, 0] && root_const(&self.g, x).is_some() {
             self.transposed.insert(y, x);
         }
         self.bind(out, y)
     }
 
+    /// The operands of the dequantisation that made `v` of a constant, row by row.
+    fn dequantised_rows(&self, v: ValueId) -> Option<[ValueId; 3]> {
+        let op = self.g.producer(v).filter(|_| root_const(&self.g, v).is_some())?;
+        let by_row = self.g.op_attr[op] == Attr::Axis(0);
+        self.g.inputs_of(op).try_into().ok().filter(|_| by_row)
+    }
+
     // ---- layers --------------------------------------------------------------------------------
 
     /// A product with a parameter is a Gemm; one with a transposed parameter reads the parameter itself.
     fn matmul(&mut self, a: ValueId, b: ValueId) -> Step<ValueId> {
+        let b = self.matrices.get(&b).copied().unwrap_or(b);
         let (w, trans_b) = match self.transposed.get(&b) {
             Some(&w) => (w, true),
             None => (b, false),
@@ -390,6 +507,11 @@ impl Lower<'_> {
             let (y, b) = (self.read(product)?, self.read(bias)?);
             let b = self.reshaped.get(&b).copied().unwrap_or(b);
             let Some(gemm) = self.g.producer(y).filter(|&op| self.g.op_kind[op] == OpKind::Gemm) else {
+                if let Some(weight) = self.weight_of_rows(y, b) {
+                    self.adopt(b, weight);
+                    let y = self.emit(OpKind::Add, Attr::None, &[y, b])?;
+                    return self.bind(&op.out, y);
+                }
                 continue;
             };
             let columns = self.g.shape(y)[1];
@@ -403,6 +525,14 @@ impl Lower<'_> {
             }
         }
         self.binary(OpKind::Add, op)
+    }
+
+    /// The weight of the product `y` of rows, if `b` is a parameter for each of its columns.
+    fn weight_of_rows(&self, y: ValueId, b: ValueId) -> Option<ValueId> {
+        let product = self.g.producer(y).filter(|&op| self.g.op_kind[op] == OpKind::MatMul)?;
+        let weight = self.g.input_of(product, 1).filter(|&w| root_const(&self.g, w).is_some())?;
+        let per_column = self.g.shape(b).len() == 1 && self.g.shape(b).last() == self.g.shape(y).last();
+        (per_column && root_const(&self.g, b).is_some()).then_some(weight)
     }
 
     /// A bias that was computed takes the name that its layer would give it: `conv1.bias` beside `conv1.weight`.
@@ -448,6 +578,18 @@ impl Lower<'_> {
             }
             M::AdaptiveAvgPool2d(op) => self.adaptive_average_pool(op),
             M::Interpolate(op) => self.interpolate(op),
+            M::Embedding(op) => {
+                let (table, ids) = (self.read(&op.weights)?, self.read(&op.indices)?);
+                let y = self.emit(OpKind::Gather, Attr::Axis(0), &[table, ids])?;
+                self.bind(&op.out, y)
+            }
+            M::LayerNorm(op) => {
+                let mut inputs = vec![self.read(&op.input)?, self.read(&op.gamma)?];
+                inputs.extend(op.beta.as_ref().map(|beta| self.read(beta)).transpose()?);
+                let attr = NormAttr { axis: -1, epsilon: op.epsilon.elem() };
+                let y = self.emit(OpKind::LayerNormalization, Attr::Norm(attr), &inputs)?;
+                self.bind(&op.out, y)
+            }
             _ => unsupported(),
         }
     }

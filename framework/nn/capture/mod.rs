@@ -1,18 +1,20 @@
-//! From a burn module to a [`Graph`]: any forward pass, run once per batch size on burn's capture device, becomes
-//! rows of the op table, with parameters as named constants.
+//! From a burn module to a [`Graph`]: any forward pass, run at two batch sizes on burn's capture device, becomes rows
+//! of the op table, with parameters as named constants.
 //!
-//! `record` runs the forward pass and finds the batch dimension, `lower` maps recorded ops to rows, `name` names
+//! `record` runs the forward pass and finds which dimensions are the batch and the length, `lower` maps recorded ops to rows, `name` names
 //! them after the modules their weights belong to.
 
 mod lower;
 mod name;
 mod record;
 
+use crate::Tokens;
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use burn_capture::CaptureBackend;
 pub use burn_capture::TensorId;
 use lacuna_ir::{Graph, passes, verify};
+use record::{Extent, InputSpec, Unknown};
 
 /// Why a forward pass is not a graph, and where.
 #[derive(Debug, thiserror::Error)]
@@ -91,14 +93,55 @@ pub fn capture<M: Module, const D: usize, O: Outputs>(
     output_names: &[&str],
     forward: impl Fn(&M, Tensor<D>) -> O,
 ) -> Result<Graph, CaptureError> {
-    let mut names: Vec<&str> = output_names.iter().copied().chain([input_name]).collect();
+    let mut dims: Vec<Extent> = input_shape.iter().map(|&n| Extent::Fixed(n)).collect();
+    if let Some(axis) = dims.first_mut() {
+        *axis = Extent::Batch;
+    }
+    let spec = InputSpec { name: input_name, integers: false, dims };
+    capture_inputs(module, &[spec], output_names, |module, inputs| forward(module, only(inputs).float()))
+}
+
+/// The graph of `forward(module, tokens)` for any number of sequences of any length: symbols `batch` and `tokens`. Its
+/// inputs are i64 `[batch, tokens]`: `input_ids`, `attention_mask` (1 where a token is), and, `with_types`,
+/// `token_type_ids`. Else as [`capture`].
+pub fn capture_tokens<M: Module, O: Outputs>(
+    module: &M,
+    with_types: bool,
+    output_names: &[&str],
+    forward: impl Fn(&M, Tokens) -> O,
+) -> Result<Graph, CaptureError> {
+    let names = &["input_ids", "attention_mask", "token_type_ids"][..if with_types { 3 } else { 2 }];
+    let spec = |&name| InputSpec { name, integers: true, dims: vec![Extent::Batch, Extent::Length] };
+    let specs: Vec<InputSpec<'_>> = names.iter().map(spec).collect();
+    capture_inputs(module, &specs, output_names, |module, inputs| {
+        let mut inputs = inputs.into_iter().map(Unknown::int::<2>);
+        let ids = inputs.next().expect("as many inputs as specs");
+        forward(
+            module,
+            Tokens { ids, mask: inputs.next().map(Tensor::<2, Int>::float), types: inputs.next() },
+        )
+    })
+}
+
+fn only(inputs: Vec<Unknown>) -> Unknown {
+    inputs.into_iter().next().expect("as many inputs as specs")
+}
+
+fn capture_inputs<M: Module, O: Outputs>(
+    module: &M,
+    specs: &[InputSpec<'_>],
+    output_names: &[&str],
+    forward: impl Fn(&M, Vec<Unknown>) -> O,
+) -> Result<Graph, CaptureError> {
+    let input_names: Vec<&str> = specs.iter().map(|spec| spec.name).collect();
+    let mut names: Vec<&str> = output_names.iter().chain(&input_names).copied().collect();
     names.sort_unstable();
     let twice = names.windows(2).find(|w| w[0] == w[1]).map(|w| w[0]);
     if let Some(name) = twice.or(names.iter().copied().find(|n| n.is_empty())) {
         return Err(CaptureError::Name(name.to_string()));
     }
 
-    let trace = record::trace(module, input_shape, &forward)?;
+    let trace = record::trace(module, specs, &forward)?;
     if trace.outputs.len() != output_names.len() {
         let why = format!(
             "the forward pass returns {} tensors, {} names were given",
@@ -107,11 +150,13 @@ pub fn capture<M: Module, const D: usize, O: Outputs>(
         );
         return Err(CaptureError::Output { index: trace.outputs.len().min(output_names.len()), why });
     }
-    let mut g = lower::lower(&trace, short_type_name::<M>())?;
+    let mut g = lower::lower(&trace, specs, short_type_name::<M>())?;
     passes::fold_const(&mut g)?;
     passes::drop_identity(&mut g)?;
     passes::drop_dead(&mut g)?;
-    name::name_all(&mut g, input_name, output_names);
+    // Constants that only others were made of take no names away.
+    let mut g = g.compact();
+    name::name_all(&mut g, &input_names, output_names);
     verify::verify(&g)?;
     Ok(g)
 }

@@ -5,12 +5,12 @@ use lacuna_ir::{Attr, Graph, Id, OpId, OpKind, ValueId};
 use std::collections::{HashMap, HashSet};
 
 /// Constants come in with the path of the parameter they descend from, or without a name; all else is unnamed.
-pub fn name_all(g: &mut Graph, input: &str, outputs: &[&str]) {
+pub fn name_all(g: &mut Graph, inputs: &[&str], outputs: &[&str]) {
     let ends: Vec<(ValueId, &str)> = g
         .inputs
         .iter()
         .copied()
-        .zip([input])
+        .zip(inputs.iter().copied())
         .chain(g.outputs.iter().copied().zip(outputs.iter().copied()))
         .collect();
     for &(v, name) in &ends {
@@ -53,12 +53,15 @@ fn numbered(counts: &mut HashMap<String, usize>, kind: &str) -> String {
     format!("{name}_{}", *count - 1)
 }
 
-/// The module that holds the weight of a convolution, a matrix product or a normalisation.
+/// The module that holds the weight of a convolution, a matrix product, a normalisation or an embedding.
 fn module_path(g: &Graph, op: OpId) -> Option<String> {
-    if !matches!(g.op_kind[op], OpKind::Conv | OpKind::Gemm | OpKind::MatMul | OpKind::BatchNormalization) {
-        return None;
-    }
-    let weight = root_const(g, g.input_of(op, 1)?)?;
+    use OpKind::*;
+    let place = match g.op_kind[op] {
+        Conv | Gemm | MatMul | BatchNormalization | LayerNormalization => 1,
+        Gather => 0,
+        _ => return None,
+    };
+    let weight = root_const(g, g.input_of(op, place)?)?;
     g.value_name[weight].rsplit_once('.').map(|(module, _)| module.to_string())
 }
 

@@ -1,29 +1,78 @@
-//! Runs a forward pass on burn's capture device at two batch sizes and compares the recordings: a dimension that
-//! is one batch size here and the other there is the batch; nothing else may differ.
+//! Runs a forward pass on burn's capture device twice, with other batch sizes and lengths of sequences, and compares the
+//! recordings: a dimension that is one batch size here and the other there is the batch, likewise the length; nothing
+//! else may differ.
 
 use super::{CaptureError, Outputs};
 use burn::backend::DispatchDevice;
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_capture::{CaptureBackend, CaptureChannel, CapturedGraph, TensorId};
-use burn_ir::{IrVisitorMut, OperationIr, TensorIr, TensorStatus};
-use burn_router::{RouterClient, RouterTensor, get_client};
+use burn_ir::{BaseOperationIr, IrVisitorMut, OperationIr, TensorIr, TensorStatus};
+use burn_router::{RouterChannel, RouterClient, RouterTensor, get_client};
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const BATCHES: [usize; 2] = [2, 3];
+const LENGTHS: [usize; 2] = [5, 7];
 
 /// A dimension of a recorded tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     Fixed(usize),
+    /// How many images or sequences there are.
     Batch,
+    /// How long sequences are.
+    Length,
 }
 
-/// A recorded forward pass whose batch dimension is known.
+impl Extent {
+    /// In the first or second recording.
+    fn at(self, recording: usize) -> usize {
+        match self {
+            Extent::Fixed(n) => n,
+            Extent::Batch => BATCHES[recording],
+            Extent::Length => LENGTHS[recording],
+        }
+    }
+}
+
+/// One input of a forward pass.
+#[derive(Clone, Debug)]
+pub struct InputSpec<'a> {
+    pub name: &'a str,
+    /// Integers are i64, other numbers f32.
+    pub integers: bool,
+    pub dims: Vec<Extent>,
+}
+
+/// An input without elements, so that a forward pass that reads them fails instead of recording one case of many.
+pub struct Unknown(RouterTensor<<CaptureChannel as RouterChannel>::Client>);
+
+impl Unknown {
+    fn new(spec: &InputSpec<'_>, recording: usize, device: &Device) -> (Unknown, TensorId) {
+        let DispatchDevice::Capture(capture) = device.as_dispatch() else {
+            unreachable!("the device was made by Device::capture")
+        };
+        let client = get_client::<CaptureChannel>(capture);
+        let id = client.create_empty_handle();
+        let dims: Vec<usize> = spec.dims.iter().map(|extent| extent.at(recording)).collect();
+        let dtype = if spec.integers { DType::I64 } else { DType::F32 };
+        (Unknown(RouterTensor::new(id, Shape::from(dims), dtype, client)), id)
+    }
+
+    pub fn float<const D: usize>(self) -> Tensor<D> {
+        Tensor::from_primitive::<CaptureBackend>(self.0)
+    }
+
+    pub fn int<const D: usize>(self) -> Tensor<D, Int> {
+        Tensor::from_primitive::<CaptureBackend>(self.0)
+    }
+}
+
+/// A recorded forward pass whose dimensions are known.
 pub struct Trace {
     pub ops: Vec<OperationIr>,
-    pub input: TensorId,
+    pub inputs: Vec<TensorId>,
     pub outputs: Vec<TensorId>,
     /// Tensors with known elements: parameters, and what the forward pass made from numbers.
     pub values: BTreeMap<TensorId, TensorData>,
@@ -41,18 +90,18 @@ impl Trace {
     }
 }
 
-pub fn trace<M: Module, const D: usize, O: Outputs>(
+pub fn trace<M: Module, O: Outputs>(
     module: &M,
-    shape: [usize; D],
-    forward: &impl Fn(&M, Tensor<D>) -> O,
+    specs: &[InputSpec<'_>],
+    forward: &impl Fn(&M, Vec<Unknown>) -> O,
 ) -> Result<Trace, CaptureError> {
-    let first = record(module, shape, BATCHES[0], forward)?;
-    unify(first, &record(module, shape, BATCHES[1], forward)?)
+    let first = record(module, specs, 0, forward)?;
+    unify(first, &record(module, specs, 1, forward)?)
 }
 
 struct Recording {
     graph: CapturedGraph,
-    input: TensorId,
+    inputs: Vec<TensorId>,
     outputs: Vec<TensorId>,
     paths: HashMap<TensorId, String>,
 }
@@ -62,31 +111,30 @@ thread_local! {
     static CAPTURE: Device = Device::capture();
 }
 
-fn record<M: Module, const D: usize, O: Outputs>(
+fn record<M: Module, O: Outputs>(
     module: &M,
-    mut shape: [usize; D],
-    batch: usize,
-    forward: &impl Fn(&M, Tensor<D>) -> O,
+    specs: &[InputSpec<'_>],
+    recording: usize,
+    forward: &impl Fn(&M, Vec<Unknown>) -> O,
 ) -> Result<Recording, CaptureError> {
-    if let Some(axis) = shape.first_mut() {
-        *axis = batch;
-    }
+    let batch = BATCHES[recording];
     let device = CAPTURE.with(Device::clone);
     let mut paths = Paths::default();
-    let (mut input, mut returned) = (None, Vec::new());
+    let (mut inputs, mut returned) = (Vec::new(), Vec::new());
     let scope = catch_unwind(AssertUnwindSafe(|| {
         device.capture_scope(|scope| {
             // `valid` first: running states of burn's own layers are shared by clones, and `to_device` alone would
             // move them away from the module.
             let local = module.valid().to_device(&device);
             local.visit(&mut paths);
-            let (x, id) = unknown_input::<D>(shape, &device);
-            input = Some(id);
-            forward(&local, x).ids(&mut returned);
+            let (given, ids): (Vec<Unknown>, Vec<TensorId>) =
+                specs.iter().map(|spec| Unknown::new(spec, recording, &device)).unzip();
+            inputs.clone_from(&ids);
+            forward(&local, given).ids(&mut returned);
             let mut unique: Vec<TensorId> = returned.iter().copied().flatten().collect();
             unique.sort_unstable();
             unique.dedup();
-            scope.complete([id], unique)
+            scope.complete(ids, unique)
         })
     }));
     let graph = scope.map_err(|panic| CaptureError::Forward { batch, why: panic_text(&*panic) })?;
@@ -97,23 +145,11 @@ fn record<M: Module, const D: usize, O: Outputs>(
     }
     let graph = graph.map_err(|e| match e {
         burn_capture::CaptureError::UnknownBoundary { boundary: "input", .. } => {
-            CaptureError::Output { index: 0, why: "no op of the forward pass reads the input".to_string() }
+            CaptureError::Output { index: 0, why: "no op of the forward pass reads an input".to_string() }
         }
         e => CaptureError::Recording(e),
     })?;
-    let input = input.expect("a completed scope has made its input");
-    Ok(Recording { graph, input, outputs, paths: paths.map })
-}
-
-/// A tensor without elements, so that a forward pass that reads them fails instead of recording one case of many.
-fn unknown_input<const D: usize>(shape: [usize; D], device: &Device) -> (Tensor<D>, TensorId) {
-    let DispatchDevice::Capture(capture) = device.as_dispatch() else {
-        unreachable!("the device was made by Device::capture")
-    };
-    let client = get_client::<CaptureChannel>(capture);
-    let id = client.create_empty_handle();
-    let tensor = RouterTensor::new(id, Shape::from(shape.to_vec()), DType::F32, client);
-    (Tensor::from_primitive::<CaptureBackend>(tensor), id)
+    Ok(Recording { graph, inputs, outputs, paths: paths.map })
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -171,6 +207,10 @@ impl Canonical {
         self.tensors.clear();
         let mut op = op.clone();
         op.visit_mut(self);
+        // Where a slice ends, the shape of its result says.
+        if let OperationIr::BaseFloat(BaseOperationIr::Slice(slice)) = &mut op {
+            slice.ranges.iter_mut().for_each(|range| range.end = None);
+        }
         op
     }
 }
@@ -193,7 +233,12 @@ fn unify(a: Recording, b: &Recording) -> Result<Trace, CaptureError> {
         for (ta, tb) in canonical_a.tensors.iter().zip(&canonical_b.tensors) {
             let shape = shape_of(&ta.shape, &tb.shape).ok_or_else(|| {
                 let (a, b) = (ta.shape.to_vec(), tb.shape.to_vec());
-                fail(op, format!("shapes {a:?} and {b:?} differ otherwise than by the batch size itself"))
+                fail(
+                    op,
+                    format!(
+                        "shapes {a:?} and {b:?} differ otherwise than by the batch size itself or the length"
+                    ),
+                )
             })?;
             let same = match (a.graph.values.get(&ta.id), b.graph.values.get(&tb.id)) {
                 (Some(va), Some(vb)) => va.as_bytes() == vb.as_bytes(),
@@ -209,14 +254,14 @@ fn unify(a: Recording, b: &Recording) -> Result<Trace, CaptureError> {
         return Err(fail(op, "it is there for one batch size only".to_string()));
     }
     let ends = |r: &Recording, c: &mut Canonical| -> Vec<u64> {
-        r.outputs.iter().chain([&r.input]).map(|&id| c.number_of(id)).collect()
+        r.outputs.iter().chain(&r.inputs).map(|&id| c.number_of(id)).collect()
     };
     if ends(&a, &mut canonical_a) != ends(b, &mut canonical_b) {
         let why = "is another tensor when the batch size changes".to_string();
         return Err(CaptureError::Output { index: 0, why });
     }
-    let Recording { graph, input, outputs, paths } = a;
-    Ok(Trace { ops: graph.graph.operations, input, outputs, values: graph.values, paths, near, extents })
+    let Recording { graph, inputs, outputs, paths } = a;
+    Ok(Trace { ops: graph.graph.operations, inputs, outputs, values: graph.values, paths, near, extents })
 }
 
 fn shape_of(a: &Shape, b: &Shape) -> Option<Vec<Extent>> {
@@ -229,6 +274,7 @@ fn shape_of(a: &Shape, b: &Shape) -> Option<Vec<Extent>> {
         .map(|(a, b)| match (a, b) {
             (a, b) if a == b => Some(Extent::Fixed(a)),
             (a, b) if [a, b] == BATCHES => Some(Extent::Batch),
+            (a, b) if [a, b] == LENGTHS => Some(Extent::Length),
             _ => None,
         })
         .collect()

@@ -109,12 +109,13 @@ impl Embedding {
         ops::embedding(self.table(pass), ids)
     }
 
-    /// Rows 0..n.
-    pub fn first(&self, n: usize, pass: &Pass) -> Tensor<2> {
-        self.table(pass).narrow(0, 0, n)
+    /// `n` rows, the first at `from`.
+    pub fn rows(&self, from: usize, n: usize, pass: &Pass) -> Tensor<2> {
+        self.table(pass).narrow(0, from, n)
     }
 
-    fn table(&self, pass: &Pass) -> Tensor<2> {
+    /// The table as it is computed with.
+    pub fn table(&self, pass: &Pass) -> Tensor<2> {
         let w = self.weight.val();
         self.weight_quantizer.forward(w.clone(), None, pass).map_or(w, |q| q.w)
     }

@@ -1,17 +1,20 @@
 //! A small member of every family, all of four classes, and values to feed them.
 #![allow(dead_code)]
 
-use lacuna_models::Network;
 use lacuna_models::bert::{Bert, BertSize};
+use lacuna_models::distilbert::DistilBert;
 use lacuna_models::efficientnet::{EfficientNet, EfficientNetSize};
 use lacuna_models::efficientnet_b::{EfficientNetB, EfficientNetBSize};
 use lacuna_models::mobilenet::{MobileNet, MobileNetSize};
 use lacuna_models::mobilenet_v2::{MobileNetV2, MobileNetV2Size};
 use lacuna_models::mobilenet_v3::{LARGE, MobileNetV3, MobileNetV3Size, SMALL};
 use lacuna_models::resnet::{BOTTLENECK, BlockKind, ResNet, ResNetSize, Stem};
+use lacuna_models::roberta::Roberta;
 use lacuna_models::ssd::{Extra, Ssd, SsdMobileNet, SsdMobileNetSize, SsdResNet, SsdResNetSize};
 use lacuna_models::ssdlite::{SsdLite, SsdLiteSize};
+use lacuna_models::text::PURPOSES;
 use lacuna_models::yolo::{V3_SPP, V5, Yolo, YoloSize};
+use lacuna_models::{Network, Output};
 use lacuna_nn::layers::Init;
 use lacuna_nn::params::{ParamTable, update_each};
 
@@ -93,10 +96,33 @@ pub fn image_size(net: &Network) -> [usize; 2] {
     }
 }
 
+/// Networks that take tokens: every family for every purpose.
+pub fn of_tokens(init: &mut Init) -> Vec<(&'static str, Network)> {
+    let mut all = Vec::new();
+    for purpose in PURPOSES.map(|row| row.purpose) {
+        all.push(("BERT", Network::Bert(Bert::new(&BERT, purpose, init))));
+        all.push(("DistilBERT", Network::DistilBert(DistilBert::new(&BERT, purpose, init))));
+        all.push(("RoBERTa", Network::Roberta(Roberta::new(&BERT, purpose, init))));
+    }
+    all
+}
+
+pub fn takes_tokens(net: &Network) -> bool {
+    matches!(net, Network::Bert(_) | Network::DistilBert(_) | Network::Roberta(_))
+}
+
 pub fn all(init: &mut Init) -> Vec<(&'static str, Network)> {
     let mut all = of_images(init);
-    all.push(("BERT", Network::Bert(Bert::new(&BERT, init))));
+    all.extend(of_tokens(init));
     all
+}
+
+/// Ids and mask of `n` sequences; sequence `i` has `3 + i % 4` tokens, and `filler` behind them.
+pub fn tokens(n: usize, length: usize, filler: i64) -> (Vec<i64>, Vec<i64>) {
+    let place = |i: usize| (i / length, i % length);
+    let real = |i: usize| place(i).1 < 3 + place(i).0 % 4;
+    let id = |i: usize| if real(i) { (place(i).0 * 1709 + place(i).1 * 37 + 1000) as i64 } else { filler };
+    ((0..n * length).map(id).collect(), (0..n * length).map(|i| i64::from(real(i))).collect())
 }
 
 /// Reproducible values in -1..1.
@@ -107,4 +133,12 @@ pub fn values(n: usize, seed: u32) -> Vec<f32> {
         (state >> 8) as f32 / (1 << 23) as f32 - 1.0
     };
     (0..n).map(|_| next()).collect()
+}
+
+pub fn host(output: Output) -> Vec<f32> {
+    match output {
+        Output::Logits(x) => x.into_data().try_to_vec().unwrap(),
+        Output::Table(x) => x.into_data().try_to_vec().unwrap(),
+        Output::Map(x) => x.into_data().try_to_vec().unwrap(),
+    }
 }
