@@ -79,8 +79,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let fit = Fit {
         args,
         recipe: &recipe,
-        train: Arc::new(train),
-        test: &test,
+        train: Arc::new(train.into()),
+        test: &test.into(),
         folder: &folder,
         metadata: Metadata::new(),
         resume: false,

@@ -65,7 +65,7 @@ fn run(args: &Args) -> Result<()> {
     let bytes = export::write(&graph, &file)?;
     let rows = model_file::weight_rows(&graph);
     let [zeros, weights] = [rows.iter().map(|r| r.zeros).sum(), rows.iter().map(|r| r.elements).sum()];
-    let found = classify::evaluate(&graph, &job.test, None)?;
+    let found = classify::evaluate(&graph, job.test.require_images()?, None)?;
     term::say(format_args!(
         "{}: {}, {} of its weights zero; top-1 {:.2} % of {} test images",
         file.display(),

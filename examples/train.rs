@@ -61,7 +61,7 @@ fn run(args: &Args) -> Result<()> {
         let graph = model_file::graph_of(&model_file::open_weights(&weights, None)?)?;
         let file = sparse.folder.path.join(file);
         let bytes = export::write(&graph, &file)?;
-        let accuracy = classify::evaluate(&graph, &sparse.test, None)?.top1;
+        let accuracy = classify::evaluate(&graph, sparse.test.require_images()?, None)?.top1;
         table.push(vec![
             what.to_string(),
             format!("{:.2} %", accuracy * 100.0),

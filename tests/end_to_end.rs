@@ -103,8 +103,8 @@ fn train_for_a_moment(module: ResNet, train: ImageSet, test: &ImageSet, root: &P
         Fit {
             args: TrainArgs { max_images: Some(1280), ..TrainArgs::default() },
             recipe: &recipe,
-            train: Arc::new(train),
-            test: &test.clone().take(500),
+            train: Arc::new(train.into()),
+            test: &test.take(500).into(),
             folder: &folder,
             metadata: Default::default(),
             resume: false,

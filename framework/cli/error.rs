@@ -125,6 +125,7 @@ impl From<lacuna_pipelines::Error> for Failure {
         match e {
             lacuna_pipelines::Error::Data(e) => e.into(),
             lacuna_pipelines::Error::Engine(e) => e.into(),
+            lacuna_pipelines::Error::Text { .. } => Failure::new(Exit::Data, e.to_string()),
             e => Failure::input(e.to_string()),
         }
     }

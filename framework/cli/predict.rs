@@ -1,4 +1,4 @@
-//! `lacuna predict`: a model on image files. One subcommand per task.
+//! `lacuna predict`: a model on image files and texts. One subcommand per task.
 
 use crate::classify::Classifier;
 use crate::detect;
@@ -6,6 +6,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::model_file::{self, WeightsName};
 use crate::samples::{metadata_error, per_channel};
 use crate::term;
+use crate::texts;
 use lacuna_data::images::{image_files, load_image, to_nchw};
 use lacuna_ir::Graph;
 use serde_json::{Value, json};
@@ -34,6 +35,16 @@ enum Task {
         after_help = "Examples:\n  lacuna predict segment yolact.onnx street.jpg --output masks/\n  lacuna predict segment yolov8n-seg.onnx photos/ --json"
     )]
     Segment(detect::Detect),
+    /// How alike texts are in meaning; --json has their vectors
+    #[command(
+        after_help = "Examples:\n  lacuna predict embed minilm/model.safetensors --model minilm_l6_embed \"a cat sleeps\" \"the cat is asleep\" \"stocks fell\"\n  lacuna predict embed sentences.onnx --tokenizer minilm/vocab.txt --file texts.txt --json"
+    )]
+    Embed(texts::Embed),
+    /// The most likely classes of each text
+    #[command(
+        after_help = "Examples:\n  lacuna predict classify-text runs/train \"profits rose in the third quarter\"\n  lacuna predict classify-text model.onnx --file texts.txt --top 3 --json"
+    )]
+    ClassifyText(texts::ClassifyText),
 }
 
 #[derive(clap::Args, Debug)]
@@ -72,6 +83,8 @@ pub fn run(options: Predict) -> Result<()> {
         Task::Classify(options) => classify(options),
         Task::Detect(options) => detect::run(options, false),
         Task::Segment(options) => detect::run(options, true),
+        Task::Embed(options) => texts::embed(options),
+        Task::ClassifyText(options) => texts::classify(options),
     }
 }
 
@@ -176,7 +189,7 @@ fn classify_file(
 }
 
 /// The names in the metadata, or numbers.
-fn class_names(g: &Graph, path: &Path, classes: usize) -> Result<Vec<String>> {
+pub(crate) fn class_names(g: &Graph, path: &Path, classes: usize) -> Result<Vec<String>> {
     let Some(text) = g.metadata("lacuna.classes") else {
         return Ok((0..classes).map(|i| i.to_string()).collect());
     };

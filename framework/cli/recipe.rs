@@ -225,9 +225,9 @@ fn plan(options: Plan) -> Result<()> {
     let steps = match options.steps_per_epoch {
         Some(steps) => steps,
         None => {
-            let set = training::open_data(options.data.as_deref(), row, &training::BoxArgs::default())?;
-            let args = lacuna_train::TrainArgs { batch: options.batch as usize, ..Default::default() };
-            args.steps_per_epoch(&set.train)
+            // Training takes whole batches only.
+            let count = training::training_samples(options.data.as_deref(), row)?;
+            u32::try_from(count / options.batch as usize).unwrap_or(u32::MAX)
         }
     };
     let schedule = training::compile(row, &recipe, steps)?;

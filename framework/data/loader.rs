@@ -5,9 +5,9 @@
 //! epoch `e` can be made without making the ones before it, and a run resumed in the middle of an
 //! epoch sees the same bytes as one that was never stopped.
 
-use crate::ImageSet;
 use crate::boxes::{self, BatchBox};
 use crate::error::{Error, Result};
+use crate::{ImageSet, SetRef, TextSet};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::sync::Arc;
@@ -16,6 +16,10 @@ use std::thread;
 
 /// Batches that wait ready in a [`Prefetch`]; one more is being filled and one is being used.
 const READY_MAX: usize = 3;
+/// Sequences of a batch are as long as its longest, rounded up to a multiple of this: sizes come again.
+const LENGTH_STEP: usize = 8;
+/// Training batches whose sequences are sorted by length together, so that those of a batch are about as long.
+const SORTED_BATCHES: usize = 32;
 /// `u32::MAX` in a row or column map: outside the image, so a zero pixel.
 const OUTSIDE: u32 = u32::MAX;
 
@@ -51,7 +55,7 @@ impl Augment {
 /// Which batches to make of a set.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BatchSpec {
-    /// Images in a batch.
+    /// Images or texts in a batch.
     pub batch: usize,
     pub seed: u64,
     pub epoch: u64,
@@ -59,7 +63,7 @@ pub struct BatchSpec {
     pub augment: Augment,
     /// Leave out the last batch where it would be smaller.
     pub drop_last: bool,
-    /// Use only the first so many images of the set.
+    /// Use only the first so many images or texts of the set.
     pub max_images: Option<usize>,
 }
 
@@ -69,51 +73,53 @@ impl BatchSpec {
         BatchSpec { batch, seed, epoch, shuffle: true, augment, drop_last: true, max_images: None }
     }
 
-    /// In the order of the set, unchanged, every image once.
+    /// In the order of the set (texts from short to long), unchanged, every one once.
     pub fn eval(batch: usize) -> Self {
         let augment = Augment::NONE;
         BatchSpec { batch, seed: 0, epoch: 0, shuffle: false, augment, drop_last: false, max_images: None }
     }
 
-    fn check(&self, set: &ImageSet) -> Result<()> {
+    fn check(&self, set: SetRef<'_>) -> Result<()> {
         set.check()?;
         let a = &self.augment;
         if self.batch == 0 {
             return Err(Error::argument("batch", "must be at least 1"));
         }
         if set.is_empty() || self.max_images == Some(0) {
-            return Err(Error::argument("images", "there are none to make batches of"));
-        }
-        if u32::try_from(set.len()).is_err() || u32::try_from(set.h.max(set.w)).is_err() {
-            return Err(Error::argument("images", "more than 2^32 images or pixels a side"));
+            return Err(Error::argument("data", "there is nothing to make batches of"));
         }
         if !(0.0..=1.0).contains(&a.flip) || !(0.0..=1.0).contains(&a.cutout) {
             return Err(Error::argument("augment", "a probability lies outside 0..=1"));
         }
-        if a.shift >= set.h.min(set.w) || a.cutout_side > 2 * set.h.max(set.w) {
-            let (h, w) = (set.h, set.w);
-            return Err(Error::argument(
-                "augment",
-                format!("shift or cutout is too large for {h}x{w} images"),
-            ));
+        if u32::try_from(set.len()).is_err() {
+            return Err(Error::argument("data", "more than 2^32 images or texts"));
         }
-        if self.drop_last && self.images(set) < self.batch {
-            let (n, b) = (self.images(set), self.batch);
-            return Err(Error::argument(
-                "batch",
-                format!("{n} images fill no batch of {b}; use a smaller batch"),
-            ));
+        if let SetRef::Images(&ImageSet { h, w, .. }) = set {
+            if u32::try_from(h.max(w)).is_err() {
+                return Err(Error::argument("images", "more than 2^32 pixels a side"));
+            }
+            if a.shift >= h.min(w) || a.cutout_side > 2 * h.max(w) {
+                return Err(Error::argument(
+                    "augment",
+                    format!("shift or cutout is too large for {h}x{w} images"),
+                ));
+            }
+        }
+        if self.drop_last && self.count(set) < self.batch {
+            let (n, b) = (self.count(set), self.batch);
+            return Err(Error::argument("batch", format!("{n} fill no batch of {b}; use a smaller batch")));
         }
         Ok(())
     }
 
-    fn images(&self, set: &ImageSet) -> usize {
+    /// Images or texts of an epoch.
+    fn count(&self, set: SetRef<'_>) -> usize {
         self.max_images.map_or(set.len(), |max| max.min(set.len()))
     }
 
     /// Number of batches in an epoch of `set`; 0 for a batch size of 0.
-    pub fn batches(&self, set: &ImageSet) -> usize {
-        let n = self.images(set);
+    pub fn batches<'a>(&self, set: impl Into<SetRef<'a>>) -> usize {
+        let n = self.count(set.into());
         match self.batch {
             0 => 0,
             b if self.drop_last => n / b,
@@ -122,7 +128,7 @@ impl BatchSpec {
     }
 }
 
-/// `n` images and their labels.
+/// `n` images or texts and their labels.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     /// `[n, c, h, w]`, row-major: `(pixel / 255 - mean) / std`.
@@ -133,31 +139,51 @@ pub struct Batch {
     pub boxes: Vec<BatchBox>,
     /// Sizes of `x`: n, c, h, w.
     pub dims: [usize; 4],
+    /// Of texts, which have no `x`.
+    pub tokens: Option<TokenBatch>,
     /// Position in the epoch, from 0.
     pub index: usize,
 }
 
+/// Sequences of tokens, filled up to one length.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TokenBatch {
+    /// `[n, tokens]`
+    pub ids: Vec<i64>,
+    /// `[n, tokens]`: 1 where a token is, 0 where a sequence was filled up.
+    pub mask: Vec<f32>,
+    /// n, tokens.
+    pub dims: [usize; 2],
+}
+
 /// The batches of one epoch. `skip(k)` costs nothing: skipped batches are never made.
 pub struct Batches<'a> {
-    set: &'a ImageSet,
+    set: SetRef<'a>,
     spec: BatchSpec,
     order: Vec<u32>,
-    /// Normalised value of each byte, 256 for each channel.
+    /// Of images: normalised value of each byte, 256 for each channel.
     table: Vec<f32>,
     next: usize,
 }
 
 impl<'a> Batches<'a> {
-    pub fn new(set: &'a ImageSet, spec: BatchSpec) -> Result<Self> {
+    pub fn new(set: impl Into<SetRef<'a>>, spec: BatchSpec) -> Result<Self> {
+        let set = set.into();
         spec.check(set)?;
-        let n = u32::try_from(spec.images(set)).unwrap_or(u32::MAX);
+        let n = u32::try_from(spec.count(set)).unwrap_or(u32::MAX);
         let mut order: Vec<u32> = (0..n).collect();
         if spec.shuffle {
             shuffle(&mut order, &mut rng(b"order", spec.seed, spec.epoch, 0));
         }
-        let table =
-            (0..set.c).flat_map(|c| (0..256).map(move |v| (v as f32 / 255.0 - set.mean[c]) / set.std[c]));
-        Ok(Batches { set, spec, order, table: table.collect(), next: 0 })
+        let mut table = Vec::new();
+        match set {
+            SetRef::Images(set) => {
+                let values = |c: usize| (0..256).map(move |v| (v as f32 / 255.0 - set.mean[c]) / set.std[c]);
+                table.extend((0..set.c).flat_map(values));
+            }
+            SetRef::Texts(set) => order = by_length(set, &spec, order),
+        }
+        Ok(Batches { set, spec, order, table, next: 0 })
     }
 
     /// Fills `batch`, whose memory is reused; false at the end of the epoch.
@@ -165,40 +191,82 @@ impl<'a> Batches<'a> {
         if self.next >= self.spec.batches(self.set) {
             return false;
         }
-        let ImageSet { h, w, c, .. } = *self.set;
         let start = self.next * self.spec.batch;
         let indices = &self.order[start..(start + self.spec.batch).min(self.order.len())];
         batch.index = self.next;
-        batch.dims = [indices.len(), c, h, w];
-        batch.x.resize(indices.len() * c * h * w, 0.0);
         batch.y.clear();
         batch.boxes.clear();
-        if let Some(column) = &self.set.boxes {
+        match self.set {
+            SetRef::Images(set) => self.fill_images(set, indices, batch),
+            SetRef::Texts(set) => fill_tokens(set, indices, batch),
+        }
+        self.next += 1;
+        true
+    }
+
+    fn fill_images(&self, set: &ImageSet, indices: &[u32], batch: &mut Batch) {
+        let ImageSet { h, w, c, .. } = *set;
+        batch.dims = [indices.len(), c, h, w];
+        batch.x.resize(indices.len() * c * h * w, 0.0);
+        if let Some(column) = &set.boxes {
             for ((n, &i), out) in (0..).zip(indices).zip(batch.x.chunks_exact_mut(c * h * w)) {
-                batch.y.push(i64::from(self.set.labels[i as usize]));
+                batch.y.push(i64::from(set.labels[i as usize]));
                 let mut made = match self.spec.augment == Augment::NONE {
-                    true => boxes::plain(self.set, column, i as usize),
+                    true => boxes::plain(set, column, i as usize),
                     false => {
                         let mut rng = rng(b"augment", self.spec.seed, self.spec.epoch, u64::from(i));
-                        boxes::augmented(self.set, column, i as usize, &self.order, &mut rng)
+                        boxes::augmented(set, column, i as usize, &self.order, &mut rng)
                     }
                 };
                 to_planes(&made.pixels, c, &self.table, out);
                 batch.boxes.extend(made.boxes.drain(..).map(|b| BatchBox { image: n, ..b }));
             }
-            self.next += 1;
-            return true;
+            return;
         }
         let (mut rows, mut cols) = (vec![0; h], vec![0; w]);
         for (&i, out) in indices.iter().zip(batch.x.chunks_exact_mut(c * h * w)) {
-            batch.y.push(i64::from(self.set.labels[i as usize]));
+            batch.y.push(i64::from(set.labels[i as usize]));
             let change = Change::draw(&self.spec, h, w, i);
             change.maps(self.spec.augment.pad, &mut rows, &mut cols);
-            render(self.set.image(i as usize), c, &rows, &cols, &self.table, out);
+            render(set.image(i as usize), c, &rows, &cols, &self.table, out);
             cut_out(out, h, w, self.spec.augment.cutout_side, change.cutout);
         }
-        self.next += 1;
-        true
+    }
+}
+
+/// An order in which sequences of a batch are about as long. For training, batches come in random order.
+fn by_length(set: &TextSet, spec: &BatchSpec, mut order: Vec<u32>) -> Vec<u32> {
+    let length = |&i: &u32| set.sequence(i as usize).len();
+    if !spec.shuffle {
+        order.sort_by_key(length);
+        return order;
+    }
+    for part in order.chunks_mut(spec.batch * SORTED_BATCHES) {
+        part.sort_by_key(length);
+    }
+    let whole = order.len() / spec.batch;
+    let mut places: Vec<u32> = (0..whole as u32).collect();
+    shuffle(&mut places, &mut rng(b"batches", spec.seed, spec.epoch, 0));
+    let rest = order[whole * spec.batch..].iter();
+    let batches = places.iter().flat_map(|&b| &order[b as usize * spec.batch..][..spec.batch]);
+    batches.chain(rest).copied().collect()
+}
+
+fn fill_tokens(set: &TextSet, indices: &[u32], batch: &mut Batch) {
+    let longest = indices.iter().map(|&i| set.sequence(i as usize).len()).max().unwrap_or(0);
+    let length = longest.next_multiple_of(LENGTH_STEP);
+    let tokens = batch.tokens.get_or_insert_default();
+    tokens.dims = [indices.len(), length];
+    tokens.ids.clear();
+    tokens.mask.clear();
+    for &i in indices {
+        let sequence = set.sequence(i as usize);
+        batch.y.push(i64::from(set.labels[i as usize]));
+        tokens.ids.extend(sequence.iter().map(|&id| i64::from(id)));
+        tokens.mask.extend(sequence.iter().map(|_| 1.0));
+        let end = batch.y.len() * length;
+        tokens.ids.resize(end, i64::from(set.filler));
+        tokens.mask.resize(end, 0.0);
     }
 }
 
@@ -355,13 +423,17 @@ pub struct Prefetch {
 
 impl Prefetch {
     /// `count` batches from batch `first` of epoch `spec.epoch` on (0 for its beginning), going on into the epochs after.
-    pub fn new(set: Arc<ImageSet>, spec: BatchSpec, first: u64, count: u64) -> Result<Self> {
-        spec.check(&set)?;
+    pub fn new<S>(set: Arc<S>, spec: BatchSpec, first: u64, count: u64) -> Result<Self>
+    where
+        S: Send + Sync + 'static,
+        for<'a> &'a S: Into<SetRef<'a>>,
+    {
+        spec.check((&*set).into())?;
         let (send, ready) = sync_channel(READY_MAX);
         let (used, back) = channel();
         let worker = thread::Builder::new()
             .name("prefetch".into())
-            .spawn(move || produce(&set, spec, first, count, &send, &back))
+            .spawn(move || produce((&*set).into(), spec, first, count, &send, &back))
             .map_err(|e| Error::argument("prefetch", format!("no thread could be started: {e}")))?;
         Ok(Prefetch { ready: Some(ready), used, worker: Some(worker) })
     }
@@ -374,7 +446,7 @@ impl Prefetch {
 }
 
 fn produce(
-    set: &ImageSet,
+    set: SetRef<'_>,
     mut spec: BatchSpec,
     first: u64,
     mut count: u64,
@@ -502,7 +574,7 @@ mod tests {
 
         let set = Arc::new(set);
         let later = BatchSpec { epoch: 4, ..spec };
-        let both: Vec<_> = all.iter().cloned().chain(Batches::new(&set, later).unwrap()).collect();
+        let both: Vec<_> = all.iter().cloned().chain(Batches::new(&*set, later).unwrap()).collect();
         for (first, count) in [(0, 15), (4, 11), (4, 20), (15, 3), (0, 30), (3, 0)] {
             let mut prefetch = Prefetch::new(set.clone(), spec, first as u64, count as u64).unwrap();
             for want in &both[first..first + count] {
@@ -566,6 +638,63 @@ mod tests {
         let zeros: Vec<_> = (0..60).filter(|&i| out[i] == 0.0).collect();
         let plane = [3, 4, 5, 9, 10, 11];
         assert_eq!(zeros, plane.iter().copied().chain(plane.map(|i| i + 30)).collect::<Vec<_>>());
+    }
+
+    /// Sequences of 1 to 30 tokens; the first one says which it is.
+    fn sequences(n: usize) -> TextSet {
+        let mut set = TextSet {
+            ids: Vec::new(),
+            ends: Vec::new(),
+            labels: (0..n).map(|i| (i % 3) as u32).collect(),
+            classes: ["a", "b", "c"].map(str::to_owned).to_vec(),
+            filler: 9999,
+        };
+        for i in 0..n {
+            set.ids.push(i as u32);
+            set.ids.extend(std::iter::repeat_n(7, i * 11 % 30));
+            set.ends.push(set.ids.len());
+        }
+        set
+    }
+
+    #[test]
+    fn texts_of_like_length_share_a_batch() {
+        let set = sequences(700);
+        let batches = |spec| -> Vec<Batch> { Batches::new(&set, spec).unwrap().collect() };
+        let train = |epoch| batches(BatchSpec::train(8, 3, epoch, Augment::NONE));
+        let all = train(0);
+        assert_eq!(all.len(), 87);
+        let mut seen = Vec::new();
+        let (mut filled, mut places) = (0, 0);
+        for batch in &all {
+            let TokenBatch { ids, mask, dims: [n, length] } = batch.tokens.as_ref().unwrap();
+            assert_eq!((*n, length % LENGTH_STEP, ids.len(), mask.len()), (8, 0, n * length, n * length));
+            for (row, y) in batch.y.iter().enumerate() {
+                let (ids, mask) = (&ids[row * length..][..*length], &mask[row * length..][..*length]);
+                let i = ids[0] as usize;
+                let own = set.sequence(i);
+                assert_eq!(*y, (i % 3) as i64);
+                assert!(ids[..own.len()].iter().zip(own).all(|(&a, &b)| a == i64::from(b)));
+                assert!(ids[own.len()..].iter().all(|&id| id == 9999));
+                assert_eq!(mask.iter().sum::<f32>(), own.len() as f32);
+                seen.push(i);
+                (filled, places) = (filled + length - own.len(), places + length);
+            }
+        }
+        assert!(filled * 4 < places, "{filled} of {places} places are filled up");
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), 696);
+        assert_eq!(all, train(0));
+        assert_ne!(all, train(1));
+        let lengths: Vec<usize> = all.iter().map(|b| b.tokens.as_ref().unwrap().dims[1]).collect();
+        assert!(lengths[..10].windows(2).any(|w| w[0] > w[1]), "from short to long: {lengths:?}");
+
+        let eval = batches(BatchSpec::eval(64));
+        assert_eq!(eval.iter().map(|b| b.y.len()).sum::<usize>(), 700);
+        let ahead: Vec<Batch> =
+            Prefetch::new(Arc::new(set.clone()), BatchSpec::eval(64), 2, 5).unwrap().collect();
+        assert_eq!(ahead, eval[2..7]);
     }
 
     #[test]

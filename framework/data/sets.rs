@@ -48,23 +48,25 @@ pub struct Source {
     /// What of it, where there is more than one answer: "full set".
     pub part: String,
     pub dir: PathBuf,
-    /// Number of training images.
+    /// What is in it: images or texts.
+    pub of: &'static str,
+    /// Their number in training.
     pub train: usize,
-    /// Number of test images.
+    /// Their number in the test set.
     pub test: usize,
 }
 
 impl Source {
     /// Without where it lies: how weights say what they were trained on.
     pub fn counts(&self) -> String {
-        format!("{}, {} training + {} test images", self.name, self.train, self.test)
+        format!("{}, {} training + {} test {}", self.name, self.train, self.test, self.of)
     }
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Source { name, part, dir, train, test } = self;
-        write!(f, "{name}, {part}: {train} training + {test} test images ({})", dir.display())
+        let Source { name, part, dir, of, train, test } = self;
+        write!(f, "{name}, {part}: {train} training + {test} test {of} ({})", dir.display())
     }
 }
 
@@ -91,6 +93,7 @@ fn open_fashion_mnist(dir: Option<&Path>) -> Result<DataSet> {
         name: "Fashion-MNIST".into(),
         part: source.part().to_owned(),
         dir: source.dir,
+        of: "images",
         train: source.train,
         test: source.test,
     };

@@ -33,6 +33,7 @@ pub fn load(dir: &Path, inputs: &Inputs) -> Result<DataSet> {
             None => format!("{} training boxes", train.objects.len()),
         },
         dir: dir.to_owned(),
+        of: "images",
         train: train.pictures.len(),
         test: test.pictures.len(),
     };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Recipe ─ compile ─► Schedule ─┐
-//! ImageSet ─ Prefetch ─ batches ├─► fit: events, forward, loss, backward, step ─► RunFolder
+//! Samples ── Prefetch ─ batches ├─► fit: events, forward, loss, backward, step ─► RunFolder
 //! module + State (columns) ─────┘
 //! ```
 
@@ -14,6 +14,7 @@ pub mod detection;
 mod disk;
 pub mod error;
 mod exact;
+pub mod inputs;
 pub mod logs;
 pub mod loss;
 pub mod masks;

@@ -13,7 +13,7 @@ use lacuna_nn::layers::Init;
 use lacuna_nn::ops::{self, Window};
 use lacuna_nn::params::{ParamTable, Role, Updated};
 use lacuna_nn::quant::Pass;
-use lacuna_nn::{Classifier, Results};
+use lacuna_nn::{Classifier, Input, Results};
 use lacuna_recipe::{LossTerm, Pair, Penalty, PoolRange, Schedule, TermKind};
 use std::collections::BTreeMap;
 
@@ -97,7 +97,7 @@ impl<M: Classifier> Losses<M> {
         table: &ParamTable,
         schedule: &Schedule,
         step: u64,
-        x: &Tensor<4>,
+        x: &Input,
         pass: &Pass,
         task: impl FnOnce(Results) -> Tensor<1>,
     ) -> Result<Total> {
@@ -199,7 +199,7 @@ impl<M: Classifier> Losses<M> {
                     part
                 }
                 TermKind::Activations { layers: range, normalized, function, .. } => {
-                    let images = x.dims()[0];
+                    let images = x.count();
                     let Some(part) = penalties(schedule, range, function, images, &mut own) else { continue };
                     let count = schedule.penalised(range).len();
                     let part = if normalized { part.div_scalar(count as f64) } else { part };

@@ -6,6 +6,7 @@ use crate::checkpoint;
 use crate::detection;
 use crate::error::{Error, Result};
 use crate::exact::Exact;
+use crate::inputs::{self, input_of};
 use crate::logs::{LogOffsets, Logs};
 use crate::loss::{Losses, Teacher};
 use crate::modifiers::{self, Custom};
@@ -17,7 +18,7 @@ use crate::validate::{Evaluation, Evaluator, evaluate, validate};
 use crate::weights::{self, Metadata};
 use burn::module::Module;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
-use lacuna_data::{Augment, Batch, BatchSpec, Batches, ImageSet, Prefetch};
+use lacuna_data::{Augment, Batch, BatchSpec, Batches, Prefetch, Samples};
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use lacuna_nn::scheme::LayerScheme;
@@ -41,7 +42,7 @@ pub struct TrainArgs {
     /// Used until the recipe sets one.
     pub lr: f64,
     pub weight_decay: f64,
-    /// Images per epoch, if fewer than the set has.
+    /// Images or texts per epoch, if fewer than the set has.
     pub max_images: Option<usize>,
     /// Augment training images (shift by two pixels, and flip where the set allows it).
     pub augment: bool,
@@ -65,11 +66,11 @@ impl Default for TrainArgs {
 }
 
 impl TrainArgs {
-    fn batches(&self, set: &ImageSet, epoch: u64) -> BatchSpec {
-        let augment = match self.augment {
-            true if set.mirror => Augment::SMALL,
-            true => Augment { flip: 0.0, ..Augment::SMALL },
-            false => Augment::NONE,
+    fn batches(&self, set: &Samples, epoch: u64) -> BatchSpec {
+        let augment = match set {
+            Samples::Images(set) if self.augment && set.mirror => Augment::SMALL,
+            Samples::Images(_) if self.augment => Augment { flip: 0.0, ..Augment::SMALL },
+            _ => Augment::NONE,
         };
         BatchSpec { max_images: self.max_images, ..BatchSpec::train(self.batch, self.seed, epoch, augment) }
     }
@@ -78,7 +79,7 @@ impl TrainArgs {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    pub fn steps_per_epoch(&self, train: &ImageSet) -> u32 {
+    pub fn steps_per_epoch(&self, train: &Samples) -> u32 {
         u32::try_from(self.batches(train, 0).batches(train)).unwrap_or(u32::MAX)
     }
 }
@@ -87,8 +88,8 @@ impl TrainArgs {
 pub struct Fit<'a> {
     pub args: TrainArgs,
     pub recipe: &'a Recipe,
-    pub train: Arc<ImageSet>,
-    pub test: &'a ImageSet,
+    pub train: Arc<Samples>,
+    pub test: &'a Samples,
     pub folder: &'a RunFolder,
     /// Goes into every file of weights.
     pub metadata: Metadata,
@@ -228,9 +229,9 @@ fn fit_in_pool<M: Classifier>(
     let device = module.devices().first().cloned().unwrap_or_default().autodiff();
     let losses = Losses::new(teacher, &schedule)?;
     let mut run = begin(module, losses, &mut fit)?;
-    let (set, plain) = (&fit.train, device.clone().inner());
     run.state.custom = custom.to_vec();
-    run.state.flow = quantize::flow(&run.module, Tensor::<4>::zeros([1, set.c, set.h, set.w], &plain));
+    let example = inputs::zeros((&*fit.train).into(), &device.clone().inner());
+    run.state.flow = quantize::flow(&run.module, example);
     (fit.report)(Progress::Schedule { schedule: &schedule, first_step: run.step });
 
     let (epoch, at) = (run.step / steps_per_epoch, run.step % steps_per_epoch);
@@ -335,7 +336,7 @@ struct Run<M> {
 /// A new training, or the newest checkpoint's.
 fn begin<M: Classifier>(module: M, mut losses: Losses<M>, fit: &mut Fit<'_>) -> Result<Run<M>> {
     let mut state = State::new(&module, fit.args.weight_decay);
-    state.image = Some(image_of(fit));
+    state.image = image_of(fit);
     let saved = if fit.resume { checkpoint::load_latest(&fit.folder.path)? } else { None };
     let Some(saved) = saved else {
         checkpoint::clear(&fit.folder.path)?;
@@ -367,7 +368,11 @@ fn begin<M: Classifier>(module: M, mut losses: Losses<M>, fit: &mut Fit<'_>) -> 
     let tensors = saved.file("model")?;
     let module = match &s.full_shape {
         None => weights::put(module, tensors).map_err(Error::Weights)?,
-        Some(_) => weights::put_thinned(module, tensors, image_of(fit)).map_err(Error::Weights)?,
+        Some(_) => {
+            let image =
+                image_of(fit).ok_or_else(|| damaged("channels were removed from a network of texts"))?;
+            weights::put_thinned(module, tensors, image).map_err(Error::Weights)?
+        }
     };
     state.thinned_from(&module, s.full_shape);
     if s.trainable.len() != state.trainable.len() {
@@ -388,9 +393,9 @@ fn begin<M: Classifier>(module: M, mut losses: Losses<M>, fit: &mut Fit<'_>) -> 
     Ok(Run { module, state, losses, step, loss_sum, loss_count, accuracy: None, best, logs })
 }
 
-/// Channels, height and width of the training's images.
-fn image_of(fit: &Fit<'_>) -> [usize; 3] {
-    [fit.train.c, fit.train.h, fit.train.w]
+/// Channels, height and width of the training's images, where it has them.
+fn image_of(fit: &Fit<'_>) -> Option<[usize; 3]> {
+    fit.train.images().map(|set| [set.c, set.h, set.w])
 }
 
 impl<M: Classifier> Run<M> {
@@ -446,9 +451,8 @@ impl<M: Classifier> Run<M> {
     /// Shows the first batches of the training set, unchanged, to the observers; batch norm uses its running statistics.
     fn calibrate(&self, steps: u32, fit: &Fit<'_>, device: &Device) -> Result<()> {
         let pass = Pass { norm: Norm::Frozen, ..self.state.pass };
-        for batch in Batches::new(&fit.train, BatchSpec::eval(fit.args.batch))?.take(steps as usize) {
-            let images = Tensor::<4>::from_data(TensorData::new(batch.x, batch.dims), device);
-            self.module.results(images, &pass);
+        for mut batch in Batches::new(&*fit.train, BatchSpec::eval(fit.args.batch))?.take(steps as usize) {
+            self.module.results(input_of(&mut batch, device), &pass);
         }
         Ok(())
     }
@@ -462,8 +466,7 @@ impl<M: Classifier> Run<M> {
         device: &Device,
         optimizer: &Optimizer,
     ) -> Result<(Self, f32)> {
-        let images = TensorData::new(std::mem::take(&mut batch.x), batch.dims);
-        let x = Tensor::<4>::from_data(images, device);
+        let x = input_of(batch, device);
         let (pass, table) = (self.state.training_pass(), &self.state.params);
         let head = self.module.head();
         let task = |results| loss_of(results, head.as_ref(), batch, device);
@@ -475,7 +478,7 @@ impl<M: Classifier> Run<M> {
         let gradients = total.loss.backward();
         self.losses.step(&total, &gradients, optimizer, lr, self.state.weight_decay);
         self.module = self.state.step(self.module, gradients, optimizer, lr);
-        batch.x = x.without_autodiff().into_data().try_into_vec().unwrap_or_default();
+        inputs::give_back(x, batch);
         self.loss_sum += value as f64;
         self.loss_count += 1;
         self.step += 1;
@@ -555,10 +558,10 @@ impl<M: Classifier> Run<M> {
     }
 }
 
-/// Training images for gradients that a modifier asks for at an event. They come shuffled anew for each step, in an order
+/// Training batches for gradients that a modifier asks for at an event. They come shuffled anew for each step, in an order
 /// that a resumed training repeats.
 struct GradientData<'a> {
-    set: &'a ImageSet,
+    set: &'a Samples,
     spec: BatchSpec,
     batches: Option<Batches<'a>>,
 }
@@ -573,7 +576,7 @@ impl<'a> GradientData<'a> {
         GradientData { set: &fit.train, spec: fit.args.batches(&fit.train, epoch), batches: None }
     }
 
-    /// Of the loss of `images` images.
+    /// Of the loss of `images` images or texts.
     fn gradients<M: Classifier>(
         &mut self,
         module: &M,
@@ -590,9 +593,8 @@ impl<'a> GradientData<'a> {
             let batches = self.batches.insert(Batches::new(self.set, self.spec)?);
             batch = batches.next();
         }
-        let mut batch = batch.ok_or_else(|| Error::Recipe("there are no images for a gradient".into()))?;
-        let images = TensorData::new(std::mem::take(&mut batch.x), batch.dims);
-        let x = Tensor::<4>::from_data(images, device);
+        let mut batch = batch.ok_or_else(|| Error::Recipe("there is no data for a gradient".into()))?;
+        let x = input_of(&mut batch, device);
         Ok(loss_of(module.results(x, pass), module.head().as_ref(), &batch, device).backward())
     }
 }
@@ -601,8 +603,7 @@ impl<'a> GradientData<'a> {
 fn described(fit: &Fit<'_>, state: &State) -> Metadata {
     let mut metadata = fit.metadata.clone();
     metadata.insert("lacuna.quant".into(), quant_name(state.pass.quant).into());
-    if state.is_thinned() {
-        let [c, h, w] = image_of(fit);
+    if let Some([c, h, w]) = image_of(fit).filter(|_| state.is_thinned()) {
         metadata.insert(weights::THINNED.into(), format!("{c}x{h}x{w}"));
     }
     metadata

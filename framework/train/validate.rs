@@ -7,17 +7,17 @@
 
 use crate::detection;
 use crate::error::{Error, Result};
-use burn::tensor::{Tensor, TensorData};
-use lacuna_data::{Batch, BatchSpec, Batches, ImageSet, metrics};
+use crate::inputs::input_of;
+use lacuna_data::{Batch, BatchSpec, Batches, ImageSet, SetRef, metrics};
 use lacuna_engine::{InputRef, Options, OutputMut, Session};
-use lacuna_nn::capture::capture;
+use lacuna_nn::capture::{capture, capture_tokens};
 use lacuna_nn::quant::Pass;
 use lacuna_nn::{BoxHead, Classifier};
 use lacuna_pipelines::boxes::nms;
 use lacuna_pipelines::heads::Result as Map;
 use lacuna_pipelines::scores::{MOST, OVERLAP_MAX, SCORE_MIN, scores_of};
 
-/// Images per run.
+/// Images or texts per run.
 const BATCH: usize = 250;
 
 /// What computed an accuracy.
@@ -53,7 +53,12 @@ pub const MAP50: &str = "metrics/mAP50";
 
 /// Scores (0..1) of a module on a device without autodiff, by its own forward pass: top-1 accuracy, or the average precision
 /// of a detector.
-pub fn evaluate<M: Classifier>(module: &M, set: &ImageSet, pass: &Pass) -> Result<Vec<(&'static str, f64)>> {
+pub fn evaluate<'a, M: Classifier>(
+    module: &M,
+    set: impl Into<SetRef<'a>>,
+    pass: &Pass,
+) -> Result<Vec<(&'static str, f64)>> {
+    let set = set.into();
     if let Some(head) = module.head() {
         return detections(module, &head, set, pass);
     }
@@ -65,7 +70,12 @@ pub fn evaluate<M: Classifier>(module: &M, set: &ImageSet, pass: &Pass) -> Resul
 }
 
 /// As [`evaluate`], by the engine where that agrees with the module on the first batch.
-pub fn validate<M: Classifier>(module: &M, set: &ImageSet, pass: &Pass) -> Result<Evaluation> {
+pub fn validate<'a, M: Classifier>(
+    module: &M,
+    set: impl Into<SetRef<'a>>,
+    pass: &Pass,
+) -> Result<Evaluation> {
+    let set = set.into();
     if module.head().is_some() {
         let scores = evaluate(module, set, pass)?;
         return Ok(Evaluation {
@@ -78,13 +88,15 @@ pub fn validate<M: Classifier>(module: &M, set: &ImageSet, pass: &Pass) -> Resul
     let mut score = Score::default();
     let Some(first) = batches.next() else {
         let scores = vec![(TOP1, 0.0)];
-        return Ok(Evaluation { scores, evaluator: Evaluator::Module, why: "no images".into() });
+        return Ok(Evaluation { scores, evaluator: Evaluator::Module, why: "no data".into() });
     };
     let logits = module_logits(module, &first, pass)?;
     score.add(&logits, &first.y)?;
     let classes = logits.len() / first.y.len();
     let (mut session, why) = match agreeing_engine(module, pass, &first, &logits) {
-        Ok(session) => (Some(session), format!("the same classes for the first {} images", first.y.len())),
+        Ok(session) => {
+            (Some(session), format!("the same classes for the first {} {}", first.y.len(), kind(&first)))
+        }
         Err(why) => (None, why),
     };
     let mut batch = first;
@@ -106,10 +118,10 @@ const BATCH_OF_BOXES: usize = 8;
 fn detections<M: Classifier>(
     module: &M,
     head: &BoxHead,
-    set: &ImageSet,
+    set: SetRef<'_>,
     pass: &Pass,
 ) -> Result<Vec<(&'static str, f64)>> {
-    let Some(boxes) = &set.boxes else {
+    let SetRef::Images(set @ ImageSet { boxes: Some(boxes), .. }) = set else {
         return Err(Error::Recipe("the network detects, and the images have no boxes".into()));
     };
     let device = module.devices().first().cloned().unwrap_or_default();
@@ -157,14 +169,27 @@ impl Score {
 
 fn module_logits<M: Classifier>(module: &M, batch: &Batch, pass: &Pass) -> Result<Vec<f32>> {
     let device = module.devices().first().cloned().unwrap_or_default();
-    let x = Tensor::<4>::from_data(TensorData::new(batch.x.clone(), batch.dims), &device);
+    let x = input_of(&mut batch.clone(), &device);
     module.forward(x, pass).into_data().try_into_vec().map_err(|e| Error::Weights(format!("{e:?}")))
 }
 
 fn engine_logits(session: &mut Session, batch: &Batch, classes: usize) -> lacuna_engine::Result<Vec<f32>> {
     let mut logits = vec![0.0; batch.y.len() * classes];
-    session.run_into(&[InputRef::f32(&batch.dims, &batch.x)], &mut [OutputMut::f32(&mut logits)])?;
+    let out = &mut [OutputMut::f32(&mut logits)];
+    match &batch.tokens {
+        None => session.run_into(&[InputRef::f32(&batch.dims, &batch.x)], out)?,
+        Some(tokens) => {
+            let mask: Vec<i64> = tokens.mask.iter().map(|&m| i64::from(m != 0.0)).collect();
+            let dims = &tokens.dims;
+            session.run_into(&[InputRef::i64(dims, &tokens.ids), InputRef::i64(dims, &mask)], out)?;
+        }
+    }
     Ok(logits)
+}
+
+/// What a batch is of, for messages.
+fn kind(batch: &Batch) -> &'static str {
+    if batch.tokens.is_some() { "texts" } else { "images" }
 }
 
 /// The module compiled, if it gives `batch` the classes of `logits`; else why it will not do.
@@ -174,10 +199,14 @@ fn agreeing_engine<M: Classifier>(
     batch: &Batch,
     logits: &[f32],
 ) -> std::result::Result<Session, String> {
-    let [_, c, h, w] = batch.dims;
     let classes = logits.len() / batch.y.len();
-    let mut graph = capture(module, "input", [1, c, h, w], &["logits"], |m, x| m.forward(x, pass))
-        .map_err(|e| format!("the module is no graph: {e}"))?;
+    let captured = match (&batch.tokens, batch.dims) {
+        (None, [_, c, h, w]) => {
+            capture(module, "input", [1, c, h, w], &["logits"], |m, x| m.forward(x, pass))
+        }
+        (Some(_), _) => capture_tokens(module, false, &["logits"], |m, x| m.forward(x, pass)),
+    };
+    let mut graph = captured.map_err(|e| format!("the module is no graph: {e}"))?;
     lacuna_ir::passes::simplify(&mut graph).map_err(|e| e.to_string())?;
     let threads = Some(rayon::current_num_threads());
     let options = Options { threads, batch: Some(batch.y.len()), ..Options::default() };
@@ -188,6 +217,9 @@ fn agreeing_engine<M: Classifier>(
     let other = rows.filter(|(a, b)| metrics::argmax(a) != metrics::argmax(b)).count();
     match other {
         0 => Ok(session),
-        n => Err(format!("the engine puts {n} of the first {} images into another class", batch.y.len())),
+        n => {
+            let (all, kind) = (batch.y.len(), kind(batch));
+            Err(format!("the engine puts {n} of the first {all} {kind} into another class"))
+        }
     }
 }

@@ -26,6 +26,7 @@ pub fn python(root: &Path) -> Result<PathBuf, String> {
 }
 
 /// NumPy's format, version 1.0 (numpy.lib.format): magic, header length, header padded to 64 bytes, data.
+#[allow(dead_code)] // Not every test writes what Python reads.
 pub fn npy(tensor: &Tensor) -> Vec<u8> {
     let kind = match tensor.dtype() {
         DType::F32 => "<f4",

@@ -4,7 +4,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use lacuna_data::{Augment, BatchSpec, Batches, ImageSet};
+use lacuna_data::{Augment, BatchSpec, Batches, ImageSet, Samples};
 use lacuna_nn::layers::{Init, Linear};
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
 use lacuna_nn::{Classifier, Input};
@@ -82,7 +82,7 @@ fn run<M: Classifier>(net: M, modifiers: &str, teacher: Teacher<M>) -> (Outcome<
         .unwrap_or_else(|found| panic!("{text}{}", lacuna_recipe::render(&found)));
     let folder = tempfile::tempdir().unwrap();
     let folder = RunFolder::create(folder.path(), "run", false).unwrap();
-    let set = Arc::new(set());
+    let set = Arc::new(Samples::from(set()));
     let args = TrainArgs {
         batch: BATCH,
         seed: 11,
@@ -638,7 +638,7 @@ fn weights_after(modifiers: &str, teacher: fn() -> Teacher<Two>, stop: Option<u6
     let recipe = lacuna_recipe::parse(&text, "r.yaml", &[]).unwrap();
     let place = tempfile::tempdir().unwrap();
     let folder = RunFolder::create(place.path(), "run", false).unwrap();
-    let set = Arc::new(set());
+    let set = Arc::new(Samples::from(set()));
     let train = |resume: bool, stop: Option<u64>| {
         let args = TrainArgs {
             batch: BATCH,
