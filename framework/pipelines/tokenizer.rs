@@ -105,9 +105,9 @@ impl Tokenizer {
         let (before, mut rest) = (ids.len(), word);
         while !rest.is_empty() && word.chars().count() <= WORD_LETTERS_MAX {
             let mark = if rest.len() == word.len() { "" } else { "##" };
-            let ends = rest.char_indices().map(|(at, c)| at + c.len_utf8()).rev();
+            let mut ends = rest.char_indices().map(|(at, c)| at + c.len_utf8()).rev();
             let known = |end: usize| Some((*self.pieces.get(&format!("{mark}{}", &rest[..end]))?, end));
-            let Some((id, end)) = ends.into_iter().find_map(known) else { break };
+            let Some((id, end)) = ends.find_map(known) else { break };
             ids.push(id);
             rest = &rest[end..];
         }

@@ -104,6 +104,10 @@ fn gather_pairs(g: &mut Graph) -> Result<usize> {
                     || quantise_before_parts(g, &uses, op)?
             }
             OpKind::Flatten | OpKind::Reshape | OpKind::Transpose => dequantise_after_reshape(g, op)?,
+            // The first token, of which a sequence's classes are told.
+            OpKind::Gather if g.input_of(op, 1).is_some_and(|index| g.const_i64(index).is_some()) => {
+                dequantise_after_reshape(g, op)?
+            }
             OpKind::MaxPool => dequantise_after_pool(g, op)?,
             OpKind::Resize => dequantise_after_resize(g, op)?,
             OpKind::Concat => dequantise_after_concat(g, op)?,
