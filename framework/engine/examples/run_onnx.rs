@@ -3,9 +3,14 @@
 //! It compiles the file, feeds it seeded random inputs and prints the median time of a run. `--profile` adds a table
 //! of steps, `--check` compares the outputs with those of the interpreter on the lowered graph.
 
+#[path = "../../../tests/common/onnxruntime.rs"]
+#[allow(dead_code)] // Its tensors, not its Python.
+mod onnxruntime;
+
 use clap::Parser;
 use lacuna_engine::{InputRef, Isa, KernelChoice, Options, OutputMut, Port, Session, StepProfile, Tune};
 use lacuna_ir::{DType, Elements, Tensor, interp};
+use onnxruntime::{npy, read_npy};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -53,6 +58,12 @@ struct Args {
     /// Writes the graph as a .lacuna file.
     #[arg(long)]
     pack: Option<PathBuf>,
+    /// Feeds input_0.npy, input_1.npy, ... of this folder, and writes ours_0.npy, ... beside them.
+    #[arg(long)]
+    case: Option<PathBuf>,
+    /// Answers each line of standard input, a number of seconds, with the median milliseconds of runs for so long.
+    #[arg(long)]
+    serve: bool,
     /// Writes inputs and outputs as raw little-endian files `in0`, `out0`, ... into this folder.
     #[arg(long)]
     dump: Option<PathBuf>,
@@ -83,7 +94,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         threads: args.threads,
         isa: args.isa,
         kernels: args.kernels,
-        batch: Some(args.batch),
+        batch: args.case.is_none().then_some(args.batch),
         tune: match (args.tune, args.cache) {
             (_, true) => Tune::Cached,
             (true, false) => Tune::On,
@@ -110,8 +121,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         print!("{}", lacuna_ir::text::print(session.lowered()));
     }
     let mut noise = Noise(args.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let inputs: Vec<Tensor> =
-        session.inputs().iter().map(|port| random_input(port, args.batch, &mut noise)).collect();
+    let inputs: Vec<Tensor> = match &args.case {
+        None => session.inputs().iter().map(|port| random_input(port, args.batch, &mut noise)).collect(),
+        Some(folder) => {
+            let read = |i| Ok(read_npy(&std::fs::read(folder.join(format!("input_{i}.npy")))?)?);
+            (0..session.inputs().len()).map(read).collect::<Result<_, Box<dyn Error>>>()?
+        }
+    };
+    if let Some(folder) = &args.case {
+        for (i, y) in session.run(&inputs)?.iter().enumerate() {
+            std::fs::write(folder.join(format!("ours_{i}.npy")), npy(y))?;
+        }
+    }
+    if args.serve {
+        return serve(&mut session, &inputs);
+    }
     if args.check {
         check(&mut session, &inputs)?;
     }
@@ -120,10 +144,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         dump(folder, "out", &session.run(&inputs)?)?;
     }
     if args.runs > 0 {
-        let ms = median_ms(&mut session, &inputs, args.runs)?;
+        times_ms(&mut session, &inputs, |runs| runs >= args.runs / 5)?;
+        let times = times_ms(&mut session, &inputs, |runs| runs >= args.runs)?;
+        let (ms, best) = (times[times.len() / 2], times[0]);
         let each =
             if args.batch > 1 { format!(", {:.3} ms each", ms / args.batch as f64) } else { String::new() };
-        println!("batch {}: median {ms:.3} ms of {} runs{each}", args.batch, args.runs);
+        println!("batch {}: median {ms:.3} ms of {} runs, best {best:.3}{each}", args.batch, args.runs);
         if let Some(mb) = peak_mb() {
             println!("peak memory {mb:.1} MB");
         }
@@ -171,20 +197,35 @@ fn random_input(port: &Port, batch: usize, noise: &mut Noise) -> Tensor {
     Tensor { dims, elements }
 }
 
-fn median_ms(session: &mut Session, inputs: &[Tensor], runs: usize) -> Result<f64, Box<dyn Error>> {
+/// Times of runs, sorted, until `enough` says so of how many there are.
+fn times_ms(
+    session: &mut Session,
+    inputs: &[Tensor],
+    mut enough: impl FnMut(usize) -> bool,
+) -> Result<Vec<f64>, Box<dyn Error>> {
     let mut outputs = session.run(inputs)?;
     let inputs: Vec<InputRef<'_>> = inputs.iter().map(InputRef::from).collect();
-    let mut times = Vec::with_capacity(runs);
-    for i in 0..runs + runs / 5 {
+    let mut times = Vec::new();
+    while !enough(times.len()) {
         let mut views = outputs.iter_mut().map(output_of).collect::<Result<Vec<_>, _>>()?;
         let start = Instant::now();
         session.run_into(&inputs, &mut views)?;
-        if i >= runs / 5 {
-            times.push(start.elapsed().as_secs_f64() * 1e3);
-        }
+        times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok(times)
+}
+
+fn serve(session: &mut Session, inputs: &[Tensor]) -> Result<(), Box<dyn Error>> {
+    println!("ready");
+    for line in std::io::stdin().lines() {
+        let seconds: f64 = line?.trim().parse()?;
+        let start = Instant::now();
+        let enough = |runs| runs > 0 && start.elapsed().as_secs_f64() >= seconds;
+        let times = times_ms(session, inputs, enough)?;
+        println!("{} {}", times[times.len() / 2], times[0]);
+    }
+    Ok(())
 }
 
 /// The most memory this process held at any time, where the system tells.

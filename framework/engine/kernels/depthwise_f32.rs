@@ -39,6 +39,8 @@ struct Job<'a> {
 /// The processor has the instructions; pointers hold the lanes in question.
 trait Vector: Copy {
     const COUNT: usize;
+    unsafe fn zero() -> Self;
+    unsafe fn add(self, other: Self) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn multiply_add(self, a: Self, b: Self) -> Self;
     /// Adds the first `lanes` of a residual, clamps, and writes as many.
@@ -47,6 +49,18 @@ trait Vector: Copy {
 
 impl Vector for __m512 {
     const COUNT: usize = 16;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_add_ps(self, other) }
+    }
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
@@ -80,6 +94,18 @@ impl Vector for __m256 {
     const COUNT: usize = 8;
 
     #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_add_ps(self, other) }
+    }
+
+    #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller's promise.
         unsafe { _mm256_loadu_ps(from) }
@@ -95,14 +121,16 @@ impl Vector for __m256 {
     unsafe fn finish(self, residual: Option<*const f32>, min: f32, max: f32, lanes: usize, to: *mut f32) {
         // SAFETY: the mask keeps to the lanes in question.
         unsafe {
+            let (min, max) = (_mm256_set1_ps(min), _mm256_set1_ps(max));
+            if lanes >= Self::COUNT {
+                let sum = residual.map_or(self, |r| _mm256_add_ps(self, _mm256_loadu_ps(r)));
+                return _mm256_storeu_ps(to, _mm256_min_ps(max, _mm256_max_ps(min, sum)));
+            }
+            // A store with a mask takes some twenty cycles on AMD's processors.
             let index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes as i32), index);
-            let sum = match residual {
-                Some(r) => _mm256_add_ps(self, _mm256_maskload_ps(r, mask)),
-                None => self,
-            };
-            let sum = _mm256_min_ps(_mm256_set1_ps(max), _mm256_max_ps(_mm256_set1_ps(min), sum));
-            _mm256_maskstore_ps(to, mask, sum);
+            let sum = residual.map_or(self, |r| _mm256_add_ps(self, _mm256_maskload_ps(r, mask)));
+            _mm256_maskstore_ps(to, mask, _mm256_min_ps(max, _mm256_max_ps(min, sum)));
         }
     }
 }
@@ -122,7 +150,7 @@ unsafe fn outputs<V: Vector, const KW: usize, const S: usize, const P: usize>(jo
         // SAFETY: bias and weights are padded to whole blocks of 16 channels; a last vector reads at most 15 elements
         // more of x, less than READ_AFTER.
         unsafe {
-            let mut sums = [V::load(job.bias.as_ptr().add(channel)); P];
+            let mut sums = [V::zero(); P];
             for ky in 0..job.kh {
                 let x = x.wrapping_add(ky.wrapping_mul(job.x_line));
                 let weights = weights.add(ky * job.kw * LANES);
@@ -150,10 +178,12 @@ unsafe fn outputs<V: Vector, const KW: usize, const S: usize, const P: usize>(jo
                     }
                 }
             }
+            // A bias that sums begin with would make their rounding errors larger.
+            let bias = V::load(job.bias.as_ptr().add(channel));
             for p in 0..P {
                 let r = job.r.map(|r| r.wrapping_add(p * job.r_output + channel));
                 let to = job.y.wrapping_add(p * job.y_output + channel);
-                sums[p].finish(r, job.min, job.max, job.channels.end - channel, to);
+                sums[p].add(bias).finish(r, job.min, job.max, job.channels.end - channel, to);
             }
         }
     }

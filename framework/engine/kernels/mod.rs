@@ -450,7 +450,8 @@ impl ConvGeom {
         self.sw as usize * self.x_pixel as usize
     }
 
-    fn y_at(&self, row: u32, col: u32) -> usize {
+    /// Element of y where channel 0 of an output lies, `row` counted over all images.
+    pub(crate) fn y_at(&self, row: u32, col: u32) -> usize {
         self.pixel_at(self.y_origin, [self.y_image, self.y_row, self.y_pixel].map(|s| s as usize), row, col)
     }
 

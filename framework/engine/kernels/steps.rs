@@ -6,7 +6,7 @@
 
 use crate::target::Isa;
 use lacuna_ir::op::{ClipAttr, QAddAttr, QMulAttr, Requant};
-use lacuna_ir::reference::fixed::{erf_value, silu_value};
+use lacuna_ir::reference::fixed::{erf_value, sigmoid_value, silu_value};
 use std::ops::Range;
 
 #[path = "steps_attention.rs"]
@@ -391,7 +391,7 @@ unsafe fn map(s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
                 let x = if x < c.min { c.min } else { x };
                 if x > c.max { c.max } else { x }
             }),
-            Sigmoid => m.unary(|x: f32| 1.0 / (1.0 + (-x).exp())),
+            Sigmoid => m.unary(sigmoid_value),
             Sqrt => m.unary(|x: f32| x.sqrt()),
             Erf => m.unary(erf_value),
             Tanh => m.unary(|x: f32| x.tanh()),
@@ -419,10 +419,10 @@ unsafe fn map(s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
                 requantize((a as i32 - q.a_zero) as f32 * factor, q.out)
             }),
             Silu => m.unary(silu_value),
-            HardSwish => m.unary(|x: f32| x * clamp_unit(x / 6.0 + 0.5)),
+            HardSwish => m.unary(hard_swish_value),
             HardSigmoid(alpha, beta) => m.unary(move |x: f32| clamp_unit(alpha * x + beta)),
             LeakyRelu(alpha) => m.unary(move |x: f32| if x < 0.0 { alpha * x } else { x }),
-            Gelu => m.unary(|x: f32| 0.5 * x * (1.0 + erf_value(x * std::f32::consts::FRAC_1_SQRT_2))),
+            Gelu => m.unary(gelu_value),
             QuantizeSilu => m.scaled(|x: f32, s, z: u8| quantize(silu_value(x), s, z as i32, 0, 255) as u8),
             QLookup => {
                 let table = *p[2].cast::<[u8; 256]>();
@@ -430,6 +430,45 @@ unsafe fn map(s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
             }
         }
     }
+}
+
+/// Whether [`run_in_place`] can do it: f32 to f32, each element by itself.
+pub fn in_place(op: MapOp) -> bool {
+    use MapOp::*;
+    matches!(op, Silu | HardSwish | Sigmoid | HardSigmoid(..) | LeakyRelu(_) | Gelu)
+}
+
+by_isa! {
+    /// Gives `n` elements the map's values. Other maps than those that [`in_place`] names leave them.
+    ///
+    /// # Safety
+    /// The processor has `isa`; the elements are nobody else's.
+    run_in_place, map_in_place, (op: MapOp, y: *mut f32, n: usize)
+}
+
+#[inline(always)]
+unsafe fn map_in_place(op: MapOp, y: *mut f32, n: usize) {
+    // SAFETY: the caller's promise.
+    let y = unsafe { std::slice::from_raw_parts_mut(y, n) };
+    match op {
+        MapOp::Silu => y.iter_mut().for_each(|y| *y = silu_value(*y)),
+        MapOp::HardSwish => y.iter_mut().for_each(|y| *y = hard_swish_value(*y)),
+        MapOp::Sigmoid => y.iter_mut().for_each(|y| *y = sigmoid_value(*y)),
+        MapOp::HardSigmoid(a, b) => y.iter_mut().for_each(|y| *y = clamp_unit(a * *y + b)),
+        MapOp::LeakyRelu(a) => y.iter_mut().for_each(|y| *y = if *y < 0.0 { a * *y } else { *y }),
+        MapOp::Gelu => y.iter_mut().for_each(|y| *y = gelu_value(*y)),
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn hard_swish_value(x: f32) -> f32 {
+    x * clamp_unit(x * (1.0 / 6.0) + 0.5)
+}
+
+#[inline(always)]
+fn gelu_value(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf_value(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
 /// Between 0 and 1; not a number stays.
@@ -598,9 +637,9 @@ pub unsafe fn run_mean(isa: Isa, s: &MeanStep, y: *mut u8, x: *const u8, part: u
 ///
 /// # Safety
 /// As [`run_map`], for operands y and x.
-pub unsafe fn run_reduce(s: &ReduceStep, y: *mut f32, x: *const f32, part: usize, parts: usize) {
+pub unsafe fn run_reduce(isa: Isa, s: &ReduceStep, y: *mut f32, x: *const f32, part: usize, parts: usize) {
     // SAFETY: the caller's promise.
-    unsafe { matrix::reduce(s, y, x, part, parts) }
+    unsafe { matrix::run_reduce(isa, s, y, x, part, parts) }
 }
 
 /// Runs one part of a matrix product.

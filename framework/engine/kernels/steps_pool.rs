@@ -104,11 +104,55 @@ pub unsafe fn run_pool(isa: Isa, s: &PoolStep, y: *mut u8, x: *const u8, part: u
     // SAFETY: the caller's promise.
     unsafe {
         #[cfg(target_arch = "x86_64")]
+        if s.kind == PoolKind::MaxF32 && isa >= Isa::Avx2 {
+            return max_f32_avx2(s, y.cast(), x.cast(), part, parts);
+        }
+        #[cfg(target_arch = "x86_64")]
         if s.kind == PoolKind::MaxU8 && isa >= Isa::Avx512Vnni {
             return max_u8_avx512(s, y, x, part, parts);
         }
         run_any(isa, s, y, x, part, parts);
     }
+}
+
+/// As [`max_u8_avx512`], for floats: not a number wins.
+///
+/// # Safety
+/// As [`run_pool`]; the processor has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn max_f32_avx2(s: &PoolStep, y: *mut f32, x: *const f32, part: usize, parts: usize) {
+    use std::arch::x86_64::*;
+    let c = s.x[2];
+    s.each(part, parts, |out| {
+        for from in (0..c).step_by(8) {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32((c - from).min(8) as i32), lanes);
+            let mut most = _mm256_set1_ps(f32::NEG_INFINITY);
+            // SAFETY: channels of pixels of x and y, of this part's outputs (`super::run_pool`).
+            unsafe {
+                let mut line = x.add(out.x + from);
+                for _ in 0..out.taps[0] {
+                    let mut tap = line;
+                    for _ in 0..out.taps[1] {
+                        let v =
+                            if c - from >= 8 { _mm256_loadu_ps(tap) } else { _mm256_maskload_ps(tap, mask) };
+                        let wins = _mm256_or_ps(
+                            _mm256_cmp_ps::<_CMP_GT_OQ>(v, most),
+                            _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v),
+                        );
+                        most = _mm256_blendv_ps(most, v, wins);
+                        tap = tap.wrapping_add(out.steps[1]);
+                    }
+                    line = line.wrapping_add(out.steps[0]);
+                }
+                match c - from >= 8 {
+                    true => _mm256_storeu_ps(y.add(out.y + from), most),
+                    false => _mm256_maskstore_ps(y.add(out.y + from), mask, most),
+                }
+            }
+        }
+    });
 }
 
 /// The compiler keeps the results of a fold in memory; here they stay in a register.

@@ -1,6 +1,6 @@
 //! Copies that turn rows into columns (channels last to channels first), on AVX-512, 16 by 16 elements at a time.
 
-use super::{ARGS_MAX, MapOp, MapStep};
+use super::{ARGS_MAX, MapOp, MapStep, Nd, share};
 use crate::target::Isa;
 
 /// Runs one part of a copy that turns a plane of 32-bit elements, and says whether it was one.
@@ -10,6 +10,18 @@ use crate::target::Isa;
 pub unsafe fn run_map(isa: Isa, s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) -> bool {
     let nd = &s.nd;
     let Some(row) = nd.rank.checked_sub(2) else { return false };
+    if s.op == MapOp::Copy4 && nd.strides[0][row] == 1 {
+        let (y, x) = (p[0].cast(), p[1].cast());
+        // SAFETY: the caller's promise.
+        unsafe {
+            match nd.dims[row] {
+                3 => weave::<3>(nd, y, x, part, parts),
+                4 => weave::<4>(nd, y, x, part, parts),
+                _ => return false,
+            }
+        }
+        return true;
+    }
     let turns = nd.strides[0][row + 1] == 1 && nd.strides[1][row] == 1 && nd.strides[1][row + 1] != 1;
     if s.op != MapOp::Copy4 || isa < Isa::Avx512Vnni || !turns {
         return false;
@@ -21,6 +33,31 @@ pub unsafe fn run_map(isa: Isa, s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize
     };
     let _ = (p, part, parts);
     cfg!(target_arch = "x86_64")
+}
+
+/// Planes into pixels of `C` channels: each pixel is written at once.
+///
+/// # Safety
+/// Both operands hold what `nd` addresses.
+unsafe fn weave<const C: usize>(nd: &Nd, y: *mut u32, x: *const u32, part: usize, parts: usize) {
+    let row = nd.rank - 2;
+    let (width, pixel) = (nd.dims[row + 1], nd.strides[0][row + 1]);
+    let [plane, column] = [0, 1].map(|d| nd.strides[1][row + d]);
+    let mut outer = *nd;
+    (outer.dims[row], outer.dims[row + 1]) = (1, 1);
+    let lines = share(outer.elements(), part, parts);
+    let mut line = 0;
+    outer.each(0, 1, |at, _| {
+        if lines.contains(&line) {
+            for i in 0..width {
+                for c in 0..C {
+                    // SAFETY: an element of this line.
+                    unsafe { *y.add(at[0] + i * pixel + c) = *x.add(at[1] + i * column + c * plane) };
+                }
+            }
+        }
+        line += 1;
+    });
 }
 
 #[cfg(target_arch = "x86_64")]

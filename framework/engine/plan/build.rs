@@ -20,8 +20,7 @@ use crate::kernels::{READ_AFTER, READ_BEFORE};
 use crate::memory::LINE;
 use crate::target::Target;
 use lacuna_ir::flow;
-use lacuna_ir::op::{PoolAttr, Requant, ResizeAttr};
-use lacuna_ir::params::Number;
+use lacuna_ir::op::{PoolAttr, Requant, ResizeAttr, Window};
 use lacuna_ir::shape::{axis_index, slice_range};
 use lacuna_ir::{Attr, DType, Def, Dim, Graph, Id, OpId, OpKind, Range32, ValueId, element_count};
 
@@ -52,6 +51,10 @@ pub(super) struct Builder<'a> {
     operands: Vec<Operand>,
     /// Where in the graph's order each value is read last; outputs are read at the end. Empty if buffers are to be kept.
     last_read: Vec<usize>,
+    /// By value, the op that reads it, if one does once and nothing else. Empty if all values are to be kept.
+    sole_readers: Vec<Option<OpId>>,
+    /// Ops whose results the steps of others write.
+    done: Vec<bool>,
     /// The op that steps are emitted for.
     pub op: OpId,
 }
@@ -90,6 +93,8 @@ pub fn build(
         buffers: Vec::new(),
         operands: Vec::new(),
         last_read: if keep_values { Vec::new() } else { last_reads(&g) },
+        sole_readers: if keep_values { Vec::new() } else { sole_readers(&g) },
+        done: vec![false; g.op_name.len()],
         op: OpId(0),
     };
     for v in computed {
@@ -109,7 +114,9 @@ pub fn build(
     b.slices = slices(&g, &mut b.demands);
     for &op in &g.order {
         b.op = op;
-        b.emit_or_fall_back(op)?;
+        if !b.done[op.index()] {
+            b.emit_or_fall_back(op)?;
+        }
     }
     b.copy_outputs()?;
     let (mut plan, Requests { layers, sources }) = b.finish(keep_values)?;
@@ -143,7 +150,51 @@ fn last_reads(g: &Graph) -> Vec<usize> {
     last
 }
 
+fn sole_readers(g: &Graph) -> Vec<Option<OpId>> {
+    let (mut readers, mut uses) = (vec![None; g.value_name.len()], vec![0; g.value_name.len()]);
+    for &op in &g.order {
+        for v in g.inputs_of(op).iter().filter(|v| !v.is_none()) {
+            (readers[v.index()], uses[v.index()]) = (Some(op), uses[v.index()] + 1);
+        }
+    }
+    g.outputs.iter().for_each(|v| uses[v.index()] += 1);
+    readers.into_iter().zip(uses).map(|(reader, uses)| reader.filter(|_| uses == 1)).collect()
+}
+
 impl Builder<'_> {
+    /// The map that alone reads what the current op makes, and can be done where that is written.
+    pub fn activation(&self) -> Option<(OpId, MapOp)> {
+        let v = self.g.outputs_of(self.op)[0];
+        let reader = (*self.sole_readers.get(v.index())?)?;
+        let map = self.map_of(reader)?;
+        (in_place(map) && self.g.value_dtype[v] == DType::F32).then_some((reader, map))
+    }
+
+    /// Where a step of the current op writes the result of `reader`, which needs no step of its own then.
+    pub fn place_for(&mut self, reader: OpId) -> Result<Place> {
+        self.done[reader.index()] = true;
+        self.written_place(self.g.outputs_of(reader)[0])
+    }
+
+    /// The map of f32 elements that an op of one operand is.
+    fn map_of(&self, op: OpId) -> Option<MapOp> {
+        let attr = self.g.op_attr[op];
+        let float = |i: usize| attr.numbers::<2>().ok().map(|n| n[i].float());
+        Some(match self.g.op_kind[op] {
+            OpKind::Sigmoid => MapOp::Sigmoid,
+            OpKind::Sqrt => MapOp::Sqrt,
+            OpKind::Erf => MapOp::Erf,
+            OpKind::Tanh => MapOp::Tanh,
+            OpKind::Silu => MapOp::Silu,
+            OpKind::HardSwish => MapOp::HardSwish,
+            OpKind::HardSigmoid => MapOp::HardSigmoid(float(0)?, float(1)?),
+            OpKind::LeakyRelu => MapOp::LeakyRelu(float(0)?),
+            // The one by tanh has no kernel.
+            OpKind::Gelu if attr.numbers::<1>().ok()?[0].choice() == 0 => MapOp::Gelu,
+            _ => return None,
+        })
+    }
+
     pub fn dims(&self, v: ValueId) -> Result<Vec<usize>> {
         let dims = self.g.fixed_shape(v).ok_or_else(|| Error::Pass {
             pass: "plan",
@@ -378,7 +429,7 @@ impl Builder<'_> {
         let g = self.g;
         let operands = g.inputs_of(op).iter().chain(g.outputs_of(op)).filter(|v| !v.is_none());
         let empty = operands.clone().any(|&v| g.shape(v).contains(&Dim::Fixed(0)));
-        let several = g.outputs_of(op).len() > 1 && g.op_kind[op] != OpKind::AddNorm;
+        let several = g.outputs_of(op).len() > 1 && !matches!(g.op_kind[op], OpKind::AddNorm | OpKind::Split);
         let (steps, buffers, placed) = (self.plan.steps(), self.buffers.len(), self.placed.len());
         let layers = self.requests.layers.len();
         let fast = if flow::has_bodies(&g.op_attr[op]) {
@@ -400,6 +451,8 @@ impl Builder<'_> {
         self.buffers.truncate(buffers);
         self.requests.layers.truncate(layers);
         self.requests.sources.truncate(layers);
+        let reader = self.sole_readers.get(g.outputs_of(op)[0].index()).copied().flatten();
+        reader.into_iter().for_each(|reader| self.done[reader.index()] = false);
         for v in self.placed.split_off(placed) {
             if matches!(self.places[v.index()], Some(Place { root: Root::Buffer(i), .. }) if i >= buffers) {
                 self.places[v.index()] = None;
@@ -440,13 +493,20 @@ impl Builder<'_> {
             }
             (OpKind::Slice, _) => {
                 let place = self.sliced(op)?;
-                let y = g.outputs_of(op)[0];
-                if self.demands[y.index()].is_none() && self.slices[y.index()].is_none() {
-                    self.places[y.index()] = Some(place);
-                    return Ok(());
+                self.part(0, place, dtype)
+            }
+            (OpKind::Split, Attr::Params(_)) => {
+                let x = self.place(x)?;
+                let [axis] = g.op_attr[op].numbers().or_else(|why| self.error(why))?;
+                let axis = axis_index(axis.int(), x.dims.len()).or_else(|why| self.error(why))?;
+                let mut origin = x.origin;
+                for (i, &y) in g.outputs_of(op).iter().enumerate() {
+                    let dims = self.dims(y)?;
+                    let width = dims[axis] * x.strides[axis];
+                    self.part(i, Place { origin, dims, border: [0; 4], fill: 0, ..x.clone() }, dtype)?;
+                    origin += width;
                 }
-                let to = self.output_place()?;
-                self.copy(&place, &to, dtype)
+                Ok(())
             }
             (Transpose, Attr::Perm(perm)) => {
                 // None given: the order is reversed.
@@ -463,10 +523,6 @@ impl Builder<'_> {
             }
             (Relu, _) => self.elementwise(op, MapOp::Relu),
             (Clip, Attr::Clip(c)) if g.inputs_of(op).len() == 1 => self.elementwise(op, MapOp::Clip(c)),
-            (Sigmoid, _) => self.elementwise(op, MapOp::Sigmoid),
-            (Sqrt, _) => self.elementwise(op, MapOp::Sqrt),
-            (Erf, _) => self.elementwise(op, MapOp::Erf),
-            (Tanh, _) => self.elementwise(op, MapOp::Tanh),
             (Cast, Attr::Cast(to)) => self.cast(op, dtype, to),
             (Gather, Attr::Axis(axis)) => rows::emit_gather(self, op, axis),
             (LayerNormalization, Attr::Norm(norm)) if g.outputs_of(op).len() == 1 => {
@@ -499,18 +555,6 @@ impl Builder<'_> {
                 self.map_strided(MapOp::QLookup, &y, 1, &[(&x, 1), (&table, 1)], &strides)
             }
             (ResizeNhwc, Attr::Resize(r)) => self.resize(op, r),
-            (Silu, _) => self.elementwise(op, MapOp::Silu),
-            (HardSwish, _) => self.elementwise(op, MapOp::HardSwish),
-            (HardSigmoid, attr) => {
-                let [alpha, beta] = self.numbers(attr)?;
-                self.elementwise(op, MapOp::HardSigmoid(alpha.float(), beta.float()))
-            }
-            (LeakyRelu, attr) => {
-                let [alpha] = self.numbers(attr)?;
-                self.elementwise(op, MapOp::LeakyRelu(alpha.float()))
-            }
-            // The one by tanh has no kernel.
-            (Gelu, attr) if self.numbers::<1>(attr)?[0].choice() == 0 => self.elementwise(op, MapOp::Gelu),
             (QuantizeLinear | DequantizeLinear | QuantizeSilu, Attr::Axis(axis)) => self.scaled(op, axis),
             (Concat, Attr::Axis(axis)) => self.concat(op, axis),
             (MaxPoolNhwc | AveragePoolNhwc, Attr::Pool(attr)) => self.pool(op, attr),
@@ -532,12 +576,11 @@ impl Builder<'_> {
                 let axis = (axis as i64).rem_euclid(g.shape(x).len().max(1) as i64) as usize;
                 self.reduce(op, ReduceKind::Softmax, &[axis])
             }
-            _ => self.error("no kernel runs this op on these operands"),
+            _ => match self.map_of(op) {
+                Some(map) => self.elementwise(op, map),
+                None => self.error("no kernel runs this op on these operands"),
+            },
         }
-    }
-
-    fn numbers<const N: usize>(&self, attr: Attr) -> Result<[Number; N]> {
-        attr.numbers().or_else(|why| self.error(why))
     }
 
     /// Bounds and zero point of a result must be those of u8: the kernels' rounding rests on it.
@@ -596,6 +639,17 @@ impl Builder<'_> {
         let y = self.output_place()?;
         let inputs: Vec<(&Place, usize)> = places.iter().map(|p| (p, 4)).collect();
         self.map(map, &y, 4, &inputs)
+    }
+
+    /// Output `i` of the current op is what lies at `place`, or a copy of it where it is to be laid out otherwise.
+    fn part(&mut self, i: usize, place: Place, dtype: DType) -> Result<()> {
+        let y = self.g.outputs_of(self.op)[i];
+        if self.demands[y.index()].is_none() && self.slices[y.index()].is_none() {
+            self.set_place(y, place);
+            return Ok(());
+        }
+        let to = self.output_place_of(i)?;
+        self.copy(&place, &to, dtype)
     }
 
     /// Where the elements lie that a Slice takes: strides and an origin say it, if bounds are known and no step goes back.
@@ -760,6 +814,31 @@ impl Builder<'_> {
         };
         let x = self.nhwc_input(op)?;
         let y = self.output_place()?;
+        let [kh, kw] = attr.window.kernel;
+        if kind == PoolKind::AverageF32 || kh.min(kw) < SEPARATE_POOL {
+            self.pool_step(kind, attr, &x, &y, dtype);
+            return Ok(());
+        }
+        // The largest of a window is the largest of its rows' largest: kh + kw taps, not kh * kw.
+        let along = |d: usize| {
+            let only = |of: [u32; 2], one: u32| if d == 0 { [of[0], one] } else { [one, of[1]] };
+            let w = attr.window;
+            let pads = if d == 0 { [w.pads[0], 0, w.pads[2], 0] } else { [0, w.pads[1], 0, w.pads[3]] };
+            let window = Window {
+                kernel: only(w.kernel, 1),
+                stride: only(w.stride, 1),
+                dilation: only(w.dilation, 1),
+                pads,
+            };
+            PoolAttr { window, ..attr }
+        };
+        let rows = self.new_place(dtype, &[x.dims[0], x.dims[1], y.dims[2], x.dims[3]], None)?;
+        self.pool_step(kind, along(1), &x, &rows, dtype);
+        self.pool_step(kind, along(0), &rows, &y, dtype);
+        Ok(())
+    }
+
+    fn pool_step(&mut self, kind: PoolKind, attr: PoolAttr, x: &Place, y: &Place, dtype: DType) {
         let three = |s: &[usize]| [s[0], s[1], s[2]];
         let step = PoolStep {
             kind,
@@ -771,10 +850,9 @@ impl Builder<'_> {
         };
         let [kh, kw] = attr.window.kernel;
         let work = y.dims.iter().product::<usize>() * (kh * kw) as usize;
-        let operands = [operand(&y, dtype), operand(&x, dtype)];
+        let operands = [operand(y, dtype), operand(x, dtype)];
         let row = push(&mut self.plan.pools, step);
         self.step(StepKind::Pool, row, &operands, self.parts(work), kind.name(), work * dtype.size());
-        Ok(())
     }
 
     fn mean(&mut self, op: OpId, int: Option<(i32, f32, Requant)>) -> Result<()> {
@@ -960,6 +1038,8 @@ pub fn drop_barriers(p: &mut Plan) {
 
 /// Borders of fewer elements are filled by one thread: the step that follows need not meet the others then.
 const PARALLEL_FILL: usize = 4096;
+/// Windows of the largest that are at least so high and wide are taken along one axis and then along the other.
+const SEPARATE_POOL: u32 = 4;
 /// Maps smaller than this stay on one thread: meeting costs more than it saves.
 const PARALLEL_ELEMENTS: usize = 16384;
 

@@ -6,6 +6,7 @@ use super::place::{Demand, Place};
 use super::weights::{Key, Request, Source};
 use super::{ConvStep, Split, StepKind};
 use crate::error::{Error, Result};
+use crate::kernels::steps::MapOp;
 use crate::kernels::{ConvGeom, QEpilogue};
 use bytes::Bytes;
 use lacuna_ir::op::{ConvAttr, FusedConvAttr, GemmAttr, QConvAttr, Requant};
@@ -167,13 +168,16 @@ pub fn emit_conv(b: &mut Builder<'_>, op: OpId) -> Result<()> {
         }
         None => None,
     };
-    let y = match &residual {
-        Some(r) if dtype == DType::F32 => b.output_over(&x, r)?,
+    let activation = b.activation().filter(|_| residual.is_none());
+    let y = match (&residual, activation) {
+        (Some(r), _) if dtype == DType::F32 => b.output_over(&x, r)?,
+        (_, Some((reader, _))) => b.place_for(reader)?,
         _ => b.output_place()?,
     };
     let epilogue = QEpilogue { has_residual: residual.is_some(), ..epilogue };
     let geom = conv_geom(b, &conv, &x, &y, residual.as_ref())?;
-    emit(b, op, geom, epilogue, [Some(&x), Some(&y), residual.as_ref()], dtype)
+    let then = activation.map(|(_, map)| map);
+    emit(b, op, geom, epilogue, then, [Some(&x), Some(&y), residual.as_ref()], dtype)
 }
 
 fn conv_geom(b: &Builder<'_>, conv: &ConvAttr, x: &Place, y: &Place, r: Option<&Place>) -> Result<ConvGeom> {
@@ -259,7 +263,7 @@ pub fn emit_gemm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
         y_pixel: narrow(b, y_pixel)?,
         ..ConvGeom::default()
     };
-    emit(b, op, geom, epilogue, [Some(&x), Some(&y), None], dtype)
+    emit(b, op, geom, epilogue, None, [Some(&x), Some(&y), None], dtype)
 }
 
 fn emit(
@@ -267,6 +271,7 @@ fn emit(
     op: OpId,
     geom: ConvGeom,
     epilogue: QEpilogue,
+    then: Option<MapOp>,
     places: [Option<&Place>; 3],
     dtype: DType,
 ) -> Result<()> {
@@ -274,7 +279,7 @@ fn emit(
         return b.error("its weights must be constants");
     };
     // Kernel, weights and split are filled in when they are chosen.
-    let step = ConvStep { kernel: 0, geom, epilogue, weights: 0, split: Split::Rows };
+    let step = ConvStep { kernel: 0, geom, epilogue, weights: 0, split: Split::Rows, then };
     let row = push(&mut b.plan.convs, step);
     let operands: Vec<_> = places.into_iter().flatten().map(|p| (p.root, 0, dtype.size())).collect();
     b.step(StepKind::Conv, row, &operands, b.target.threads, "", 0);

@@ -65,7 +65,9 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
             StepKind::Fill => steps::run_fill(&plan.fills[row], p[0], part, parts),
             StepKind::Pool => steps::run_pool(bases.isa, &plan.pools[row], p[0], p[1], part, parts),
             StepKind::Mean => steps::run_mean(bases.isa, &plan.means[row], p[0], p[1], part, parts),
-            StepKind::Reduce => steps::run_reduce(&plan.reduces[row], p[0].cast(), p[1].cast(), part, parts),
+            StepKind::Reduce => {
+                steps::run_reduce(bases.isa, &plan.reduces[row], p[0].cast(), p[1].cast(), part, parts)
+            }
             StepKind::MatMul => steps::run_matmul(bases.isa, &plan.matmuls[row], first(p), part, parts),
             StepKind::Pixels => steps::run_pixels(bases.isa, &plan.pixels[row], first(p), part, parts),
             StepKind::Gather => steps::run_gather(&plan.gathers[row], p[0], p[1], p[2], part, parts),
@@ -113,9 +115,31 @@ unsafe fn run_conv(
     }
     // SAFETY: the blob is one of the weights' (`run_step`); the kernel was chosen for this processor and
     // geometry.
-    unsafe {
+    let run = |tile: &Tile| unsafe {
         let blob = *bases.weights.add(s.weights as usize);
         let packed = std::slice::from_raw_parts(blob.start, blob.len);
-        (CONV_KERNELS[s.kernel].run)(g, &s.epilogue, packed, x, r, y, &tile);
+        (CONV_KERNELS[s.kernel].run)(g, &s.epilogue, packed, x, r, y, tile);
+    };
+    let Some(then) = s.then else { return run(&tile) };
+    // Results become what they are to be while they are in the caches.
+    let lines = (BAND / tile.cols.len()).max(1);
+    for start in tile.rows.clone().step_by(lines) {
+        let band = Tile { rows: start..(start + lines as u32).min(tile.rows.end), ..tile.clone() };
+        run(&band);
+        let (width, step) = (band.ocs.len(), g.y_pixel as usize);
+        let joined = width == step;
+        for row in band.rows.clone() {
+            let first = g.y_at(row, band.cols.start) + band.ocs.start as usize;
+            for col in 0..if joined { 1 } else { band.cols.len() } {
+                let count = if joined { band.cols.len() * width } else { width };
+                // SAFETY: channels of pixels of this tile, which the kernel has written.
+                unsafe {
+                    steps::run_in_place(bases.isa, then, y.cast::<f32>().add(first + col * step), count)
+                };
+            }
+        }
     }
 }
+
+/// Pixels after which a layer's results become what they are to be: as many as kernels take at a time.
+const BAND: usize = 480;

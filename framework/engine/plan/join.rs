@@ -1,7 +1,7 @@
 //! Values that are joined along their channels are written where the join has them, so that joining copies nothing.
 
 use super::place::Demand;
-use lacuna_ir::{Attr, Graph, Id, OpId, OpKind, ValueId};
+use lacuna_ir::{Attr, DType, Graph, Id, OpId, OpKind, ValueId};
 
 /// Where a value lies within a join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,8 @@ pub fn slices(g: &Graph, demands: &mut [Option<Demand>]) -> Slices {
         for &part in g.inputs_of(op) {
             let width = g.shape(part)[3].fixed().unwrap_or(0) as usize;
             // Whole registers of bytes, as in a buffer of its own.
-            let fits = channel % 16 == 0 && slices[part.index()].is_none() && is_written(g, part);
+            let aligned = channel % 16 == 0 || g.value_dtype[part] == DType::F32;
+            let fits = aligned && slices[part.index()].is_none() && is_written(g, part);
             if fits && widen(demands, &slices, whole, demands[part.index()]) {
                 slices[part.index()] = Some(Slice { whole, channel });
             }
@@ -59,7 +60,10 @@ fn is_written(g: &Graph, v: ValueId) -> bool {
     let writes = |op: OpId| {
         let kind = g.op_kind[op];
         let integer = matches!(kind, QConv | QAdd | QMul | QLookup | QuantizeLinear | QuantizeSilu);
-        let float = matches!(kind, FusedConv | Add | Mul | Sigmoid | Silu | DequantizeLinear);
+        let float = matches!(
+            kind,
+            FusedConv | Add | Mul | Sigmoid | Silu | HardSwish | LeakyRelu | Relu | Clip | DequantizeLinear
+        );
         integer || float || matches!(kind, MaxPoolNhwc | AveragePoolNhwc | ResizeNhwc | Concat)
     };
     g.producer(v).is_some_and(writes)

@@ -19,8 +19,8 @@ mod rows;
 mod weights;
 
 use crate::kernels::steps::{
-    AttentionStep, FillStep, GatherStep, MapStep, MatMulStep, MeanStep, NormStep, PixelsStep, PoolStep,
-    ReduceStep,
+    AttentionStep, FillStep, GatherStep, MapOp, MapStep, MatMulStep, MeanStep, NormStep, PixelsStep,
+    PoolStep, ReduceStep,
 };
 use crate::kernels::{ConvGeom, QEpilogue};
 use lacuna_ir::flow::Bodies;
@@ -92,6 +92,8 @@ pub struct ConvStep {
     /// Blob of the packed weights.
     pub weights: u32,
     pub split: Split,
+    /// What f32 results become: a map of one operand.
+    pub then: Option<MapOp>,
 }
 
 /// What people read about a step.

@@ -6,7 +6,7 @@ use common::*;
 use lacuna_engine::{Isa, Options, Session};
 use lacuna_ir::op::*;
 use lacuna_ir::params::Params;
-use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor, ValueId, interp};
+use lacuna_ir::{Attr, DType, Dim, Elements, Graph, OpKind, Tensor, ValueId, interp};
 
 struct Case {
     g: Graph,
@@ -119,7 +119,9 @@ fn unary_ops() {
             let mut c = Case::new(kind.name());
             let x = c.input(dims);
             let y = c.op(kind, attr, &[x]);
-            c.check(&[y], 0.0);
+            // Exponentials of the engine's own, and a product for a quotient.
+            let near = matches!(kind, OpKind::Sigmoid | OpKind::HardSwish);
+            c.check(&[y], if near { 1e-6 } else { 0.0 });
         }
     }
 }
@@ -307,6 +309,17 @@ fn moving_ops() {
         c.check(&[y], 0.0);
     }
 
+    for axis in [0, 1, 3] {
+        let mut c = Case::new("split");
+        let x = c.input(&[4, 6, 5, 8]);
+        let halves = Params::usual(OpKind::Split);
+        let halves = halves.with(OpKind::Split, "axis", axis).with(OpKind::Split, "num_outputs", 2);
+        let parts = c.g.add_op(OpKind::Split, Attr::Params(halves), "split", &[x], &["a", "b"]).unwrap();
+        let sum = c.op(OpKind::Add, Attr::None, &[parts[1], parts[0]]);
+        let turned = c.op(OpKind::Transpose, Attr::Perm(axes(&[0, 2, 3, 1])), &[parts[1]]);
+        c.check(&[parts[0], sum, turned], 0.0);
+    }
+
     for axis in [0, 1, 2, -1] {
         let mut c = Case::new("concat");
         let (a, b) = (c.input(&[2, 4, 6]), c.input(&[2, 4, 6]));
@@ -373,12 +386,14 @@ fn pools_in_all_their_modes() {
                 window(2, 2, 0, 1),
                 window(3, 2, 1, 1),
                 window(2, 1, 0, 2),
+                window(5, 1, 2, 1),
+                Window { kernel: [4, 7], stride: [2, 1], dilation: [1, 1], pads: [3, 0, 1, 2] },
                 Window { kernel: [3, 2], stride: [2, 3], dilation: [1, 1], pads: [1, 0, 2, 1] },
             ] {
                 for kind in [OpKind::MaxPool, OpKind::AveragePool] {
                     let attr = Attr::Pool(PoolAttr { window, ceil_mode, count_include_pad });
                     let mut c = Case::new(kind.name());
-                    let x = c.input(&[3, 5, 9, 8]);
+                    let x = c.input(&[3, 11, 9, 8]);
                     let Ok(y) = c.g.add_op(kind, attr, "pool", &[x], &["y"]) else { continue };
                     c.check(&y, 1e-6);
                 }
@@ -401,6 +416,8 @@ fn matrix_products_of_run_time_operands() {
         (&[7], &[7, 6]),
         (&[3, 5, 7], &[7]),
         (&[3, 64, 70], &[70, 65]),
+        // More rows and steps than are multiplied in one go.
+        (&[2, 101, 300], &[2, 300, 66]),
     ];
     for &(a, b) in shapes {
         for constant in [false, true] {
@@ -413,6 +430,14 @@ fn matrix_products_of_run_time_operands() {
             c.check(&[y], 1e-4);
         }
     }
+    // As in attention: q times k with its last two dimensions turned, and the result turned.
+    let mut c = Case::new("turned");
+    let (q, k) = (c.input(&[2, 100, 4, 32]), c.input(&[2, 37, 4, 32]));
+    let turned = |c: &mut Case, x, p: &[i64]| c.op(OpKind::Transpose, Attr::Perm(axes(p)), &[x]);
+    let (q, k) = (turned(&mut c, q, &[0, 2, 1, 3]), turned(&mut c, k, &[0, 2, 3, 1]));
+    let scores = c.op(OpKind::MatMul, Attr::None, &[q, k]);
+    let y = turned(&mut c, scores, &[0, 2, 1, 3]);
+    c.check(&[scores, y], 1e-4);
     for (trans_a, trans_b) in [(false, false), (false, true), (true, false), (true, true)] {
         for c_dims in [&[][..], &[6], &[1, 6], &[5, 1], &[5, 6]] {
             for constant in [false, true] {
@@ -429,6 +454,44 @@ fn matrix_products_of_run_time_operands() {
             }
         }
     }
+}
+
+/// Activations are done where convolutions write, unless something else reads what they write; joins of any number of
+/// channels are written in place.
+#[test]
+fn activations_after_convolutions() {
+    for (kind, attr) in [
+        (OpKind::Silu, Attr::None),
+        (OpKind::HardSwish, Attr::None),
+        (OpKind::Sigmoid, Attr::None),
+        (OpKind::LeakyRelu, Attr::Params(Params::usual(OpKind::LeakyRelu))),
+        (OpKind::HardSigmoid, Attr::Params(Params::usual(OpKind::HardSigmoid))),
+        (OpKind::Gelu, Attr::Params(Params::usual(OpKind::Gelu))),
+    ] {
+        let mut c = Case::new(kind.name());
+        let x = c.input(&[3, 9, 13, 11]);
+        let a = conv(&mut c, x, [20, 9, 3]);
+        let a = c.op(kind, attr, &[a]);
+        let b = conv(&mut c, a, [13, 20, 1]);
+        let b = c.op(kind, attr, &[b]);
+        let joined = c.op(OpKind::Concat, Attr::Axis(1), &[a, b]);
+        let read_twice = conv(&mut c, joined, [8, 33, 3]);
+        let y = c.op(kind, attr, &[read_twice]);
+        let z = c.op(OpKind::Add, Attr::None, &[y, read_twice]);
+        c.check(&[z, joined], 1e-5);
+    }
+}
+
+/// A convolution with `[outputs, inputs, window]`, of the size of its input.
+fn conv(c: &mut Case, x: ValueId, [o, i, k]: [usize; 3]) -> ValueId {
+    let mut w = c.f32s(&[o, i, k, k]);
+    if let Elements::F32(w) = &mut w.elements {
+        w.iter_mut().for_each(|w| *w /= (i * k * k) as f32);
+    }
+    let (w, bias) = (c.constant(w), c.f32s(&[o]));
+    let bias = c.constant(bias);
+    let window = window(k as u32, 1, k as u32 / 2, 1);
+    c.op(OpKind::Conv, Attr::Conv(ConvAttr { window, group: 1 }), &[x, w, bias])
 }
 
 #[test]

@@ -58,20 +58,27 @@ fn a_matrix_outside_its_slice_is_refused() {
 #[test]
 fn tiles_of_every_size_start_from_a_bias_and_end_with_residual_and_clamp() {
     let mut rng = ChaCha8Rng::seed_from_u64(4);
-    let (runs, run_len, a_step) = ([3u32, 40], 5, 2);
+    let (runs, run_len) = ([3u32, 40], 5);
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
-        for columns in [1, 15, 16, 17, 40, 48, 49, 64] {
+        // 16 columns of operands that lie side by side have a tile of their own.
+        let packed = [(16, 1, 0)].into_iter();
+        let others = [1, 15, 16, 17, 40, 48, 49, 64].map(|columns| (columns, 2, 1));
+        for (columns, a_step, gap) in packed.chain(others) {
             for count in [1, 2, 5, 6, 7, 11, 12, 13, 25] {
                 // Rows lie anywhere: here in reverse order, and those of c apart.
                 let rows: Vec<Row> =
                     (0..count).map(|i| Row { a: (count - 1 - i) * 7, c: i * (columns + 2) }).collect();
                 let mut a = random(&mut rng, count * 7 + 60);
                 a[rows[0].a + 3] = f32::NAN;
-                let (b_step, residual_step) = (columns + 1, columns + 4);
+                let (b_step, residual_step) = (columns + gap, columns + 4);
                 let b = random(&mut rng, runs.len() * run_len * b_step);
                 let (bias, residual) = (random(&mut rng, columns), random(&mut rng, count * residual_step));
                 let residual_at: Vec<usize> = (0..count).map(|i| (count - 1 - i) * residual_step).collect();
                 let mut c = vec![f32::INFINITY; count * (columns + 2)];
+                let (first, last_bias) = match count % 2 {
+                    0 => (First::Bias(bias.as_ptr()), None),
+                    _ => (First::Zero, Some(bias.as_ptr())),
+                };
                 let product = Product {
                     ahead: None,
                     a: a.as_ptr(),
@@ -82,8 +89,9 @@ fn tiles_of_every_size_start_from_a_bias_and_end_with_residual_and_clamp() {
                     b_step,
                     c: c.as_mut_ptr(),
                     columns,
-                    first: First::Bias(bias.as_ptr()),
+                    first,
                     last: Some(Last {
+                        bias: last_bias,
                         residual: Some((residual.as_ptr(), &residual_at)),
                         min: -0.5,
                         max: 1.5,
