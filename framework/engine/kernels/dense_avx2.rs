@@ -122,7 +122,7 @@ unsafe fn run(
                         _ => r.copy_to_nonoverlapping(residual.as_mut_ptr(), n),
                     }
                 }
-                let bytes = requant(&block, e, acc, &residual);
+                let bytes = requant(block.mult, e, acc, &residual);
                 match n {
                     LANES => y.add(y_at).cast::<[u8; LANES]>().write(bytes),
                     _ => y.add(y_at).copy_from_nonoverlapping(bytes.as_ptr(), n),
@@ -263,10 +263,10 @@ unsafe fn scale(block: &Block<'_>, acc: &[i32; LANES], out: &mut [f32; LANES]) {
 /// [`QEpilogue::requant`] of 16 channels.
 ///
 /// # Safety
-/// AVX2 is there.
+/// AVX2 is there; 16 multipliers may be read.
 #[target_feature(enable = "avx2")]
-unsafe fn requant(
-    block: &Block<'_>,
+pub(super) unsafe fn requant(
+    mult: *const f32,
     e: &QEpilogue,
     acc: &[i32; LANES],
     residual: &[u8; LANES],
@@ -276,7 +276,7 @@ unsafe fn requant(
         // SAFETY: `mult` points at 16 floats, the array holds 16.
         unsafe {
             let sum = _mm256_cvtepi32_ps(_mm256_loadu_si256(acc.as_ptr().add(v * 8).cast()));
-            f[v] = _mm256_mul_ps(sum, _mm256_loadu_ps(block.mult.add(v * 8)));
+            f[v] = _mm256_mul_ps(sum, _mm256_loadu_ps(mult.add(v * 8)));
         }
     }
     if e.has_residual && e.late.is_none() {

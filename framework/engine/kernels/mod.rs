@@ -38,6 +38,8 @@ mod dense_avx512;
 mod dense_f32;
 mod depthwise;
 #[cfg(target_arch = "x86_64")]
+mod depthwise_avx2;
+#[cfg(target_arch = "x86_64")]
 mod depthwise_avx512;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_f32;
@@ -227,6 +229,17 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         supports: one_group,
         pack: dense_avx2::pack_i8,
         run: dense_avx2::run_i8,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "dwconv_i8_4x16_avx2",
+        isa: Isa::Avx2,
+        dtype: KernelType::Int8,
+        sparse: false,
+        oc_granule: 16,
+        supports: depthwise_avx2::supports,
+        pack: depthwise::pack,
+        run: depthwise_avx2::run,
     },
     #[cfg(target_arch = "x86_64")]
     ConvKernel {

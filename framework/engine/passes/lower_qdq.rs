@@ -368,6 +368,32 @@ fn int_bias(g: &Graph, bias: Option<ValueId>, x_scale: f32, w_scales: &[f32]) ->
         .collect()
 }
 
+/// The most steps of a bias, so that sums have room beside it.
+const BIAS_STEPS_MAX: f64 = (1 << 28) as f64;
+
+/// Gives weights of channels whose f32 bias is too many steps for an i32 larger steps: such weights hardly count beside
+/// it. (Channels that training switched off are like that.)
+fn widen_steps(g: &Graph, bias: Option<ValueId>, x_scale: f32, w: &mut Weights) {
+    let real = bias.and_then(|b| g.const_f32(b)).filter(|real| real.len() == w.scales.len());
+    let Some(real) = real else { return };
+    let steps = |o: usize, scale: f32| (real[o] as f64 / (x_scale as f64 * scale as f64)).abs();
+    let is_wide = |o: &usize| (BIAS_STEPS_MAX..f64::INFINITY).contains(&steps(*o, w.scales[*o]));
+    let wide: Vec<usize> = (0..real.len()).filter(is_wide).collect();
+    if wide.is_empty() {
+        return;
+    }
+    let mut bytes = w.bytes.to_vec();
+    let per = bytes.len() / real.len();
+    for o in wide {
+        let factor = (steps(o, w.scales[o]) / BIAS_STEPS_MAX).log2().ceil().exp2();
+        w.scales[o] *= factor as f32;
+        for byte in &mut bytes[o * per..][..per] {
+            *byte = (f64::from(*byte as i8) / factor).round_ties_even() as i8 as u8;
+        }
+    }
+    w.bytes = bytes.into();
+}
+
 impl Weights {
     fn elements(&self) -> &[i8] {
         bytemuck::cast_slice(&self.bytes)
@@ -432,7 +458,8 @@ struct ConvRewrite {
 fn match_conv(g: &Graph, uses: &Uses, op: OpId) -> Option<ConvRewrite> {
     let Attr::Conv(conv) = g.op_attr[op] else { return None };
     let (x, x_params) = dequantised(g, g.input_of(op, 0)?)?;
-    let w = weights(g, g.input_of(op, 1)?, 0)?;
+    let mut w = weights(g, g.input_of(op, 1)?, 0)?;
+    widen_steps(g, g.input_of(op, 2), x_params.scale, &mut w);
     let bias = int_bias(g, g.input_of(op, 2), x_params.scale, &w.scales)?;
     let tail = tail(g, uses, g.outputs_of(op)[0], true);
     // Depthwise kernels write bytes.

@@ -94,6 +94,27 @@ fn an_f32_bias_is_rounded_to_the_accumulators_steps() {
     assert_eq!(low.const_tensor(low.inputs_of(op)[2]).unwrap().as_i32().unwrap(), [10, -8]);
 }
 
+/// A channel that training switched off has weights of nearly nothing, and so small a step that its bias is too many.
+#[test]
+fn a_bias_of_too_many_steps_gets_larger_ones() {
+    let (mut n, x) = Net::new("bias", true, 0.0, &[4, 5, 5]);
+    let w = (0..3 * 4).map(|_| (n.rng.signed() * 90.0) as i8).collect();
+    let w = n.tensor(&Tensor::from_i8(&[3, 4, 1, 1], w));
+    let s = n.tensor(&Tensor::from_f32(&[3], vec![0.01, 1e-16, 0.02]));
+    let z = n.tensor(&Tensor::from_i8(&[3], vec![0; 3]));
+    let w = n.op(OpKind::DequantizeLinear, Attr::Axis(0), &[w, s, z]);
+    let b = n.tensor(&Tensor::from_f32(&[3], vec![0.1, 0.7, -0.2]));
+    let y = conv_of(&mut n, &[x, w, b], 0, 1);
+    let y = n.relu(y);
+    let y = n.act(y, 0);
+    let g = n.finish(&[y]);
+    let low = lowered(&g);
+    let op = only(&low, OpKind::QConv);
+    let bias = low.const_tensor(low.inputs_of(op)[2]).unwrap().as_i32().unwrap().to_vec();
+    assert!(bias[1] > 1 << 26 && bias[0] < 1 << 12, "{bias:?}");
+    runs(&g);
+}
+
 #[test]
 fn weights_stored_as_f32_before_a_quantise_op_are_taken_too() {
     let (mut n, x) = Net::new("qdq weights", true, 0.0, &[4, 5, 5]);
@@ -174,10 +195,10 @@ fn what_does_not_match_stays_in_f32_and_right() {
     let (got, want) = (got[0].as_f32().unwrap(), want[0].as_f32().unwrap());
     assert!(got.iter().zip(want).filter(|(a, b)| off(a, b)).count() <= 1);
 
-    // A bias that no i32 holds in steps of these scales.
+    // A bias that no steps hold.
     let (mut n, x) = Net::new("large bias", true, 0.0, &[4, 3, 3]);
     let w = tensor_weight(&mut n, &[1, 4, 1, 1], 1e-9);
-    let b = n.tensor(&Tensor::from_f32(&[1], vec![1.0]));
+    let b = n.tensor(&Tensor::from_f32(&[1], vec![f32::INFINITY]));
     let y = conv_of(&mut n, &[x, w, b], 0, 1);
     let y = n.act(y, 0);
     let g = n.finish(&[y]);
