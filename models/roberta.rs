@@ -37,6 +37,8 @@ pub struct WordsHead {
 
 /// The layer that tells classes apart: of sequences or of tokens.
 #[derive(Clone, Debug)]
+// There is one of these in a network; a box would only hide the layers.
+#[allow(clippy::large_enum_variant)]
 pub enum Classes {
     Sequence(Head),
     Tokens(Linear),

@@ -179,8 +179,7 @@ quantization_modifiers:
 fn a_classifier_of_texts_through_every_verb() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let [train, test, vocabulary, recipe] =
-        ["train.tsv", "test.tsv", "vocab.txt", "recipe.yaml"].map(|name| path(name));
+    let [train, test, vocabulary, recipe] = ["train.tsv", "test.tsv", "vocab.txt", "recipe.yaml"].map(&path);
     std::fs::write(&train, texts(128)).unwrap();
     std::fs::write(&test, texts(40)).unwrap();
     std::fs::write(&vocabulary, PIECES.join("\n")).unwrap();

@@ -227,20 +227,22 @@ fn put_published(net: Network, path: &Path, head: Option<&str>) -> Result<(Netwo
 pub fn graph_of(trained: &Trained) -> Result<Graph> {
     let Trained { row, net, pass, metadata, .. } = trained;
     let names = lacuna_models::output_names(net);
-    let mut graph = match row.input {
+    let (mut graph, head) = match row.input {
         InputShape::Image(shape) => {
             let [c, h, w] = trained_shape(shape, metadata);
-            capture::capture(net, "input", [1, c, h, w], &names, |m, x| m.outputs(x, pass))?
+            let graph = capture::capture(net, "input", [1, c, h, w], &names, |m, x| m.outputs(x, pass))?;
+            (graph, head_of(net, [h, w]))
         }
         InputShape::Tokens { .. } => {
-            capture::capture_tokens(net, net.has_token_types(), &names, |m, x| m.outputs(x, pass))?
+            let types = net.has_token_types();
+            (capture::capture_tokens(net, types, &names, |m, x| m.outputs(x, pass))?, None)
         }
     };
     passes::simplify(&mut graph)?;
     let mut graph = graph.compact();
     graph.name = row.name.to_owned();
     graph.metadata = metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-    if let Some((head, frame)) = head_of(net, [h, w]) {
+    if let Some((head, frame)) = head {
         graph.metadata.push(("lacuna.head".to_owned(), json!(head).to_string()));
         graph.metadata.push(("lacuna.frame".to_owned(), json!(frame).to_string()));
     }

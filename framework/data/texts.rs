@@ -107,7 +107,7 @@ pub fn find_pair(path: &Path) -> Result<[PathBuf; 2]> {
     let test = |word: &&str| {
         train.with_file_name(format!("{}{word}{}", &name[..at], &name[at + TRAIN_WORD.len()..]))
     };
-    match TEST_WORDS.iter().map(|word| test(&word)).find(|path| path.is_file()) {
+    match TEST_WORDS.iter().map(&test).find(|path| path.is_file()) {
         Some(test) => Ok([train, test]),
         None => Err(Error::NotFound(format!(
             "{}: no test file is beside it, as {} would be",

@@ -162,6 +162,8 @@ impl BoxHead {
 
 /// What a network gives.
 #[derive(Clone, Debug)]
+// There is one of these at a time; a box would only hide the tensors.
+#[allow(clippy::large_enum_variant)]
 pub enum Results {
     Logits(Tensor<2>),
     Maps(Vec<Tensor<4>>),

@@ -127,9 +127,9 @@ fn detections<M: Classifier>(
     let device = module.devices().first().cloned().unwrap_or_default();
     let (decoder, size) = (detection::head_of(head), [set.h, set.w]);
     let mut found = Vec::new();
-    for batch in Batches::new(set, BatchSpec::eval(BATCH_OF_BOXES))? {
+    for mut batch in Batches::new(set, BatchSpec::eval(BATCH_OF_BOXES))? {
         let images = batch.dims[0];
-        let x = Tensor::<4>::from_data(TensorData::new(batch.x, batch.dims), &device);
+        let x = input_of(&mut batch, &device);
         let mut maps: Vec<(Vec<usize>, Vec<f32>)> = Vec::new();
         for map in module.maps(x, pass) {
             let dims = map.dims()[1..].to_vec();

@@ -56,7 +56,7 @@ const EXP2_SERIES: [f32; 7] = [
 const EXP_MIN: f32 = -69.0;
 
 /// What `LOG2_E` lacks of the binary logarithm of e.
-const LOG2_E_REST: f32 = 1.925_963_1e-8;
+const LOG2_E_REST: f32 = 1.925_963e-8;
 
 /// e^x for x up to 87, to two units in the last place: what many layers in a row may ask for. e^-69 below that.
 #[inline(always)]

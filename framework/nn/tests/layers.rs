@@ -149,6 +149,6 @@ fn layers_over_the_last_axis_take_any_rank() {
     let w = host(table.weight.val());
     let want: Vec<f32> = [3usize, 0, 1, 1].iter().flat_map(|&i| w[3 * i..3 * i + 3].to_vec()).collect();
     assert_eq!(host(table.forward(ids, &Pass::default())), want);
-    assert_eq!(host(table.first(2, &Pass::default())), w[..6]);
+    assert_eq!(host(table.rows(0, 2, &Pass::default())), w[..6]);
     assert_eq!(ParamTable::of(&table).role, [Role::Embedding, Role::Buffer, Role::Buffer, Role::Buffer]);
 }

@@ -86,6 +86,8 @@ impl Sub for Dual {
 
 impl Mul for Dual {
     type Output = Dual;
+    // The rule of the derivative.
+    #[allow(clippy::suspicious_arithmetic_impl)]
     fn mul(self, b: Dual) -> Dual {
         self.with(b, self.v * b.v, |da, db| da * b.v + db * self.v)
     }
@@ -93,6 +95,8 @@ impl Mul for Dual {
 
 impl Div for Dual {
     type Output = Dual;
+    // The rule of the derivative.
+    #[allow(clippy::suspicious_arithmetic_impl)]
     fn div(self, b: Dual) -> Dual {
         self.with(b, self.v / b.v, |da, db| (da - db * self.v / b.v) / b.v)
     }

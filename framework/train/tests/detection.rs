@@ -65,7 +65,7 @@ fn at(map: &Tensor<4>, image: usize, channels: std::ops::Range<usize>, y: usize,
 }
 
 fn pick(x: &Tensor<1>, i: usize) -> Tensor<1> {
-    x.clone().slice([i..i + 1])
+    x.clone().narrow(0, i, 1)
 }
 
 /// Complete IoU of middle and size with a box, as tensor ops.
@@ -247,7 +247,7 @@ fn the_loss_of_distances() {
         };
         let distances = |raw: &Tensor<1>| -> [Tensor<1>; 4] {
             std::array::from_fn(|side| {
-                let shares = activation::softmax(raw.clone().slice([side * bins..(side + 1) * bins]), 0);
+                let shares = activation::softmax(raw.clone().narrow(0, side * bins, bins), 0);
                 let counts: Vec<f32> = (0..bins).map(|b| b as f32).collect();
                 let counts = Tensor::<1>::from_data(TensorData::new(counts, [bins]), &raw.device());
                 (shares * counts).sum()
@@ -323,8 +323,7 @@ fn the_loss_of_distances() {
                 for (side, distance) in sides.iter().enumerate() {
                     let d = (distance / s).clamp(0.0, bins as f32 - 1.01);
                     let low = d.floor();
-                    let shares =
-                        activation::log_softmax(raw.clone().slice([side * bins..(side + 1) * bins]), 0);
+                    let shares = activation::log_softmax(raw.clone().narrow(0, side * bins, bins), 0);
                     let wanted = pick(&shares, low as usize) * (low + 1.0 - d)
                         + pick(&shares, low as usize + 1) * (d - low);
                     terms.push(wanted * (-1.5 * score / 4.0));
