@@ -44,6 +44,7 @@ fn set_classes(net: &mut Network, classes: usize, init: &mut Init) {
         Network::Bert(_) | Network::DistilBert(_) | Network::Roberta(_) => return,
         Network::Yolo(net) => return net.set_classes(classes, init),
         Network::Ssd(net) => return net.set_classes(classes, init),
+        Network::Yolact(net) => return net.set_classes(classes, init),
     };
     let [_, inputs] = head.weight.dims();
     *head = Linear::new(inputs, classes, init);

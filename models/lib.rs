@@ -17,6 +17,7 @@ pub mod roberta;
 pub mod ssd;
 pub mod ssdlite;
 pub mod text;
+pub mod yolact;
 pub mod yolo;
 pub mod yolo_layers;
 
@@ -38,6 +39,7 @@ use ssd::{SSD_MOBILENET_SIZES, SSD_RESNET_SIZES, Ssd, SsdMobileNet, SsdResNet};
 use ssdlite::{SSDLITE_SIZES, SsdLite};
 use std::fmt;
 use text::Purpose;
+use yolact::{YOLACT_SIZES, Yolact};
 use yolo::{YOLO_SIZES, Yolo};
 
 /// What every row of [`MODELS`] builds: a member of one family.
@@ -56,6 +58,7 @@ pub enum Network {
     Roberta(Roberta),
     Yolo(Yolo),
     Ssd(Ssd),
+    Yolact(Yolact),
 }
 
 one_of_modules!(Network {
@@ -69,7 +72,8 @@ one_of_modules!(Network {
     DistilBert,
     Roberta,
     Yolo,
-    Ssd
+    Ssd,
+    Yolact
 });
 
 impl Classifier for Network {
@@ -84,7 +88,7 @@ impl Classifier for Network {
             Network::Bert(net) => net.forward(x, pass),
             Network::DistilBert(net) => net.forward(x, pass),
             Network::Roberta(net) => net.forward(x, pass),
-            Network::Yolo(_) | Network::Ssd(_) => {
+            Network::Yolo(_) | Network::Ssd(_) | Network::Yolact(_) => {
                 panic!("this network detects, it does not classify")
             }
         }
@@ -107,7 +111,8 @@ impl Classifier for Network {
 
 impl Network {
     /// What a network gives: logits [n, classes]; or what [`Purpose`] says of a network of tokens; or the raw maps of a
-    /// detector, finest first; or its tables of boxes and scores.
+    /// detector, finest first; or its tables of boxes and scores, and with masks those of coefficients, and prototypes. In
+    /// training YOLACT has one map more, see [`yolact::Found`].
     ///
     /// # Panics
     /// If the network takes another kind of input.
@@ -118,6 +123,12 @@ impl Network {
             Network::Bert(net) => net.outputs(x.into().tokens(), pass),
             Network::DistilBert(net) => net.outputs(x.into().tokens(), pass),
             Network::Roberta(net) => net.outputs(x.into().tokens(), pass),
+            Network::Yolact(net) => {
+                let found = net.forward(x.into().images(), pass);
+                let tables = [found.boxes, found.scores, found.coefficients].map(Output::Table);
+                let maps = [Some(found.prototypes), found.semantic].into_iter().flatten().map(Output::Map);
+                tables.into_iter().chain(maps).collect()
+            }
             net => vec![Output::Logits(net.forward(x, pass))],
         }
     }
@@ -146,6 +157,7 @@ pub fn output_names(net: &Network) -> Vec<&'static str> {
     match net {
         Network::Yolo(net) => MAPS[..net.plan.levels.len()].to_vec(),
         Network::Ssd(_) => vec!["boxes", "scores"],
+        Network::Yolact(_) => vec!["boxes", "scores", "coefficients", "prototypes"],
         net => net.purpose().row().outputs.to_vec(),
     }
 }
@@ -186,6 +198,8 @@ pub enum Task {
     TextEmbedding,
     /// An image to boxes, each of one of several classes.
     ObjectDetection,
+    /// The same, with the pixels that belong to each.
+    InstanceSegmentation,
 }
 
 impl Task {
@@ -198,6 +212,7 @@ impl Task {
             Task::MaskedWords => "masked_lm",
             Task::TextEmbedding => "text_embedding",
             Task::ObjectDetection => "object_detection",
+            Task::InstanceSegmentation => "instance_segmentation",
         }
     }
 }
@@ -236,6 +251,12 @@ pub const AROUND_127: Pixels = Pixels { mean: [127.0 / 255.0; 3], std: [128.0 / 
 
 /// -1 to 1: SSD on MobileNet.
 pub const SIGNED: Pixels = Pixels { mean: [0.5; 3], std: [0.5; 3] };
+/// Of ImageNet as bytes, rounded as dbolya/yolact has it.
+pub const IMAGENET_BYTES: Pixels = Pixels {
+    mean: [123.68 / 255.0, 116.78 / 255.0, 103.94 / 255.0],
+    std: [58.40 / 255.0, 57.12 / 255.0, 57.38 / 255.0],
+};
+
 /// Plain 0..1: YOLO.
 pub const UNIT: Pixels = Pixels { mean: [0.0; 3], std: [1.0; 3] };
 
@@ -284,6 +305,9 @@ const SSD_MOBILENET: &str = "Howard et al. 2017, arXiv:1704.04861, table 13 (6.8
 const SSD_FACE: &str =
     "face-api.js, 2018, ssd_mobilenetv1: TensorFlow's SSD MobileNetV1 for faces; size of its weights";
 const SSDLITE: &str = "Howard et al. 2019, arXiv:1905.02244, section 6.3; size as torchvision's";
+const YOLACT: &str =
+    "Bolya et al. 2019, arXiv:1904.02689; size of dbolya/yolact's yolact.py and backbone.py (902073d)";
+
 const IMAGE_224: [usize; 3] = [3, 224, 224];
 
 /// A classifier of images: family, size, input, parameters, source, head, pixels.
@@ -355,6 +379,23 @@ macro_rules! ssd {
             head: $head,
             pixels: Some($pixels),
             build: |init| Network::Ssd(Ssd::$kind($net::new(&$size, init))),
+        }
+    };
+}
+
+macro_rules! yolact {
+    ($i:literal, $parameters:literal, $pixels:expr) => {
+        ModelRow {
+            name: YOLACT_SIZES[$i].name,
+            task: Task::InstanceSegmentation,
+            input: InputShape::Image([3, 550, 550]),
+            classes: YOLACT_SIZES[$i].classes,
+            parameters: $parameters,
+            source: YOLACT,
+            // And the layer for the loss, of whose name nothing else begins.
+            head: "prediction_layers.0.conf_layer.",
+            pixels: Some($pixels),
+            build: |init| Network::Yolact(Yolact::new(&YOLACT_SIZES[$i], init)),
         }
     };
 }
@@ -585,6 +626,9 @@ pub const MODELS: &[ModelRow] = &[
     ssd!(MobileNet, SsdMobileNet, SSD_MOBILENET_SIZES[0], 300, 6_819_839, SSD_MOBILENET, "scores.", SIGNED),
     ssd!(MobileNet, SsdMobileNet, SSD_MOBILENET_SIZES[1], 512, 5_532_839, SSD_FACE, "scores.", SIGNED),
     ssd!(Lite, SsdLite, SSDLITE_SIZES[0], 320, 3_440_060, SSDLITE, "head.classification_head.", SIGNED),
+    yolact!(0, 31_164_943, IMAGENET_BYTES),
+    yolact!(1, 50_157_071, IMAGENET_BYTES),
+    yolact!(2, 47_783_087, UNIT),
 ];
 
 impl ModelRow {

@@ -4,13 +4,19 @@ use burn::tensor::{Device, Tensor, TensorData};
 use lacuna::cli::model_file;
 use lacuna::data::RgbImage8;
 use lacuna::data::images::load_image;
-use lacuna::models::{Output, find};
+use lacuna::models::yolact::{Stages, Yolact, YolactSize};
+use lacuna::models::{Network, Output, find, output_names};
+use lacuna::nn::capture::capture;
 use lacuna::nn::layers::Init;
 use lacuna::nn::params::{ParamTable, update_each};
-use lacuna::pipelines::boxes::nms;
+use lacuna::nn::quant::{Norm, Pass};
+use lacuna::pipelines::Detection;
+use lacuna::pipelines::boxes::{Suppression, nms, suppress};
 use lacuna::pipelines::draw::save_png;
 use lacuna::pipelines::heads::{Head, Result as Map};
-use lacuna::pipelines::letterbox::{Placement, letterbox};
+use lacuna::pipelines::letterbox::{Frame, Placement, letterbox};
+use lacuna::pipelines::masks::mask;
+use lacuna::pipelines::priors;
 use lacuna::train::weights::{Metadata, save};
 use serde_json::Value;
 use std::path::Path;
@@ -91,6 +97,93 @@ fn the_command_finds_what_burn_finds() {
     let annotated = load_image(&dir.path().join("drawn/picture.png")).unwrap();
     assert_eq!([annotated.h, annotated.w], [120, 160]);
     assert_ne!(annotated, picture());
+}
+
+const SMALL: YolactSize = YolactSize {
+    name: "small",
+    classes: 3,
+    stages: Stages::ResNet(&[(8, 1), (8, 1), (8, 1), (16, 1)]),
+    channels: 16,
+    masks: 4,
+};
+
+/// A small YOLACT with first weights: what the command says of a picture, boxes, scores and every pixel of the masks, is what
+/// burn's results mean.
+#[test]
+fn the_command_segments_as_burn_does() {
+    let size = [96, 128];
+    let net = Network::Yolact(Yolact::new(&SMALL, &mut Init::new(&Device::flex(), 7)));
+    let pass = Pass { norm: Norm::Frozen, ..Pass::default() };
+    let head = Head::Priors(priors::yolact(size));
+    let names = output_names(&net);
+    let mut graph =
+        capture(&net, "input", [1, 3, size[0], size[1]], &names, |m: &Network, x| m.outputs(x, &pass))
+            .unwrap();
+    let frame = Frame { placement: Placement::Stretch, fill: 0 };
+    for (key, text) in [
+        ("lacuna.head", serde_json::to_string(&head).unwrap()),
+        ("lacuna.frame", serde_json::to_string(&frame).unwrap()),
+        ("lacuna.mean", "[0.5, 0.5, 0.5]".into()),
+        ("lacuna.std", "[0.25, 0.25, 0.25]".into()),
+        ("lacuna.classes", r#"["a", "b", "c"]"#.into()),
+    ] {
+        graph.metadata.push((key.into(), text));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (onnx, image, drawn) = (at("small.onnx"), at("picture.png"), at("drawn"));
+    lacuna::onnx::save(&graph, &onnx, &Default::default()).unwrap();
+    save_png(&picture(), Path::new(&image)).unwrap();
+
+    let (boxed, placed) = letterbox(&picture(), size[0], size[1], frame).unwrap();
+    let normal = |&v: &u8| (f32::from(v) / 255.0 - 0.5) / 0.25;
+    let x: Vec<f32> = (0..3).flat_map(|c| boxed.pixels.iter().skip(c).step_by(3).map(normal)).collect();
+    let x = Tensor::<4>::from_data(TensorData::new(x, [1, 3, size[0], size[1]]), &Device::flex());
+    let host = |output| match output {
+        Output::Map(map) => (map.dims()[1..].to_vec(), map.into_data().try_to_vec::<f32>().unwrap()),
+        Output::Table(table) => (table.dims()[1..].to_vec(), table.into_data().try_to_vec::<f32>().unwrap()),
+        Output::Logits(_) => panic!("no logits"),
+    };
+    let results: Vec<(Vec<usize>, Vec<f32>)> = net.outputs(x, &pass).into_iter().map(host).collect();
+    let results: Vec<Map<'_>> = results.iter().map(|(dims, values)| Map { dims, values }).collect();
+    let shapes: Vec<Vec<usize>> = results.iter().map(|r| r.dims.to_vec()).collect();
+    let contents = head.contents(&shapes, size).unwrap();
+    assert_eq!((contents.classes, contents.masks.unwrap().count), (3, 4));
+    let candidates = head.candidates(&results, size, 0.2);
+    let found: Vec<Detection> = candidates.iter().map(|c| c.detection).collect();
+    let kept = suppress(&found, Suppression::Fast, 0.45, 5);
+    assert_eq!(kept.len(), 5, "of {}", found.len());
+
+    let words =
+        ["predict", "segment", &onnx, &image, "--score", "0.2", "--most", "5", "--json", "--output", &drawn];
+    let (code, json, text) = run(&words);
+    assert_eq!(code, Some(0), "{text}");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let objects = json["results"][0]["objects"].as_array().unwrap();
+    assert_eq!(objects.len(), 5);
+    let mut pixels = 0;
+    for (object, i) in objects.iter().zip(kept) {
+        let want = found[i];
+        assert!((object["score"].as_f64().unwrap() as f32 - want.score).abs() < 1e-4, "{object} {want:?}");
+        let coefficients = head.coefficients(&results, candidates[i].place);
+        let corners = placed.undo(want.corners);
+        let planes = results[3].values;
+        let mask = mask(&coefficients, planes, contents.masks.unwrap(), size, &placed, corners);
+        assert_eq!(object["segmentation"]["size"], serde_json::json!([120, 160]));
+        let counts: Vec<u32> = serde_json::from_value(object["segmentation"]["counts"].clone()).unwrap();
+        assert_eq!(counts.iter().sum::<u32>(), 120 * 160);
+        // Values at the border of one half may fall on either side.
+        let area = object["area"].as_u64().unwrap() as usize;
+        assert!(area.abs_diff(mask.area()) <= 4, "{area} and {}", mask.area());
+        pixels += area;
+    }
+    assert!(pixels > 0);
+    let annotated = load_image(&dir.path().join("drawn/picture.png")).unwrap();
+    assert_ne!(annotated, picture());
+
+    // Boxes alone.
+    let (code, table, text) = run(&["predict", "detect", &onnx, &image, "--score", "0.2", "--most", "1"]);
+    assert!(code == Some(0) && table.contains("left top right bottom"), "{text}");
 }
 
 #[test]

@@ -276,6 +276,7 @@ fn head_of(net: &Network, size: [usize; 2]) -> Option<(Head, Frame)> {
         Network::Ssd(Ssd::MobileNet(net)) => {
             (Head::Priors(priors::ssd_mobilenet(size)), if net.padded { padded } else { stretched })
         }
+        Network::Yolact(_) => (Head::Priors(priors::yolact(size)), stretched),
         _ => return None,
     })
 }

@@ -89,7 +89,7 @@ impl BoxArgs {
 
 /// The data set in a folder (without one, Fashion-MNIST) as the images that a model takes.
 pub fn open_data(dir: Option<&Path>, row: &ModelRow, boxes: &BoxArgs) -> Result<DataSet> {
-    if row.task == Task::ObjectDetection {
+    if matches!(row.task, Task::ObjectDetection | Task::InstanceSegmentation) {
         return open_boxes(dir, row, boxes);
     }
     if *boxes != BoxArgs::default() {

@@ -12,6 +12,8 @@ pub enum Act {
     None,
     Relu,
     Relu6,
+    /// x, a tenth of it below 0: Darknet's leaky ReLU.
+    Leaky,
     /// x · sigmoid(x) (Ramachandran et al., 2017, with beta = 1).
     Silu,
     /// x · clamp(x + 3, 0, 6) / 6 (Howard et al., 2019).
@@ -136,6 +138,7 @@ functions! {
     // Comparisons and not max/min, which would turn NaN into a number.
     Relu |x| if x < 0.0 { 0.0 } else { x }, |x, dy| if x > 0.0 { dy } else { 0.0 };
     Relu6 |x| clamp(x, 0.0, 6.0), |x, dy| if x > 0.0 && x < 6.0 { dy } else { 0.0 };
+    Leaky |x| if x < 0.0 { LEAK * x } else { x }, |x, dy| if x < 0.0 { LEAK * dy } else { dy };
     Silu |x| x / (1.0 + exp_bounded(-x)), |x, dy| {
         let (s, slope) = sigmoid_and_slope(x);
         dy * (s + x * slope)
@@ -157,6 +160,8 @@ functions! {
     };
 }
 
+/// What [`Act::Leaky`] multiplies negative values by.
+pub const LEAK: f32 = 0.1;
 const INV_SQRT_2PI: f32 = 0.398_942_3;
 /// (1 + tanh u) / 2 = sigmoid(2 u), u = √(2/π) (x + 0.044715 x³): the factors of x and x³ in 2 u.
 const TANH_LINEAR: f32 = 1.595_769;
@@ -182,6 +187,10 @@ macro_rules! with_function {
             }
             $crate::activation::Act::Relu6 => {
                 type $F = $crate::activation::Relu6;
+                $body
+            }
+            $crate::activation::Act::Leaky => {
+                type $F = $crate::activation::Leaky;
                 $body
             }
             $crate::activation::Act::Silu => {

@@ -249,7 +249,7 @@ fn minimum(act: Act) -> Option<(f32, f32)> {
         Act::HardSwish => Some((-1.5, -0.375)),
         Act::Gelu => Some((-0.751_791_6, -0.169_971_04)),
         Act::GeluTanh => Some((-0.752_461_5, -0.170_040_75)),
-        Act::None | Act::Relu | Act::Relu6 | Act::Sigmoid => None,
+        Act::None | Act::Relu | Act::Relu6 | Act::Leaky | Act::Sigmoid => None,
     }
 }
 

@@ -30,7 +30,7 @@ fn batch(net: &Network, device: &Device) -> Input {
         net if takes_tokens(net) => tokens(0, device).into(),
         _ => {
             // The smallest that detectors take.
-            let detects = matches!(net, Network::Yolo(_) | Network::Ssd(_));
+            let detects = matches!(net, Network::Yolo(_) | Network::Ssd(_) | Network::Yolact(_));
             let [h, w] = if detects { image_size(net) } else { [32, 32] };
             let x = TensorData::new(values(BATCH * 3 * h * w, 0), [BATCH, 3, h, w]);
             Tensor::<4>::from_data(x, device).into()
@@ -81,7 +81,7 @@ fn losses(mut net: Network, pass: &Pass, steps: usize, device: &Device) -> (Netw
     let rate = match net.purpose() {
         Purpose::Sentence => 0.02,
         Purpose::Words => 1.0,
-        _ if takes_tokens(&net) || matches!(net, Network::Ssd(_)) => 0.2,
+        _ if takes_tokens(&net) || matches!(net, Network::Ssd(_) | Network::Yolact(_)) => 0.2,
         _ => 0.05,
     };
     let mut losses = Vec::new();

@@ -13,6 +13,7 @@ use lacuna_models::roberta::ROBERTA_SIZES;
 use lacuna_models::ssd::{SSD_MOBILENET_SIZES, SSD_RESNET_SIZES, Ssd};
 use lacuna_models::ssdlite::SSDLITE_SIZES;
 use lacuna_models::text::{PURPOSES, Purpose};
+use lacuna_models::yolact::YOLACT_SIZES;
 use lacuna_models::yolo::YOLO_SIZES;
 use lacuna_models::{InputShape, MODELS, Network, Output, find};
 use lacuna_nn::layers::Init;
@@ -56,6 +57,9 @@ fn rows_say_what_they_build() {
                     assert_eq!(x.dims(), [2, 3, row.classes], "{}", row.name)
                 }
                 Output::Logits(logits) => assert_eq!(logits.dims(), [2, row.classes], "{}", row.name),
+                Output::Map(map) if matches!(net, Network::Yolact(_)) => {
+                    assert_eq!(map.dims(), [2, 32, 10, 10], "{}", row.name)
+                }
                 // Three anchors, each with a box and a score.
                 Output::Map(map) => assert_eq!(map.dims()[..2], [2, 3 * (5 + row.classes)], "{}", row.name),
                 Output::Table(table) => tables.push(table.dims()),
@@ -66,9 +70,10 @@ fn rows_say_what_they_build() {
             (Network::Ssd(Ssd::ResNet(_)), tables) => {
                 assert_eq!(tables, [[2, 4, 8732], [2, scores, 8732]], "{name}")
             }
-            (Network::Ssd(_), &[boxes, others]) => {
+            (Network::Ssd(_) | Network::Yolact(_), &[boxes, others, ref coefficients @ ..]) => {
                 let n = boxes[1];
                 assert_eq!([boxes, others], [[2, n, 4], [2, n, scores]], "{name}");
+                assert!(coefficients.iter().all(|dims| *dims == [2, n, 32]), "{name}: {coefficients:?}");
             }
             (_, tables) => assert!(tables.is_empty(), "{name}: {tables:?}"),
         }
@@ -92,6 +97,7 @@ fn every_size_of_a_family_is_a_row_and_names_are_unique() {
         SSD_RESNET_SIZES.iter().map(|s| s.name).collect(),
         SSD_MOBILENET_SIZES.iter().map(|s| s.name).collect(),
         SSDLITE_SIZES.iter().map(|s| s.name).collect(),
+        YOLACT_SIZES.iter().map(|s| s.name).collect(),
     ]
     .concat();
     let rows: Vec<&str> = MODELS.iter().map(|row| row.name).collect();
@@ -103,7 +109,7 @@ fn every_size_of_a_family_is_a_row_and_names_are_unique() {
 }
 
 /// Tensors of published state dicts, without the counters of batch norms (`num_batches_tracked`).
-const PUBLISHED: [(&str, usize, &[&str]); 20] = [
+const PUBLISHED: [(&str, usize, &[&str]); 22] = [
     (
         "resnet18",
         102,
@@ -203,6 +209,36 @@ const PUBLISHED: [(&str, usize, &[&str]); 20] = [
             "head.classification_head.module_list.0.0.0.weight",
             "head.classification_head.module_list.5.1.bias",
             "head.regression_head.module_list.2.0.1.weight",
+        ],
+    ),
+    (
+        "yolact_resnet50",
+        53 * 5 + (8 + 5 + 4 + 1) * 2,
+        &[
+            "backbone.conv1.weight",
+            "backbone.layers.0.0.downsample.1.running_var",
+            "backbone.layers.3.2.conv3.weight",
+            "fpn.lat_layers.0.weight",
+            "fpn.pred_layers.2.bias",
+            "fpn.downsample_layers.1.weight",
+            "proto_net.0.weight",
+            "proto_net.8.bias",
+            "proto_net.10.weight",
+            "prediction_layers.0.upfeature.0.weight",
+            "prediction_layers.0.bbox_layer.bias",
+            "prediction_layers.0.conf_layer.weight",
+            "prediction_layers.0.mask_layer.weight",
+            "semantic_seg_conv.weight",
+        ],
+    ),
+    (
+        "yolact_darknet53",
+        52 * 5 + (8 + 5 + 4 + 1) * 2,
+        &[
+            "backbone._preconv.0.weight",
+            "backbone.layers.0.0.1.running_mean",
+            "backbone.layers.4.4.conv2.0.weight",
+            "fpn.lat_layers.2.bias",
         ],
     ),
     (

@@ -89,13 +89,15 @@ pub fn interpolate(attr: &Attr, inputs: Inputs<'_>) -> Facts {
         scales_known.map_or(Some(None), |k| k.map(Some)),
         wanted_known.map_or(Some(None), |k| k.map(Some)),
     ) else {
-        // Dimensions that are known to stay do.
-        let stay = |(i, &dim): (usize, &Dim)| match (axes.iter().position(|&a| a == i), &scales) {
-            (None, _) => dim,
-            (Some(at), Some(scales)) if known_floats(scales).is_some_and(|s| s.get(at) == Some(&1.0)) => dim,
-            _ => Dim::Unknown,
+        // What scales make of a dimension of known size is known, and dimensions that stay do.
+        let scales = scales.as_ref().and_then(known_floats);
+        let scale = |i: usize| axes.iter().position(|&a| a == i).map(|at| scales.as_ref()?.get(at).copied());
+        let dim = |(i, &dim): (usize, &Dim)| match (scale(i), dim.fixed()) {
+            (None, _) | (Some(Some(1.0)), _) => Ok(dim),
+            (Some(Some(scale)), Some(n)) => scaled(n, scale).map(Dim::Fixed),
+            _ => Ok(Dim::Unknown),
         };
-        return one(x.dtype, x.dims.iter().enumerate().map(stay).collect());
+        return one(x.dtype, x.dims.iter().enumerate().map(dim).collect::<Result<_, String>>()?);
     };
     let wanted = wanted.map(|w| sizes(3, &w)).transpose()?;
     let r = resized(&fixed, &axes, scales.as_deref(), wanted.as_deref(), numbers[7].choice())?;

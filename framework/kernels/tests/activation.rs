@@ -2,8 +2,17 @@
 
 use lacuna_kernels::activation::{self, Act};
 
-const ACTS: [Act; 8] =
-    [Act::None, Act::Relu, Act::Relu6, Act::Silu, Act::HardSwish, Act::Sigmoid, Act::Gelu, Act::GeluTanh];
+const ACTS: [Act; 9] = [
+    Act::None,
+    Act::Relu,
+    Act::Relu6,
+    Act::Leaky,
+    Act::Silu,
+    Act::HardSwish,
+    Act::Sigmoid,
+    Act::Gelu,
+    Act::GeluTanh,
+];
 
 /// erf by its Taylor series for small |x| and by the continued fraction of erfc beyond.
 fn erf(x: f64) -> f64 {
@@ -27,6 +36,13 @@ fn value(act: Act, x: f64) -> f64 {
         Act::None => x,
         Act::Relu => x.max(0.0),
         Act::Relu6 => x.clamp(0.0, 6.0),
+        Act::Leaky => {
+            if x < 0.0 {
+                0.1 * x
+            } else {
+                x
+            }
+        }
         Act::Silu => x / (1.0 + (-x).exp()),
         Act::HardSwish => x * (x + 3.0).clamp(0.0, 6.0) / 6.0,
         Act::Sigmoid => 1.0 / (1.0 + (-x).exp()),

@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const EPS: f64 = 1e-5;
-const ACTS: [Act; 5] = [Act::None, Act::Relu, Act::Relu6, Act::Silu, Act::HardSwish];
+const ACTS: [Act; 6] = [Act::None, Act::Relu, Act::Relu6, Act::Leaky, Act::Silu, Act::HardSwish];
 const CHANNELS: [usize; 8] = [1, 3, 16, 24, 40, 64, 100, 1152];
 
 fn random(len: usize, seed: u64, scale: f32, offset: f32) -> Vec<f32> {
@@ -20,6 +20,13 @@ fn value(act: Act, x: f64) -> f64 {
         Act::None => x,
         Act::Relu => x.max(0.0),
         Act::Relu6 => x.clamp(0.0, 6.0),
+        Act::Leaky => {
+            if x < 0.0 {
+                0.1 * x
+            } else {
+                x
+            }
+        }
         Act::Silu => x / (1.0 + (-x).exp()),
         Act::HardSwish => x * (x + 3.0).clamp(0.0, 6.0) / 6.0,
         _ => unreachable!("not among those tested"),
@@ -31,6 +38,13 @@ fn slope(act: Act, x: f64) -> f64 {
         Act::None => 1.0,
         Act::Relu => (x > 0.0) as u8 as f64,
         Act::Relu6 => (x > 0.0 && x < 6.0) as u8 as f64,
+        Act::Leaky => {
+            if x < 0.0 {
+                0.1
+            } else {
+                1.0
+            }
+        }
         Act::Silu => {
             let s = 1.0 / (1.0 + (-x).exp());
             s * (1.0 + x * (1.0 - s))

@@ -293,6 +293,12 @@ impl Lower<'_> {
         use ActivationOperationIr as A;
         match op {
             A::Relu(op) => self.unary(OpKind::Relu, Attr::None, &op.input, &op.out),
+            A::LeakyRelu(op) => {
+                let kind = OpKind::LeakyRelu;
+                let alpha = op.rhs.elem::<f32>().to_bits() as i32;
+                let attr = Attr::Params(Params::usual(kind).with(kind, "alpha", alpha));
+                self.unary(kind, attr, &op.lhs, &op.out)
+            }
             A::Sigmoid(op) => self.unary(OpKind::Sigmoid, Attr::None, &op.input, &op.out),
             A::HardSigmoid(op) => self.hard_sigmoid(op),
             A::Gelu(op) => self.gelu(op),
@@ -647,19 +653,33 @@ impl Lower<'_> {
         self.unary(OpKind::AveragePool, Attr::Pool(attr), &op.x, &op.out)
     }
 
-    /// Nearest pixels, a whole number of times larger.
+    /// Nearest pixels, a whole number of times larger; or pixels between, of any size.
     fn interpolate(&mut self, op: &InterpolateOpIr) -> Step<()> {
         let [_, _, h, w] = op.x.shape.dims();
         let [oh, ow] = op.output_size;
+        if matches!(op.options.mode, InterpolateModeIr::Bilinear) && !op.options.align_corners && h * w > 0 {
+            return self.interpolate_between(op, [[h, oh], [w, ow]]);
+        }
         let whole = h > 0 && w > 0 && oh.is_multiple_of(h) && ow.is_multiple_of(w);
         if !matches!(op.options.mode, InterpolateModeIr::Nearest) || !whole {
             let what = format!("{:?} of {h}x{w} to {oh}x{ow}", op.options.mode);
             return Err(format!(
-                "{what}: only nearest pixels, a whole number of times larger, are supported"
+                "{what}: only nearest pixels, a whole number of times larger, and bilinear without aligned corners are supported"
             ));
         }
         let scale = [small(oh / h)?, small(ow / w)?];
         self.unary(OpKind::Resize, Attr::Resize(ResizeAttr { scale }), &op.x, &op.out)
+    }
+
+    /// `sizes`: before and after, of rows and of columns. The batch has no number, so that factors say them.
+    fn interpolate_between(&mut self, op: &InterpolateOpIr, sizes: [[usize; 2]; 2]) -> Step<()> {
+        let kind = OpKind::Interpolate;
+        let [rows, columns] = sizes.map(|[from, to]| factor(from, to));
+        let x = self.read(&op.x)?;
+        let scales = self.constant("", &[4], vec![1.0, 1.0, rows, columns]);
+        let linear = Attr::Params(Params::usual(kind).with(kind, "mode", 1));
+        let y = self.emit(kind, linear, &[x, ValueId::NONE, scales])?;
+        self.bind(&op.out, y)
     }
 
     // ---- quantisation --------------------------------------------------------------------------
@@ -769,6 +789,14 @@ impl Lower<'_> {
         let zero = self.g.add_tensor("", &Tensor::zeros(DType::I32, &[n]));
         self.emit(OpKind::DequantizeLinear, Attr::Axis(0), &[q, scales, zero])
     }
+}
+
+/// The least number that is not below `to / from` and of which `from` times is not below `to`, so that the whole part of
+/// that is `to`.
+fn factor(from: usize, to: usize) -> f32 {
+    let factor = to as f32 / from as f32;
+    let reaches = |f: f32| (from as f32 * f).floor() >= to as f32 && from as f64 * f64::from(f) >= to as f64;
+    if reaches(factor) { factor } else { factor.next_up() }
 }
 
 fn small(n: usize) -> Step<u32> {

@@ -46,6 +46,10 @@ impl BiasedConv {
         }
     }
 
+    pub fn with_stride(self, stride: usize) -> BiasedConv {
+        BiasedConv { stride, ..self }
+    }
+
     /// convolution + bias, not yet on a grid.
     pub fn forward(&self, x: &Activation<4>, pass: &Pass) -> Tensor<4> {
         let [_, _, height, width] = x.x.dims();

@@ -18,4 +18,4 @@ pub use conv::{BatchNorm, Conv2d, Padding, conv_norm};
 pub use dense::{Embedding, LayerNorm, Linear};
 pub use excite::{Gate, SqueezeExcite};
 pub use init::Init;
-pub use upsample::upsample_nearest;
+pub use upsample::{resize_bilinear, upsample_nearest};

@@ -5,10 +5,11 @@
 
 use super::{Act, Grid};
 use crate::mark;
-use burn::tensor::activation::{gelu, gelu_approximate, hard_swish, relu, relu6, sigmoid, silu};
+use burn::tensor::activation::{gelu, gelu_approximate, hard_swish, leaky_relu, relu, relu6, sigmoid, silu};
 use burn::tensor::module;
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Int, Tensor};
+use lacuna_kernels::activation::LEAK;
 use lacuna_kernels::shape::Window;
 
 /// y[n,o,oh,ow] of x[n,c,h,w], w[o, c / groups, kh, kw] and bias[o].
@@ -100,6 +101,7 @@ pub fn activation<const D: usize>(x: Tensor<D>, act: Act) -> Tensor<D> {
         Act::None => x,
         Act::Relu => relu(x),
         Act::Relu6 => relu6(x),
+        Act::Leaky => leaky_relu(x, f64::from(LEAK)),
         Act::Silu => silu(x),
         Act::HardSwish => hard_swish(x),
         Act::Sigmoid => sigmoid(x),

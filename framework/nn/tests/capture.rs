@@ -7,13 +7,14 @@ use burn::nn::{
     BatchNorm, BatchNormConfig, Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig,
     PaddingConfig2d,
 };
-use burn::tensor::activation::{gelu, relu, sigmoid, softmax};
+use burn::tensor::activation::{gelu, leaky_relu, relu, sigmoid, softmax};
 use burn::tensor::module::{adaptive_avg_pool2d, avg_pool2d};
 use burn::tensor::ops::AvgPoolOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use lacuna_ir::{Dim, Graph, OpKind, interp, passes, text, verify};
 use lacuna_nn::Tokens;
 use lacuna_nn::capture::{CaptureError, capture, capture_tokens};
+use lacuna_nn::layers::resize_bilinear;
 use lacuna_nn::quant::bias_on_grid;
 
 fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -188,6 +189,20 @@ fn arithmetic_and_shapes() {
     assert_close(&have[1], &host(d));
     assert_close(&have[2], &host(e));
     assert!(g.order.iter().all(|&op| g.op_kind[op] != OpKind::Sqrt), "parameters alone are evaluated");
+}
+
+/// Sizes whose quotient is no whole number, and one that f32 rounds down.
+#[test]
+fn values_between_pixels() {
+    let net = trained();
+    for ([h, w], size) in [([5, 9], [9, 18]), ([18, 35], [35, 69]), ([3, 7], [10, 1])] {
+        let forward = |_: &Net, x: Tensor<4>| leaky_relu(resize_bilinear(x, size), 0.1).tanh();
+        let x = tensor([2, 3, h, w], 4);
+        let g = capture(&net, "x", [1, 3, h, w], &["y"], forward).unwrap();
+        let kinds: Vec<&str> = g.order.iter().map(|&op| g.op_kind[op].name()).collect();
+        assert_eq!(kinds, ["Interpolate", "LeakyRelu", "Tanh"]);
+        assert_close(&run(&g, &x)[0], &host(forward(&net, x.clone())));
+    }
 }
 
 #[test]

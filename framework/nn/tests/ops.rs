@@ -150,7 +150,7 @@ fn convolutions_have_burns_values_and_slopes() {
     }
 }
 
-const ACTS: [Act; 5] = [Act::None, Act::Relu, Act::Relu6, Act::Silu, Act::HardSwish];
+const ACTS: [Act; 6] = [Act::None, Act::Relu, Act::Relu6, Act::Leaky, Act::Silu, Act::HardSwish];
 
 #[test]
 fn batch_norms_have_burns_values_and_slopes() {
@@ -237,7 +237,9 @@ fn layer_norms_have_burns_values_and_slopes() {
 
 #[test]
 fn activations_have_burns_values_and_slopes() {
-    for act in [Act::Relu, Act::Relu6, Act::Silu, Act::HardSwish, Act::Sigmoid, Act::Gelu, Act::GeluTanh] {
+    for act in
+        [Act::Relu, Act::Relu6, Act::Leaky, Act::Silu, Act::HardSwish, Act::Sigmoid, Act::Gelu, Act::GeluTanh]
+    {
         let shape = [3, 5, 7, 2];
         let scaled = |l: &[Tensor<1>]| l[0].clone().mul_scalar(4.0).reshape(shape);
         let own = |l: &[Tensor<1>]| weighed(ops::activation(scaled(l), act));

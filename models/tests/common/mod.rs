@@ -13,6 +13,7 @@ use lacuna_models::roberta::Roberta;
 use lacuna_models::ssd::{Extra, Ssd, SsdMobileNet, SsdMobileNetSize, SsdResNet, SsdResNetSize};
 use lacuna_models::ssdlite::{SsdLite, SsdLiteSize};
 use lacuna_models::text::PURPOSES;
+use lacuna_models::yolact::{Stages, Yolact, YolactSize};
 use lacuna_models::yolo::{V3_SPP, V5, Yolo, YoloSize};
 use lacuna_models::{Network, Output};
 use lacuna_nn::layers::Init;
@@ -55,6 +56,15 @@ const SSD_RESNET: SsdResNetSize = SsdResNetSize {
 const SSD_MOBILENET: SsdMobileNetSize =
     SsdMobileNetSize { name: "eighth", classes: CLASSES, width_percent: 13, padded: false };
 const SSDLITE: SsdLiteSize = SsdLiteSize { name: "quarter", classes: CLASSES, width: 0.25 };
+const YOLACT: [YolactSize; 2] = [
+    yolact("resnet", Stages::ResNet(&[(8, 1), (8, 1), (8, 2), (16, 1)])),
+    yolact("darknet", Stages::DarkNet(&[(4, 1), (4, 1), (8, 2), (8, 1), (16, 1)])),
+];
+
+const fn yolact(name: &'static str, stages: Stages) -> YolactSize {
+    YolactSize { name, classes: CLASSES, stages, channels: 16, masks: 4 }
+}
+
 /// Networks that take images of three channels.
 pub fn of_images(init: &mut Init) -> Vec<(&'static str, Network)> {
     vec![
@@ -73,6 +83,8 @@ pub fn of_images(init: &mut Init) -> Vec<(&'static str, Network)> {
         ("SSD on ResNet", Network::Ssd(Ssd::ResNet(SsdResNet::new(&SSD_RESNET, init)))),
         ("SSD on MobileNet", Network::Ssd(Ssd::MobileNet(SsdMobileNet::new(&SSD_MOBILENET, init)))),
         ("SSDLite", Network::Ssd(Ssd::Lite(SsdLite::new(&SSDLITE, init)))),
+        ("YOLACT on ResNet", Network::Yolact(Yolact::new(&YOLACT[0], init))),
+        ("YOLACT on DarkNet", Network::Yolact(Yolact::new(&YOLACT[1], init))),
     ]
 }
 
@@ -87,11 +99,12 @@ fn cut(net: Network) -> Network {
 }
 
 /// Height and width of an image that a network takes: YOLO halves it five times and doubles it again; SSD on ResNet cuts
-/// the edges off a map of a sixteenth.
+/// the edges off a map of a sixteenth; YOLACT takes any, and these make factors that are no whole numbers.
 pub fn image_size(net: &Network) -> [usize; 2] {
     match net {
         Network::Yolo(_) => [64, 32],
         Network::Ssd(_) => [64, 48],
+        Network::Yolact(_) => [72, 40],
         _ => [33, 40],
     }
 }
