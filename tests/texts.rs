@@ -222,7 +222,9 @@ fn a_classifier_of_texts_through_every_verb() {
     let rows = model_file::weight_rows(&graph);
     let encoder: Vec<_> = rows.iter().filter(|r| r.tensor.starts_with("encoder.")).collect();
     assert_eq!(encoder.len(), 2 * 6);
-    assert!(encoder.iter().all(|r| r.dtype == "i8" && r.zeros * 5 >= r.elements * 4), "{rows:?}");
+    // As many as the pruning rule says: 0.8 of them, rounded.
+    let pruned = |elements: u64| (0.8 * elements as f64).round_ties_even() as u64;
+    assert!(encoder.iter().all(|r| r.dtype == "i8" && r.zeros >= pruned(r.elements)), "{rows:?}");
 
     let texts = ["the dog barks and the cat sleeps", "the cat purrs"];
     let words = ["predict", "classify-text", &onnx, texts[0], texts[1], "--json", "--top", "1"];

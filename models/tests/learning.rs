@@ -77,11 +77,13 @@ fn flat(outputs: Vec<Output>) -> Vec<f32> {
 
 /// Losses of steps of plain gradient descent on one batch.
 fn losses(mut net: Network, pass: &Pass, steps: usize, device: &Device) -> (Network, Vec<f32>) {
-    // Without Adam, first steps are slow in a transformer, and where a mean is over many boxes.
+    // Without Adam, first steps are slow in a transformer, and where a mean is over many boxes; without norms in a pyramid, large ones
+    // go astray.
     let rate = match net.purpose() {
         Purpose::Sentence => 0.02,
         Purpose::Words => 1.0,
-        _ if takes_tokens(&net) || matches!(net, Network::Ssd(_) | Network::Yolact(_)) => 0.2,
+        _ if takes_tokens(&net) || matches!(net, Network::Ssd(_)) => 0.2,
+        _ if matches!(net, Network::Yolact(_)) => 0.01,
         _ => 0.05,
     };
     let mut losses = Vec::new();
