@@ -118,9 +118,20 @@ impl Tokenizer {
     }
 }
 
-/// Runs of letters and digits, and every other letter that can be seen by itself. Ideographs are words of one letter.
+/// Signs of ASCII, and what Unicode calls punctuation in the blocks that texts take it from.
+fn is_punctuation(c: char) -> bool {
+    let others = matches!(c, '¡' | '§' | '«' | '¶' | '·' | '»' | '¿' | '\u{2010}'..='\u{2027}' | '\u{2030}'..='\u{205e}');
+    let wide = matches!(c, '\u{3001}'..='\u{3003}' | '\u{3008}'..='\u{3011}' | '\u{3014}'..='\u{301f}'
+        | '\u{ff01}'..='\u{ff0f}' | '\u{ff1a}'..='\u{ff20}' | '\u{ff3b}'..='\u{ff40}' | '\u{ff5b}'..='\u{ff65}');
+    c.is_ascii_punctuation() || others || wide
+}
+
+/// What stands between spaces and punctuation; a mark of punctuation and an ideograph are words of one letter.
 fn words(text: &str) -> impl Iterator<Item = &str> {
-    let joins = |c: char| c.is_alphanumeric() && !('\u{4e00}'..='\u{9fff}').contains(&c);
+    let joins = |c: char| {
+        let nothing = c.is_whitespace() || c.is_control() || c == '\u{fffd}';
+        !(nothing || is_punctuation(c) || ('\u{4e00}'..='\u{9fff}').contains(&c))
+    };
     let mut rest = text;
     std::iter::from_fn(move || {
         rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c.is_control() || c == '\u{fffd}');

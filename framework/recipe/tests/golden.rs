@@ -19,6 +19,26 @@ fn model() -> (Vec<ParamRow>, Vec<LayerRow>) {
         ("fc.weight", &[10, 16], true),
         ("fc.bias", &[10], false),
     ];
+    table(&rows)
+}
+
+/// One layer of a transformer, and a classifier.
+fn transformer() -> (Vec<ParamRow>, Vec<LayerRow>) {
+    table(&[
+        ("embeddings.word_embeddings.weight", &[100, 16], false),
+        ("encoder.layer.0.attention.self.query.weight", &[16, 16], true),
+        ("encoder.layer.0.attention.self.key.weight", &[16, 16], true),
+        ("encoder.layer.0.attention.self.value.weight", &[16, 16], true),
+        ("encoder.layer.0.attention.output.dense.weight", &[16, 16], true),
+        ("encoder.layer.0.intermediate.dense.weight", &[64, 16], true),
+        ("encoder.layer.0.output.dense.weight", &[16, 64], true),
+        ("pooler.dense.weight", &[16, 16], true),
+        ("classifier.weight", &[8, 16], true),
+        ("classifier.bias", &[8], false),
+    ])
+}
+
+fn table(rows: &[(&str, &[usize], bool)]) -> (Vec<ParamRow>, Vec<LayerRow>) {
     let params: Vec<ParamRow> = rows
         .iter()
         .map(|&(name, shape, prunable)| ParamRow { name: name.to_owned(), shape: shape.to_vec(), prunable })
@@ -100,14 +120,15 @@ fn inputs(folder: &str) -> Vec<(PathBuf, String)> {
     paths.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
 }
 
-/// The recipes that are shipped compile, for parameters of ResNet-20's shapes.
+/// The recipes that are shipped compile, for parameters of ResNet-20's shapes, or of a transformer's.
 #[test]
 fn shipped_recipes_compile() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
-    let (params, layers) = model();
     let mut checked = 0;
     for task in std::fs::read_dir(folder).unwrap() {
-        for file in std::fs::read_dir(task.unwrap().path()).unwrap() {
+        let task = task.unwrap().path();
+        let (params, layers) = if task.ends_with("text_classification") { transformer() } else { model() };
+        for file in std::fs::read_dir(task).unwrap() {
             let path = file.unwrap().path();
             let recipe = Recipe::load(&path, &[]).unwrap_or_else(|found| panic!("{}", render(&found)));
             assert!(recipe.warnings.is_empty(), "{}", render(&recipe.warnings));
