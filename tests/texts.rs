@@ -119,7 +119,7 @@ fn onnx_files_of_others_embed_sentences() {
     let (Some(folder), Some(int8), Some(l3)) = (published(MINILM), published(INT8), published(L3)) else {
         return;
     };
-    let vocabulary = folder.join("vocab.txt");
+    let vocabulary = folder.join("tokenizer.json");
     let embed = |model: &Path| -> Vec<Vec<f32>> {
         let (model, vocabulary) = (model.to_str().unwrap(), vocabulary.to_str().unwrap());
         let words = ["predict", "embed", model, "--tokenizer", vocabulary, "--json", "--threads", "1"];

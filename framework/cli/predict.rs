@@ -37,7 +37,7 @@ enum Task {
     Segment(detect::Detect),
     /// How alike texts are in meaning; --json has their vectors
     #[command(
-        after_help = "Examples:\n  lacuna predict embed minilm/model.safetensors --model minilm_l6_embed \"a cat sleeps\" \"the cat is asleep\" \"stocks fell\"\n  lacuna predict embed sentences.onnx --tokenizer minilm/vocab.txt --file texts.txt --json"
+        after_help = "Examples:\n  lacuna predict embed minilm/model.safetensors --model minilm_l6_embed \"a cat sleeps\" \"the cat is asleep\" \"stocks fell\"\n  lacuna predict embed sentences.onnx --tokenizer minilm/tokenizer.json --file texts.txt --json"
     )]
     Embed(texts::Embed),
     /// The most likely classes of each text

@@ -41,7 +41,7 @@ struct Source {
     /// Model that the weights are for, where the file does not name it (see lacuna zoo list)
     #[arg(long)]
     model: Option<String>,
-    /// Vocabulary: a list of word pieces, vocab.txt [default: that beside the model]
+    /// Vocabulary: tokenizer.json or vocab.txt [default: that beside the model]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// Most tokens of a text; what is behind them is cut off [default: as the model or the vocabulary says, or 128]

@@ -40,7 +40,7 @@ pub struct Train {
     /// Share of pictures with boxes that are put together from four
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
     mosaic: f32,
-    /// Vocabulary of a network of texts: a list of word pieces, vocab.txt [default: that beside the weights]
+    /// Vocabulary of a network of texts: tokenizer.json or vocab.txt [default: that beside the weights]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// Most tokens of a text; what is behind them is cut off [default: as the vocabulary says, or 128]

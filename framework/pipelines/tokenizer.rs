@@ -1,55 +1,51 @@
-//! Texts to numbers of tokens, as the network beside which a vocabulary lies was taught them: word pieces (Wu et al., 2016,
-//! arXiv:1609.08144) as BERT cuts them.
+//! Texts to numbers of tokens, as the network beside which a vocabulary lies was taught them.
 
 use crate::{Error, Result};
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::processors::bert::BertProcessing;
+use tokenizers::{Tokenizer as Inner, TruncationParams};
 
 /// Most bytes of a vocabulary's file.
 pub const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Most bytes of one text.
 pub const TEXT_BYTES_MAX: usize = lacuna_data::texts::TEXT_BYTES_MAX;
 /// Names of files that hold one, in the order in which they are looked for.
-pub const FILES: [&str; 1] = ["vocab.txt"];
+pub const FILES: [&str; 2] = ["tokenizer.json", "vocab.txt"];
 /// Tokens of a text where nobody says how many.
 pub const USUAL_TOKENS: usize = 128;
-/// Longer words are unknown.
-const WORD_LETTERS_MAX: usize = 100;
 
 pub struct Tokenizer {
-    pieces: HashMap<String, u32>,
-    begin: u32,
-    end: u32,
-    unknown: u32,
-    lower_case: bool,
+    inner: Inner,
     pub path: PathBuf,
     /// What shorter sequences are filled up with.
     pub filler: u32,
-    /// Most tokens of a text, if nobody says.
+    /// Most tokens of a text, as the file says it.
     pub usual: usize,
 }
 
 impl Tokenizer {
-    /// Reads a list of word pieces, one a line, as BERT's `vocab.txt` is one: of lower-case words, unless a
+    /// Reads `tokenizer.json`, or a list of word pieces as BERT's `vocab.txt` is one: of lower-case words, unless a
     /// `tokenizer_config.json` beside it says otherwise.
     ///
     /// Errors: a file that is too large, cannot be read, or lacks the tokens that begin and end a text.
     pub fn open(path: &Path) -> Result<Tokenizer> {
-        let misfit = |why: &str| Error::Model { model: path.display().to_string(), why: why.to_owned() };
+        let misfit = |why: String| Error::Model { model: path.display().to_string(), why };
         let bytes = read(path)?;
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|_| misfit("is not UTF-8: a list of word pieces is expected"))?;
-        let pieces: HashMap<String, u32> = text.lines().map(str::to_owned).zip(0..).collect();
-        let id = |name: &str| {
-            let lacks =
-                || misfit(&format!("has no {name}: a list of BERT's word pieces, vocab.txt, is expected"));
-            pieces.get(name).copied().ok_or_else(lacks)
+        let is_json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+        let mut inner = match is_json {
+            true => Inner::from_bytes(&bytes).map_err(|e| misfit(format!("no vocabulary: {e}")))?,
+            false => word_pieces(path, &bytes)?,
         };
-        let (begin, end, unknown) = (id("[CLS]")?, id("[SEP]")?, id("[UNK]")?);
-        let filler = id("[PAD]").unwrap_or(0);
-        let lower_case = is_lower_case(path);
-        let (path, usual) = (path.to_owned(), USUAL_TOKENS);
-        Ok(Tokenizer { pieces, begin, end, unknown, lower_case, path, filler, usual })
+        let usual = inner.get_truncation().map_or(USUAL_TOKENS, |t| t.max_length).max(1);
+        let padding = inner.get_padding().map(|padding| padding.pad_id);
+        let named = ["[PAD]", "<pad>"].iter().find_map(|name| inner.token_to_id(name));
+        let filler = padding.or(named).unwrap_or(0);
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| misfit(e.to_string()))?;
+        Ok(Tokenizer { inner, path: path.to_owned(), filler, usual })
     }
 
     /// The vocabulary in the folder of a model's file, or in the run folder that the file lies in.
@@ -68,80 +64,36 @@ impl Tokenizer {
 
     /// Numbers that tokens have are below this.
     pub fn words(&self) -> usize {
-        self.pieces.values().max().map_or(0, |&id| id as usize + 1)
+        let largest = self.inner.get_vocab(true).into_values().max();
+        largest.map_or(0, |id| id as usize + 1)
     }
 
     /// At most `most` tokens of a text, those that begin and end it included.
     ///
-    /// Errors: a text that is too long, or fewer tokens than two.
+    /// Errors: a text that is too long, and whatever the vocabulary cannot say.
     pub fn encode(&self, text: &str, most: usize) -> Result<Vec<u32>> {
-        let wrong = |why: String| Error::Text { why };
-        if text.len() > TEXT_BYTES_MAX {
-            return Err(wrong(format!("it has {} bytes, at most {TEXT_BYTES_MAX}", text.len())));
-        }
-        if most < 2 {
-            return Err(wrong(format!("{most} tokens are fewer than those that begin and end a text")));
-        }
-        let text = if self.lower_case { text.to_lowercase() } else { text.to_owned() };
-        let mut ids = vec![self.begin];
-        for word in words(&text) {
-            if ids.len() >= most {
-                break;
-            }
-            self.cut(word, &mut ids);
-        }
-        ids.truncate(most - 1);
-        ids.push(self.end);
-        Ok(ids)
+        self.encode_all(&[text], most).map(|mut all| all.swap_remove(0))
     }
 
     /// As [`Tokenizer::encode`], of many texts.
     pub fn encode_all<T: AsRef<str>>(&self, texts: &[T], most: usize) -> Result<Vec<Vec<u32>>> {
-        texts.iter().map(|text| self.encode(text.as_ref(), most)).collect()
+        let wrong = |why: String| Error::Text { why };
+        let mut inner = self.inner.clone();
+        let truncation = TruncationParams { max_length: most, ..TruncationParams::default() };
+        inner.with_truncation(Some(truncation)).map_err(|e| wrong(format!("{most} tokens: {e}")))?;
+        let one = |text: &T| {
+            let text = text.as_ref();
+            if text.len() > TEXT_BYTES_MAX {
+                return Err(wrong(format!("it has {} bytes, at most {TEXT_BYTES_MAX}", text.len())));
+            }
+            let tokens = inner.encode_fast(text, true).map_err(|e| wrong(e.to_string()))?;
+            match tokens.get_ids() {
+                [] => Err(wrong("it has no tokens".into())),
+                ids => Ok(ids.to_vec()),
+            }
+        };
+        texts.iter().map(one).collect()
     }
-
-    /// The longest known beginnings of a word, one after the other; one unknown token if there is none somewhere.
-    fn cut(&self, word: &str, ids: &mut Vec<u32>) {
-        let (before, mut rest) = (ids.len(), word);
-        while !rest.is_empty() && word.chars().count() <= WORD_LETTERS_MAX {
-            let mark = if rest.len() == word.len() { "" } else { "##" };
-            let mut ends = rest.char_indices().map(|(at, c)| at + c.len_utf8()).rev();
-            let known = |end: usize| Some((*self.pieces.get(&format!("{mark}{}", &rest[..end]))?, end));
-            let Some((id, end)) = ends.find_map(known) else { break };
-            ids.push(id);
-            rest = &rest[end..];
-        }
-        if !rest.is_empty() {
-            ids.truncate(before);
-            ids.push(self.unknown);
-        }
-    }
-}
-
-/// Signs of ASCII, and what Unicode calls punctuation in the blocks that texts take it from.
-fn is_punctuation(c: char) -> bool {
-    let others = matches!(c, '¡' | '§' | '«' | '¶' | '·' | '»' | '¿' | '\u{2010}'..='\u{2027}' | '\u{2030}'..='\u{205e}');
-    let wide = matches!(c, '\u{3001}'..='\u{3003}' | '\u{3008}'..='\u{3011}' | '\u{3014}'..='\u{301f}'
-        | '\u{ff01}'..='\u{ff0f}' | '\u{ff1a}'..='\u{ff20}' | '\u{ff3b}'..='\u{ff40}' | '\u{ff5b}'..='\u{ff65}');
-    c.is_ascii_punctuation() || others || wide
-}
-
-/// What stands between spaces and punctuation; a mark of punctuation and an ideograph are words of one letter.
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    let joins = |c: char| {
-        let nothing = c.is_whitespace() || c.is_control() || c == '\u{fffd}';
-        !(nothing || is_punctuation(c) || ('\u{4e00}'..='\u{9fff}').contains(&c))
-    };
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c.is_control() || c == '\u{fffd}');
-        let first = rest.chars().next()?;
-        let run =
-            if joins(first) { rest.find(|c| !joins(c)).unwrap_or(rest.len()) } else { first.len_utf8() };
-        let (word, behind) = rest.split_at(run);
-        rest = behind;
-        Some(word)
-    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -152,6 +104,26 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         return Err(Error::Data(lacuna_data::Error::TooLarge { path: path.to_owned(), why }));
     }
     std::fs::read(path).map_err(failed)
+}
+
+/// BERT's tokeniser of a list of word pieces, one a line.
+fn word_pieces(path: &Path, bytes: &[u8]) -> Result<Inner> {
+    let misfit = |why: &str| Error::Model { model: path.display().to_string(), why: why.to_owned() };
+    let text =
+        std::str::from_utf8(bytes).map_err(|_| misfit("is not UTF-8: a list of word pieces is expected"))?;
+    let lines = text.lines().map(|line| line.trim_end_matches('\r').to_owned());
+    let pieces = (0u32..).zip(lines).map(|(id, piece)| (piece, id)).collect();
+    let model = WordPiece::builder().vocab(pieces).unk_token("[UNK]".into()).build();
+    let mut inner = Inner::new(model.map_err(|e| misfit(&e.to_string()))?);
+    let id = |name: &str| {
+        let id = inner.token_to_id(name);
+        id.map(|id| (name.to_owned(), id)).ok_or_else(|| misfit(&format!("has no {name}: is it BERT's?")))
+    };
+    let (begin, end, _) = (id("[CLS]")?, id("[SEP]")?, id("[UNK]")?);
+    inner.with_normalizer(Some(BertNormalizer::new(true, true, None, is_lower_case(path))));
+    inner.with_pre_tokenizer(Some(BertPreTokenizer));
+    inner.with_post_processor(Some(BertProcessing::new(end, begin)));
+    Ok(inner)
 }
 
 /// Whether texts are made lower-case before they are cut, by a `tokenizer_config.json` beside the vocabulary.

