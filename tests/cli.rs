@@ -759,19 +759,15 @@ fn a_damaged_run_folder_is_named() {
 }
 
 #[test]
-fn the_second_device_is_there_when_it_was_built_in() {
+fn the_second_device_trains() {
     let shared = shared();
     let [data, recipe, project] = ["data", "recipe.yaml", "ndarray"].map(|name| shared.path(name));
     let mut words = train_words(&data, &recipe, &project);
     words.extend(["--device", "ndarray", "--max-images", "64", "--recipe-args", "num_epochs=3"]);
-    let devices = &json(&["doctor", "--json"])["devices"];
-    if cfg!(feature = "ndarray") {
-        assert_eq!(devices, &serde_json::json!(["flex", "ndarray"]));
-        assert!(works(&words).contains("3 epochs of 2 steps"));
-    } else {
-        assert_eq!(devices, &serde_json::json!(["flex"]));
-        fails(&words, 2, &["--device ndarray", "--features ndarray"]);
-    }
+    assert!(works(&words).contains("3 epochs of 2 steps"));
+    let report = json(&["doctor", "--json"]);
+    let names: Vec<_> = report["training"].as_array().unwrap().iter().map(|row| &row["name"]).collect();
+    assert_eq!(names, ["flex", "ndarray"]);
 }
 
 #[test]
@@ -784,7 +780,6 @@ fn doctor_says_what_the_engine_uses() {
     assert_eq!(report["isa"], json(&["doctor", "--format", "json"])["isa"]);
     assert_eq!(report["training_isa"]["available"][0], "portable");
     assert_eq!([&report["device"]["name"], &report["device"]["path"]], ["flex", "own kernels"]);
-    assert_eq!(report["training"].as_array().unwrap().len(), report["devices"].as_array().unwrap().len());
     assert!(
         report["processor"]["memory_available_bytes"].as_u64()
             <= report["processor"]["memory_bytes"].as_u64()

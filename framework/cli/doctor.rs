@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::training::DeviceName;
 use crate::{term, training};
+use clap::ValueEnum;
 use lacuna_data::fashion_mnist;
 use lacuna_engine::kernels::CONV_KERNELS;
 use lacuna_engine::{Isa, Target};
@@ -40,9 +41,8 @@ enum Format {
 
 pub fn run(options: Doctor) -> Result<()> {
     training::set_threads(options.threads.map(|n| n as usize))?;
-    // An impossible LACUNA_ISA or device is the first thing to know.
+    // An impossible LACUNA_ISA is the first thing to know.
     let target = Target::native()?;
-    training::device(options.device)?;
     let asked = std::env::var("LACUNA_ISA").ok();
     let report = json!({
         "lacuna": training::VERSION,
@@ -55,9 +55,8 @@ pub fn run(options: Doctor) -> Result<()> {
                      "rayon_num_threads": std::env::var("RAYON_NUM_THREADS").ok() },
         "cache": lacuna_engine::cache_folder().map(|f| f.display().to_string()),
         "kernels": kernels(target.isa),
-        "devices": training::DEVICES,
-        "device": device_path(options.device)?,
-        "training": training_paths()?,
+        "device": device_path(options.device),
+        "training": DeviceName::value_variants().iter().map(|name| device_path(*name)).collect::<Vec<_>>(),
         "models": MODELS.iter().map(|m| m.name).collect::<Vec<_>>(),
         "data": data(),
         "onnx": {
@@ -92,24 +91,14 @@ fn training_isa(asked: Option<&str>) -> Value {
 }
 
 /// What computes a training step on a device.
-fn device_path(name: DeviceName) -> Result<Value> {
-    let (path, why) = match has_kernels(&training::device(name)?) {
+fn device_path(name: DeviceName) -> Value {
+    let (path, why) = match has_kernels(&training::device(name)) {
         _ if kernels_are_off() => ("plain burn ops", "LACUNA_TRAIN_OPS is plain"),
         true => ("own kernels", "its tensors lie in plain memory, which lacuna's kernels read and write"),
         false => ("plain burn ops", "lacuna's kernels work on tensors of the flex device only"),
     };
-    let name = clap::ValueEnum::to_possible_value(&name).map(|v| v.get_name().to_owned());
-    Ok(json!({ "name": name, "path": path, "why": why }))
-}
-
-/// [`device_path`] of every device of this build.
-fn training_paths() -> Result<Vec<Value>> {
-    let built_in = |name: &&DeviceName| training::device(**name).is_ok();
-    <DeviceName as clap::ValueEnum>::value_variants()
-        .iter()
-        .filter(built_in)
-        .map(|n| device_path(*n))
-        .collect()
+    let name = name.to_possible_value().map(|v| v.get_name().to_owned());
+    json!({ "name": name, "path": path, "why": why })
 }
 
 /// A short text file of the system, trimmed.
@@ -240,7 +229,7 @@ fn show(report: &Value) {
         ("engine", isa(&report["isa"])),
         ("training", isa(&report["training_isa"])),
         ("cache", or(&report["cache"], "none: measured kernels are not kept (set LACUNA_CACHE)")),
-        ("device", format!("{} (of {})", text(&report["device"]["name"]), list(&report["devices"]))),
+        ("device", text(&report["device"]["name"])),
     ];
     for device in report["training"].as_array().into_iter().flatten() {
         let [name, path, why] = ["name", "path", "why"].map(|key| text(&device[key]));

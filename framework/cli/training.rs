@@ -35,23 +35,15 @@ pub enum DeviceName {
     /// burn-flex, with this project's own fused ops.
     #[default]
     Flex,
-    /// burn-ndarray; built in with the cargo feature `ndarray`.
+    /// burn-ndarray, with plain burn ops: much slower.
     Ndarray,
 }
 
-/// The devices that this build has.
-pub const DEVICES: &[&str] = if cfg!(feature = "ndarray") { &["flex", "ndarray"] } else { &["flex"] };
-
-pub fn device(name: DeviceName) -> Result<Device> {
+pub fn device(name: DeviceName) -> Device {
     match name {
-        DeviceName::Flex => Ok(Device::flex()),
-        #[cfg(feature = "ndarray")]
+        DeviceName::Flex => Device::flex(),
         #[allow(deprecated)]
-        DeviceName::Ndarray => Ok(Device::ndarray()),
-        #[cfg(not(feature = "ndarray"))]
-        DeviceName::Ndarray => Err(Failure::usage(
-            "--device ndarray: not in this build (build with `cargo build --release --features ndarray`)",
-        )),
+        DeviceName::Ndarray => Device::ndarray(),
     }
 }
 
@@ -446,7 +438,6 @@ fn vocabulary(args: &RunArgs, folder: Option<&Path>) -> Result<Tokenizer> {
 
 fn open(args: &RunArgs, recipe: &Recipe, folder: Option<&Path>) -> Result<(&'static ModelRow, Data)> {
     let row = model(&args.model)?;
-    device(args.device)?;
     let set = match row.input {
         InputShape::Image(_) => {
             let DataSet { train, test, source } = open_data(args.data.as_deref(), row, &args.boxes)?;
@@ -515,7 +506,7 @@ fn teacher(args: &RunArgs, set: &Samples) -> Result<Teacher<Network>> {
 /// Runs a job to the end of its recipe. Call [`set_threads`] first, once per process.
 pub fn run(job: &Job, report: &mut (dyn FnMut(Progress<'_>) + Send)) -> Result<Outcome<Network>> {
     let args = &job.args;
-    let device = device(args.device)?.autodiff();
+    let device = device(args.device).autodiff();
     let mut net = job.row.network(job.train.classes().len(), &device, args.train.seed);
     if let Some(path) = &args.weights {
         net = crate::model_file::initial_weights(job.row, net, path, args.reset_head)?;
