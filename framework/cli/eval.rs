@@ -82,14 +82,6 @@ pub fn run(options: Eval) -> Result<()> {
     let path = model.path().display().to_string();
     let result = match &model {
         Model::Trained(trained) if options.burn => {
-            if shape != [test.c, test.h, test.w] {
-                let [c, h, w] = [test.c, test.h, test.w];
-                let row = trained.row;
-                return Err(Failure::usage(format!(
-                    "model {}: takes {}, the data has {c}x{h}x{w} images (give other --data)",
-                    row.name, row.input
-                )));
-            }
             let start = Instant::now();
             let scores = lacuna_train::evaluate(&trained.net, &test, &trained.pass)?;
             let top1 = scores.first().map_or(0.0, |score| score.1);

@@ -2,7 +2,7 @@
 
 use crate::error::{Failure, Result};
 use crate::term;
-use crate::training::{self, BoxArgs, Compat, DeviceName, Job, Place, Reporter, RunArgs};
+use crate::training::{self, Compat, DeviceName, ImageArgs, Job, Place, Reporter, RunArgs};
 use lacuna_models::Task;
 use lacuna_train::{Optimizer, TrainArgs};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub struct Train {
     /// text and label in each row (.tsv, .csv, Orange's .tab)
     #[arg(long, value_name = "DIR|FILE")]
     data: Option<PathBuf>,
-    /// Height and width of images for a detector [default: the model's]
+    /// Height and width that images are scaled to [default: the model's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(32..=4096))]
     image_size: Option<u32>,
     /// Cut pictures with boxes into tiles of so many pixels first
@@ -225,7 +225,7 @@ fn new_job(options: Train) -> Result<Job> {
         reset_head: options.reset_head,
         teacher: options.teacher,
         teacher_model: options.teacher_model,
-        boxes: BoxArgs {
+        images: ImageArgs {
             image_size: options.image_size.map(|n| n as usize),
             tile: options.tile.map(|n| n as usize),
             flip_vertical: options.flip_vertical,
@@ -272,7 +272,7 @@ fn what_next(job: &Job) {
         (Task::ObjectDetection, Some(data)) => format!(" --data {}", data.display()),
         _ => String::new(),
     };
-    let tile = job.args.boxes.tile.map_or_else(String::new, |side| format!(" --tile {side}"));
+    let tile = job.args.images.tile.map_or_else(String::new, |side| format!(" --tile {side}"));
     term::say(format_args!("  lacuna eval {run}/model.onnx{data}{tile}"));
     term::say(format_args!("  lacuna benchmark {run}/model.onnx -b 1"));
 }

@@ -55,56 +55,54 @@ pub fn model(name: &str) -> Result<&'static ModelRow> {
     })
 }
 
-/// How pictures with boxes become inputs of a detector.
+/// How images become inputs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct BoxArgs {
+pub struct ImageArgs {
     /// Height and width of inputs; the model's if absent.
     pub image_size: Option<usize>,
-    /// Side of the tiles that pictures are cut into; whole pictures if absent.
+    /// Side of the tiles that pictures with boxes are cut into; whole pictures if absent.
     pub tile: Option<usize>,
     /// Top and bottom may be swapped as well as left and right.
     pub flip_vertical: bool,
-    /// Share of training images that are mosaics of four.
+    /// Share of a detector's training images that are mosaics of four.
     pub mosaic: f32,
 }
 
-impl BoxArgs {
-    fn inputs(&self, [_, h, w]: [usize; 3]) -> Inputs {
+impl ImageArgs {
+    /// Channels, height and width of inputs of a model that by itself takes `shape`.
+    fn shape(&self, [c, h, w]: [usize; 3]) -> [usize; 3] {
+        self.image_size.map_or([c, h, w], |side| [c, side, side])
+    }
+
+    fn inputs(&self, shape: [usize; 3]) -> Inputs {
         let augment = BoxAugment {
             flip_vertical: if self.flip_vertical { 0.5 } else { 0.0 },
             mosaic: self.mosaic,
             ..BoxAugment::MILD
         };
-        Inputs { size: self.image_size.map_or([h, w], |side| [side; 2]), tile: self.tile, augment }
+        let [_, h, w] = self.shape(shape);
+        Inputs { size: [h, w], tile: self.tile, augment }
     }
 }
 
 /// The data set in a folder (without one, Fashion-MNIST) as the images that a model takes.
-pub fn open_data(dir: Option<&Path>, row: &ModelRow, boxes: &BoxArgs) -> Result<DataSet> {
+pub fn open_data(dir: Option<&Path>, row: &ModelRow, images: &ImageArgs) -> Result<DataSet> {
     if matches!(row.task, Task::ObjectDetection | Task::InstanceSegmentation) {
-        return open_boxes(dir, row, boxes);
+        return open_boxes(dir, row, images);
     }
-    if *boxes != BoxArgs::default() {
+    if *images != (ImageArgs { image_size: images.image_size, ..ImageArgs::default() }) {
         return Err(Failure::usage(format!(
-            "model {}: is no detector (leave out --image-size, --tile, --flip-vertical and --mosaic)",
+            "model {}: is no detector (leave out --tile, --flip-vertical and --mosaic)",
             row.name
         )));
     }
     let InputShape::Image(shape) = row.input else {
         return Err(Failure::usage(format!("model {}: takes {}, not images", row.name, row.input)));
     };
-    let set = sets::open(dir, shape)?;
-    let (c, h, w) = (set.train.c, set.train.h, set.train.w);
-    if shape != [c, h, w] {
-        return Err(Failure::usage(format!(
-            "model {}: takes {}, the data has {c}x{h}x{w} images (choose another model)",
-            row.name, row.input
-        )));
-    }
-    Ok(set)
+    Ok(sets::open(dir, images.shape(shape))?)
 }
 
-fn open_boxes(dir: Option<&Path>, row: &ModelRow, boxes: &BoxArgs) -> Result<DataSet> {
+fn open_boxes(dir: Option<&Path>, row: &ModelRow, images: &ImageArgs) -> Result<DataSet> {
     let InputShape::Image(shape) = row.input else {
         return Err(Failure::usage(format!("model {}: takes no images", row.name)));
     };
@@ -112,7 +110,7 @@ fn open_boxes(dir: Option<&Path>, row: &ModelRow, boxes: &BoxArgs) -> Result<Dat
     let Some(head) = head else {
         return Err(Failure::usage(format!("model {}: has no loss yet (choose another model)", row.name)));
     };
-    let inputs = boxes.inputs(shape);
+    let inputs = images.inputs(shape);
     let step = head.strides().iter().copied().max().unwrap_or(1);
     if !inputs.size[0].is_multiple_of(step) {
         return Err(Failure::usage(format!(
@@ -185,7 +183,10 @@ pub fn text_file<'a>(data: Option<&'a Path>, row: &ModelRow) -> Result<&'a Path>
 /// Number of images or texts that a model would be trained on.
 pub fn training_samples(data: Option<&Path>, row: &ModelRow) -> Result<usize> {
     match row.input {
-        InputShape::Image(_) => Ok(open_data(data, row, &BoxArgs::default())?.train.len()),
+        InputShape::Image(_) if row.task != Task::ImageClassification => {
+            Ok(open_boxes(data, row, &ImageArgs::default())?.train.len())
+        }
+        InputShape::Image(shape) => Ok(sets::read(data, shape)?.train.len()),
         InputShape::Tokens { .. } => {
             let [train, _] = texts::find_pair(text_file(data, row)?)?;
             Ok(texts::load(&train)?.texts.len())
@@ -256,7 +257,7 @@ pub struct RunArgs {
     #[serde(default)]
     pub teacher_model: Option<String>,
     #[serde(default)]
-    pub boxes: BoxArgs,
+    pub images: ImageArgs,
     pub device: DeviceName,
     /// Threads of the training; all cores if absent.
     pub threads: Option<usize>,
@@ -278,7 +279,7 @@ impl RunArgs {
             reset_head: false,
             teacher: None,
             teacher_model: None,
-            boxes: BoxArgs::default(),
+            images: ImageArgs::default(),
             device: DeviceName::default(),
             threads: None,
             train: TrainArgs::default(),
@@ -324,7 +325,7 @@ impl RunArgs {
         if self.reset_head {
             line += " --reset-head";
         }
-        let BoxArgs { image_size, tile, flip_vertical, mosaic } = self.boxes;
+        let ImageArgs { image_size, tile, flip_vertical, mosaic } = self.images;
         for (flag, value) in [("--image-size", image_size), ("--tile", tile)] {
             if let Some(value) = value {
                 line += &format!(" {flag} {value}");
@@ -440,7 +441,7 @@ fn open(args: &RunArgs, recipe: &Recipe, folder: Option<&Path>) -> Result<(&'sta
     let row = model(&args.model)?;
     let set = match row.input {
         InputShape::Image(_) => {
-            let DataSet { train, test, source } = open_data(args.data.as_deref(), row, &args.boxes)?;
+            let DataSet { train, test, source } = open_data(args.data.as_deref(), row, &args.images)?;
             Data { train: train.into(), test: test.into(), source, tokenizer: None, tokens: None }
         }
         InputShape::Tokens { .. } => {
@@ -540,7 +541,9 @@ fn metadata(job: &Job) -> Metadata {
     match &*job.train {
         Samples::Images(set) => {
             rows.extend([("mean", json(shortest(&set.mean))), ("std", json(shortest(&set.std)))]);
-            rows.extend(set.boxes.as_ref().map(|_| ("image", json(vec![set.h, set.w].into()))));
+            if job.row.input != InputShape::Image([set.c, set.h, set.w]) {
+                rows.push(("image", json(vec![set.h, set.w].into())));
+            }
         }
         Samples::Texts(_) => rows.extend(job.tokens.map(|n| ("tokens", n.to_string()))),
     }

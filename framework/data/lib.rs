@@ -24,6 +24,7 @@ pub mod texts;
 
 pub use boxes::BoxColumn;
 pub use error::{Error, Result};
+use image_folder::SET_BYTES_MAX;
 pub use images::RgbImage8;
 pub use loader::{Augment, Batch, BatchSpec, Batches, Pad, Prefetch, TokenBatch};
 pub use samples::{Samples, SetRef};
@@ -78,6 +79,31 @@ impl ImageSet {
             boxes: self.boxes.as_ref().map(|boxes| boxes.take(n)),
             ..*self
         }
+    }
+
+    /// The same images with another height and width, and grey repeated where three channels are asked for.
+    ///
+    /// Errors: colours where one channel is asked for, or more bytes than a set may have.
+    pub fn scaled(self, [c, h, w]: [usize; 3]) -> Result<ImageSet> {
+        if self.c != 1 {
+            return Err(Error::argument("image set", format!("has {} channels, {c} are asked for", self.c)));
+        }
+        let bytes = [h, w, c].iter().try_fold(self.len(), |n, &d| n.checked_mul(d));
+        let Some(bytes) = bytes.filter(|&n| n as u64 <= SET_BYTES_MAX) else {
+            let n = self.len();
+            let why = format!(
+                "{n} images of {c}x{h}x{w} are more than {SET_BYTES_MAX} bytes (choose a smaller size)"
+            );
+            return Err(Error::argument("image set", why));
+        };
+        let mut images = vec![0; bytes];
+        for (i, to) in images.chunks_exact_mut(h * w * c).enumerate() {
+            let pixels = self.image(i).iter().flat_map(|&p| [p; 3]).collect();
+            let image = images::resize(&RgbImage8 { h: self.h, w: self.w, pixels }, h, w)?;
+            images::to_channels(&image, to);
+        }
+        let [mean, std] = [&self.mean, &self.std].map(|of_grey| vec![of_grey[0]; c]);
+        Ok(ImageSet { images, h, w, c, mean, std, ..self })
     }
 
     /// That the columns agree with each other; the loader asks once per epoch.

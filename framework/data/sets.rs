@@ -71,8 +71,21 @@ impl fmt::Display for Source {
 }
 
 /// Opens the data set in `dir`, told by what the folder holds; without a folder Fashion-MNIST where it is found.
-/// Images that have no size of their own are resized to `shape`: channels (1 or 3), height, width.
+/// Its images are scaled to `shape`: channels (1 or 3), height, width.
+///
+/// Errors: no data set is found, a broken file, images that would be too large together.
 pub fn open(dir: Option<&Path>, shape: [usize; 3]) -> Result<DataSet> {
+    let set = read(dir, shape)?;
+    if shape == [set.train.c, set.train.h, set.train.w] {
+        return Ok(set);
+    }
+    let [c, h, w] = shape;
+    let source = Source { part: format!("{}, scaled to {c}x{h}x{w}", set.source.part), ..set.source };
+    Ok(DataSet { train: set.train.scaled(shape)?, test: set.test.scaled(shape)?, source })
+}
+
+/// As [`open`], but images of sets that have one size stay as they are.
+pub fn read(dir: Option<&Path>, shape: [usize; 3]) -> Result<DataSet> {
     let Some(dir) = dir else { return open_fashion_mnist(None) };
     match KINDS.iter().find(|kind| (kind.found_in)(dir)) {
         Some(kind) => (kind.open)(dir, shape),
@@ -124,6 +137,30 @@ mod tests {
         let empty = tempfile::tempdir().unwrap();
         let e = open(Some(empty.path()), [1, 28, 28]).unwrap_err().to_string();
         assert!(KINDS.iter().all(|kind| e.contains(kind.holds)), "{e}");
+    }
+
+    #[test]
+    fn images_become_what_a_model_takes() {
+        let subset = fashion_mnist::subset_dir().unwrap();
+        let plain = open(Some(&subset), [1, 28, 28]).unwrap();
+        let scaled = open(Some(&subset), [3, 56, 56]).unwrap();
+        assert!(scaled.source.part.ends_with("scaled to 3x56x56"), "{}", scaled.source);
+        let (a, b) = (&plain.test, &scaled.test);
+        assert_eq!((b.c, b.h, b.w, b.len(), &b.labels), (3, 56, 56, a.len(), &a.labels));
+        assert_eq!((&b.mean, &b.std), (&vec![a.mean[0]; 3], &vec![a.std[0]; 3]));
+        b.check().unwrap();
+        for i in [0, a.len() - 1] {
+            // Between the centres of pixels at twice their number, bilinear weights are 9, 3, 3 and 1 sixteenths.
+            let at = |y: usize, x: usize| f32::from(a.image(i)[y * 28 + x]);
+            let want = (9.0 * at(13, 9) + 3.0 * at(13, 10) + 3.0 * at(14, 9) + at(14, 10)) / 16.0;
+            let got = &b.image(i)[(27 * 56 + 19) * 3..][..3];
+            assert!(
+                got.iter().all(|&p| p == got[0]) && (f32::from(got[0]) - want).abs() <= 1.0,
+                "{got:?} {want}"
+            );
+        }
+        let e = open(Some(&subset), [3, 2000, 2000]).unwrap_err().to_string();
+        assert!(e.contains("smaller size"), "{e}");
     }
 
     #[test]

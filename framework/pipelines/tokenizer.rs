@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
+use tokenizers::models::bpe::Vocab;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
@@ -112,7 +113,7 @@ fn word_pieces(path: &Path, bytes: &[u8]) -> Result<Inner> {
     let text =
         std::str::from_utf8(bytes).map_err(|_| misfit("is not UTF-8: a list of word pieces is expected"))?;
     let lines = text.lines().map(|line| line.trim_end_matches('\r').to_owned());
-    let pieces = (0u32..).zip(lines).map(|(id, piece)| (piece, id)).collect();
+    let pieces: Vocab = (0u32..).zip(lines).map(|(id, piece)| (piece, id)).collect();
     let model = WordPiece::builder().vocab(pieces).unk_token("[UNK]".into()).build();
     let mut inner = Inner::new(model.map_err(|e| misfit(&e.to_string()))?);
     let id = |name: &str| {
