@@ -116,7 +116,7 @@ fn every_device_trains_alike() {
     }
     let losses = [flex.step(Quant::Frozen), other.step(Quant::Frozen)];
     println!("a quantised step from the same bytes: losses {losses:?}");
-    close("loss with fake quantisation", &losses[..1], &losses[1..], 0.005);
+    close("loss with fake quantisation", &losses[..1], &losses[1..], 0.02);
     let apart = distance(&flex.tensors(), &other.tensors(), &same);
     println!("their updates are {apart} of their length apart");
     assert!(apart < 0.1, "updates of a quantised step: {apart}");

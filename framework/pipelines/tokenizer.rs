@@ -7,7 +7,7 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::bert::BertProcessing;
-use tokenizers::{Tokenizer as Inner, TruncationParams};
+use tokenizers::{PostProcessor, Tokenizer as Inner, TruncationParams};
 
 /// Most bytes of a vocabulary's file.
 pub const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -80,6 +80,11 @@ impl Tokenizer {
     pub fn encode_all<T: AsRef<str>>(&self, texts: &[T], most: usize) -> Result<Vec<Vec<u32>>> {
         let wrong = |why: String| Error::Text { why };
         let mut inner = self.inner.clone();
+        // The library subtracts without looking.
+        let added = inner.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
+        if most < added {
+            return Err(wrong(format!("{most} tokens: {added} begin and end a text")));
+        }
         let truncation = TruncationParams { max_length: most, ..TruncationParams::default() };
         inner.with_truncation(Some(truncation)).map_err(|e| wrong(format!("{most} tokens: {e}")))?;
         let one = |text: &T| {
@@ -121,7 +126,8 @@ fn word_pieces(path: &Path, bytes: &[u8]) -> Result<Inner> {
         id.map(|id| (name.to_owned(), id)).ok_or_else(|| misfit(&format!("has no {name}: is it BERT's?")))
     };
     let (begin, end, _) = (id("[CLS]")?, id("[SEP]")?, id("[UNK]")?);
-    inner.with_normalizer(Some(BertNormalizer::new(true, true, None, is_lower_case(path))));
+    let normalizer = BertNormalizer::new(true, true, None, is_lower_case(path));
+    inner.with_normalizer(Some(normalizer)).map_err(|e| misfit(&e.to_string()))?;
     inner.with_pre_tokenizer(Some(BertPreTokenizer));
     inner.with_post_processor(Some(BertProcessing::new(end, begin)));
     Ok(inner)
