@@ -215,6 +215,11 @@ impl Task {
             Task::InstanceSegmentation => "instance_segmentation",
         }
     }
+
+    /// Whether it learns from pictures with boxes.
+    pub fn finds_boxes(self) -> bool {
+        matches!(self, Task::ObjectDetection | Task::InstanceSegmentation)
+    }
 }
 
 /// What a model takes.

@@ -87,7 +87,7 @@ impl ImageArgs {
 
 /// The data set in a folder (without one, Fashion-MNIST) as the images that a model takes.
 pub fn open_data(dir: Option<&Path>, row: &ModelRow, images: &ImageArgs) -> Result<DataSet> {
-    if matches!(row.task, Task::ObjectDetection | Task::InstanceSegmentation) {
+    if row.task.finds_boxes() {
         return open_boxes(dir, row, images);
     }
     if *images != (ImageArgs { image_size: images.image_size, ..ImageArgs::default() }) {
@@ -183,7 +183,7 @@ pub fn text_file<'a>(data: Option<&'a Path>, row: &ModelRow) -> Result<&'a Path>
 /// Number of images or texts that a model would be trained on.
 pub fn training_samples(data: Option<&Path>, row: &ModelRow) -> Result<usize> {
     match row.input {
-        InputShape::Image(_) if row.task != Task::ImageClassification => {
+        InputShape::Image(_) if row.task.finds_boxes() => {
             Ok(open_boxes(data, row, &ImageArgs::default())?.train.len())
         }
         InputShape::Image(shape) => Ok(sets::read(data, shape)?.train.len()),
