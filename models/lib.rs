@@ -304,6 +304,11 @@ const YOLO_V3: &str =
 const YOLO_V5: &str =
     "Jocher 2020, doi:10.5281/zenodo.3908559; size as Ultralytics' summary of yolov5 (v7.0)";
 
+const YOLO_V3_TINY: &str =
+    "Redmon and Farhadi 2018, arXiv:1804.02767; size as Ultralytics' summary of yolov3-tiny (v9.5)";
+const YOLO_V8: &str = "Jocher et al. 2023, github.com/ultralytics/ultralytics; size as the summaries in its \
+     cfg/models/v8/yolov8.yaml (8.4.190), gradients";
+
 const SSD_RESNET: &str = "Liu et al. 2016, arXiv:1512.02325; size of NVIDIA/DeepLearningExamples' PyTorch/Detection/SSD/ssd/model.py (729963d)";
 const SSD_MOBILENET: &str = "Howard et al. 2017, arXiv:1704.04861, table 13 (6.8 M); size of TensorFlow's object \
      detection API, ssd_mobilenet_v1_coco";
@@ -627,6 +632,12 @@ pub const MODELS: &[ModelRow] = &[
     yolo!(4, 21_190_557, YOLO_V5),
     yolo!(5, 46_563_709, YOLO_V5),
     yolo!(6, 86_749_405, YOLO_V5),
+    yolo!(7, 8_852_366, YOLO_V3_TINY),
+    yolo!(8, 3_157_184, YOLO_V8),
+    yolo!(9, 11_166_544, YOLO_V8),
+    yolo!(10, 25_902_624, YOLO_V8),
+    yolo!(11, 43_691_504, YOLO_V8),
+    yolo!(12, 68_229_632, YOLO_V8),
     ssd!(ResNet, SsdResNet, SSD_RESNET_SIZES[0], 300, 22_894_902, SSD_RESNET, "conf.", IMAGENET),
     ssd!(MobileNet, SsdMobileNet, SSD_MOBILENET_SIZES[0], 300, 6_819_839, SSD_MOBILENET, "scores.", SIGNED),
     ssd!(MobileNet, SsdMobileNet, SSD_MOBILENET_SIZES[1], 512, 5_532_839, SSD_FACE, "scores.", SIGNED),

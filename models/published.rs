@@ -116,7 +116,7 @@ pub const NAMINGS: &[Naming] = &[
 ];
 
 /// Tensors of published files that no network reads: counters, and numbers from 0.
-const IDLE: [&str; 2] = ["num_batches_tracked", "position_ids"];
+const IDLE: [&str; 3] = ["num_batches_tracked", "position_ids", "dfl.conv.weight"];
 /// Tensors that published files never have: what observers saw, how layers are quantised, whether they run, and what their ReLUs
 /// cut off.
 const OBSERVED: [&str; 5] = [".range", ".step", ".scheme", ".removed", ".threshold"];

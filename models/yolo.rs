@@ -1,14 +1,16 @@
-//! YOLO detectors: v3 and v3-SPP (Redmon and Farhadi, 2018, arXiv:1804.02767) and v5 n to x, as Ultralytics builds
-//! them.
+//! YOLO detectors: v3, v3-SPP and v3-tiny (Redmon and Farhadi, 2018, arXiv:1804.02767), v5 n to x and v8 n to x, as
+//! Ultralytics builds them.
 //!
 //! Parameter names are Ultralytics': `model.0.conv.weight`, `model.2.m.0.cv1.bn.bias`, `model.24.m.0.weight`. A network is a
 //! table of layers, each of which reads the one before it or the ones it names; sizes scale its channels and repeats. The
 //! result is one map of raw scores for each level, finest first; boxes are decoded outside (`lacuna-pipelines`).
 
-use crate::yolo_layers::{AnchorHead, Bottleneck, C3, Concat, Conv, Spp, Sppf};
+use crate::yolo_layers::{
+    AnchorHead, BINS, Bottleneck, C2f, C3, Concat, Conv, DistanceHead, PaddedPool, Spp, Sppf,
+};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use lacuna_nn::layers::{Init, upsample_nearest};
+use lacuna_nn::layers::{Init, max_pool2d, upsample_nearest};
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
 use lacuna_nn::{BoxHead, one_of_modules};
 
@@ -20,6 +22,12 @@ pub enum Kind {
     Stem(usize),
     Bottleneck(usize, bool),
     C3(usize, bool),
+    C2f(usize, bool),
+    /// The largest of 2x2, of stride 2.
+    Pool,
+    /// A place without a layer: what pads is part of the next.
+    Nothing,
+    PaddedPool,
     Spp(usize),
     Sppf(usize),
     Upsample,
@@ -35,7 +43,7 @@ pub struct Row(pub &'static [isize], pub usize, pub Kind);
 pub struct Plan {
     pub rows: &'static [Row],
     pub levels: &'static [usize],
-    /// Widths and heights of the anchors of each level, in pixels.
+    /// Widths and heights of the anchors of each level, in pixels; without them the head gives distances.
     pub anchors: &'static [[[f32; 2]; 3]],
     /// Pixels of the image for a pixel of each level.
     pub strides: &'static [usize],
@@ -52,6 +60,8 @@ pub struct YoloSize {
     /// Repeats and channels in multiples of the plan's.
     pub depth: f64,
     pub width: f64,
+    /// Most channels of the plan, before they are scaled.
+    pub most: usize,
 }
 
 const PREVIOUS: &[isize] = &[-1];
@@ -146,8 +156,73 @@ macro_rules! v3_rows {
 pub const V3: Plan = v3(v3_rows!(Kind::Conv(512, 1, 1)));
 pub const V3_SPP: Plan = v3(v3_rows!(Kind::Spp(512)));
 
+/// Layers of YOLOv3-tiny.
+pub const V3_TINY: Plan = Plan {
+    rows: &[
+        row(1, Kind::Conv(16, 3, 1)),
+        row(1, Kind::Pool),
+        row(1, Kind::Conv(32, 3, 1)),
+        row(1, Kind::Pool),
+        row(1, Kind::Conv(64, 3, 1)),
+        row(1, Kind::Pool),
+        row(1, Kind::Conv(128, 3, 1)),
+        row(1, Kind::Pool),
+        row(1, Kind::Conv(256, 3, 1)),
+        row(1, Kind::Pool),
+        row(1, Kind::Conv(512, 3, 1)),
+        row(1, Kind::Nothing),
+        row(1, Kind::PaddedPool),
+        row(1, Kind::Conv(1024, 3, 1)),
+        row(1, Kind::Conv(256, 1, 1)),
+        row(1, Kind::Conv(512, 3, 1)),
+        Row(&[-2], 1, Kind::Conv(128, 1, 1)),
+        row(1, Kind::Upsample),
+        join(&[-1, 8]),
+        row(1, Kind::Conv(256, 3, 1)),
+    ],
+    levels: &[19, 15],
+    anchors: &[[[10.0, 14.0], [23.0, 27.0], [37.0, 58.0]], [[81.0, 82.0], [135.0, 169.0], [344.0, 319.0]]],
+    strides: &[16, 32],
+    head: "model.20.",
+};
+
+pub const V8: Plan = Plan {
+    rows: &[
+        row(1, Kind::Conv(64, 3, 2)),
+        row(1, Kind::Conv(128, 3, 2)),
+        row(3, Kind::C2f(128, true)),
+        row(1, Kind::Conv(256, 3, 2)),
+        row(6, Kind::C2f(256, true)),
+        row(1, Kind::Conv(512, 3, 2)),
+        row(6, Kind::C2f(512, true)),
+        row(1, Kind::Conv(1024, 3, 2)),
+        row(3, Kind::C2f(1024, true)),
+        row(1, Kind::Sppf(1024)),
+        row(1, Kind::Upsample),
+        join(&[-1, 6]),
+        row(3, Kind::C2f(512, false)),
+        row(1, Kind::Upsample),
+        join(&[-1, 4]),
+        row(3, Kind::C2f(256, false)),
+        row(1, Kind::Conv(256, 3, 2)),
+        join(&[-1, 12]),
+        row(3, Kind::C2f(512, false)),
+        row(1, Kind::Conv(512, 3, 2)),
+        join(&[-1, 9]),
+        row(3, Kind::C2f(1024, false)),
+    ],
+    levels: &[15, 18, 21],
+    anchors: &[],
+    strides: &[8, 16, 32],
+    head: "model.22.",
+};
+
 const fn size(name: &'static str, plan: &'static Plan, depth: f64, width: f64) -> YoloSize {
-    YoloSize { name, classes: 80, plan, depth, width }
+    limited(name, plan, depth, width, 1024)
+}
+
+const fn limited(name: &'static str, plan: &'static Plan, depth: f64, width: f64, most: usize) -> YoloSize {
+    YoloSize { name, classes: 80, plan, depth, width, most }
 }
 
 pub const YOLO_SIZES: &[YoloSize] = &[
@@ -158,6 +233,12 @@ pub const YOLO_SIZES: &[YoloSize] = &[
     size("yolov5m", &V5, 0.67, 0.75),
     size("yolov5l", &V5, 1.0, 1.0),
     size("yolov5x", &V5, 1.33, 1.25),
+    size("yolov3_tiny", &V3_TINY, 1.0, 1.0),
+    size("yolov8n", &V8, 0.33, 0.25),
+    size("yolov8s", &V8, 0.33, 0.50),
+    limited("yolov8m", &V8, 0.67, 0.75, 768),
+    limited("yolov8l", &V8, 1.0, 1.0, 512),
+    limited("yolov8x", &V8, 1.0, 1.25, 512),
 ];
 
 /// What stands at one place of `model`.
@@ -169,14 +250,34 @@ pub enum Layer {
     Bottleneck(Bottleneck),
     Bottlenecks(Vec<Bottleneck>),
     C3(C3),
+    C2f(C2f),
+    PaddedPool(PaddedPool),
     Spp(Spp),
     Sppf(Sppf),
     Concat(Concat),
     Upsample(Bare),
+    Pool(Bare),
+    Nothing(Bare),
     Head(AnchorHead),
+    Distances(DistanceHead),
 }
 
-one_of_modules!(Layer { Conv, Bottleneck, Bottlenecks, C3, Spp, Sppf, Concat, Upsample, Head });
+one_of_modules!(Layer {
+    Conv,
+    Bottleneck,
+    Bottlenecks,
+    C3,
+    C2f,
+    PaddedPool,
+    Spp,
+    Sppf,
+    Concat,
+    Upsample,
+    Pool,
+    Nothing,
+    Head,
+    Distances
+});
 
 /// A layer that has no parameters but counts in the names of those that have.
 #[derive(Module, Debug)]
@@ -196,7 +297,7 @@ pub struct Yolo {
 impl YoloSize {
     /// Up to a multiple of 8.
     fn channels(&self, c: usize) -> usize {
-        ((c as f64 * self.width / 8.0).ceil() as usize) * 8
+        ((c.min(self.most) as f64 * self.width / 8.0).ceil() as usize) * 8
     }
 
     fn repeats(&self, n: usize) -> usize {
@@ -224,21 +325,29 @@ impl Yolo {
             channels.push(c_out);
         }
         let levels: Vec<usize> = size.plan.levels.iter().map(|&at| channels[at]).collect();
-        model.push(Layer::Head(AnchorHead::new(&levels, size.plan, size.classes, init)));
+        model.push(head(&levels, size.plan, size.classes, init));
         Yolo { input, model, plan: *size.plan }
     }
 
     /// Another head, for other classes.
     pub fn set_classes(&mut self, classes: usize, init: &mut Init) {
-        if let Some(Layer::Head(head)) = self.model.last_mut() {
-            let levels: Vec<usize> = head.m.iter().map(|m| m.weight.dims()[1]).collect();
-            *head = AnchorHead::new(&levels, &self.plan, classes, init);
-        }
+        let levels: Vec<usize> = match self.model.last() {
+            Some(Layer::Head(head)) => head.m.iter().map(|m| m.weight.dims()[1]).collect(),
+            Some(Layer::Distances(head)) => {
+                head.cv2.iter().map(|tower| tower.first.conv.weight.dims()[1]).collect()
+            }
+            _ => unreachable!("a network ends in its head"),
+        };
+        self.model.pop();
+        self.model.push(head(&levels, &self.plan, classes, init));
     }
 
     /// How the maps say boxes.
     pub fn head(&self) -> BoxHead {
         let Plan { strides, anchors, .. } = self.plan;
+        if anchors.is_empty() {
+            return BoxHead::Distances { strides: strides.to_vec(), bins: BINS };
+        }
         BoxHead::Anchors {
             strides: strides.to_vec(),
             anchors: anchors.iter().map(|level| level.to_vec()).collect(),
@@ -262,8 +371,16 @@ impl Yolo {
         let levels: Vec<Activation<4>> = self.plan.levels.iter().map(|&at| made[at].clone()).collect();
         match self.model.last() {
             Some(Layer::Head(head)) => head.forward(&levels, pass),
+            Some(Layer::Distances(head)) => head.forward(levels, pass),
             _ => unreachable!("a network ends in its head"),
         }
+    }
+}
+
+fn head(levels: &[usize], plan: &Plan, classes: usize, init: &mut Init) -> Layer {
+    match plan.anchors.first() {
+        None => Layer::Distances(DistanceHead::new(levels, plan.strides, classes, init)),
+        Some(anchors) => Layer::Head(AnchorHead::new(levels, plan.strides, anchors.len(), classes, init)),
     }
 }
 
@@ -285,6 +402,10 @@ fn layer(row: &Row, size: &YoloSize, c_in: usize, init: &mut Init) -> (Layer, us
             }
         }
         Kind::C3(c, shortcut) => (Layer::C3(C3::new(c_in, scaled(c), n, shortcut, init)), scaled(c)),
+        Kind::C2f(c, shortcut) => (Layer::C2f(C2f::new(c_in, scaled(c), n, shortcut, init)), scaled(c)),
+        Kind::Pool => (Layer::Pool(Bare { parameters: 0 }), c_in),
+        Kind::Nothing => (Layer::Nothing(Bare { parameters: 0 }), c_in),
+        Kind::PaddedPool => (Layer::PaddedPool(PaddedPool::new(&init.device)), c_in),
         Kind::Spp(c) => (Layer::Spp(Spp::new(c_in, scaled(c), init)), scaled(c)),
         Kind::Sppf(c) => (Layer::Sppf(Sppf::new(c_in, scaled(c), init)), scaled(c)),
         Kind::Concat => (Layer::Concat(Concat::new(&init.device)), c_in),
@@ -301,6 +422,10 @@ fn forward(layer: &Layer, x: Activation<4>, pass: &Pass) -> Activation<4> {
         Layer::Spp(spp) => spp.forward(&x, pass),
         Layer::Sppf(sppf) => sppf.forward(&x, pass),
         Layer::Upsample(_) => x.map(|x| upsample_nearest(x, 2)),
-        Layer::Concat(_) | Layer::Head(_) => unreachable!("reads several layers"),
+        Layer::C2f(c2f) => c2f.forward(&x, pass),
+        Layer::Pool(_) => x.map(|x| max_pool2d(x, 2, 2, 0)),
+        Layer::Nothing(_) => x,
+        Layer::PaddedPool(pool) => pool.forward(x, pass),
+        Layer::Concat(_) | Layer::Head(_) | Layer::Distances(_) => unreachable!("reads several layers"),
     }
 }

@@ -1,10 +1,10 @@
 //! What YOLO networks are made of, under Ultralytics' names: convolutions with batch norm and SiLU, residual and
 //! cross-stage blocks, pyramid pooling, and the two kinds of detection heads.
 
-use crate::yolo::Plan;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use lacuna_nn::layers::{Act, ActQuantizer, BatchNorm, BiasedConv, Conv2d, Init, Padding, max_pool2d};
+use lacuna_nn::named_module;
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
 
 /// Convolution, batch norm, SiLU.
@@ -115,6 +115,67 @@ impl C3 {
     }
 }
 
+/// Cross-stage partial block of YOLOv8: half of the channels through bottlenecks, and everything that was made on the way
+/// beside it (Jocher et al., 2023, github.com/ultralytics/ultralytics).
+#[derive(Module, Debug)]
+pub struct C2f {
+    pub cv1: Conv,
+    pub cv2: Conv,
+    pub m: Vec<Bottleneck>,
+    pub cat: ActivationQuantizer,
+}
+
+impl C2f {
+    pub fn new(c_in: usize, c_out: usize, n: usize, shortcut: bool, init: &mut Init) -> C2f {
+        let inner = c_out / 2;
+        C2f {
+            cv1: Conv::new(c_in, 2 * inner, 1, 1, init),
+            cv2: Conv::new((2 + n) * inner, c_out, 1, 1, init),
+            m: (0..n).map(|_| Bottleneck::new(inner, inner, inner, 3, shortcut, init)).collect(),
+            cat: ActivationQuantizer::new(&init.device),
+        }
+    }
+
+    pub fn forward(&self, x: &Activation<4>, pass: &Pass) -> Activation<4> {
+        let (first, second) = self.cv1.forward(x, pass).fork();
+        let [_, channels, ..] = first.x.dims();
+        let mut last = second.map(|x| x.slice_dim(1, channels / 2..channels));
+        let mut parts = vec![first.map(|x| x.slice_dim(1, 0..channels / 2))];
+        for m in &self.m {
+            let (x, kept) = last.fork();
+            parts.push(kept);
+            last = m.forward(x, pass);
+        }
+        parts.push(last);
+        self.cv2.forward(&concat(parts, &self.cat, pass), pass)
+    }
+}
+
+/// Zeros at the right and the bottom, and the largest of 2x2 at every pixel.
+#[derive(Module, Debug)]
+pub struct PaddedPool {
+    pub pad: ActivationQuantizer,
+}
+
+impl PaddedPool {
+    pub fn new(device: &Device) -> PaddedPool {
+        PaddedPool { pad: ActivationQuantizer::new(device) }
+    }
+
+    pub fn forward(&self, x: Activation<4>, pass: &Pass) -> Activation<4> {
+        // Zeros as large as the batch: the last column and row times nothing.
+        let edge = |x: &Tensor<4>, dim: usize| {
+            let size = x.dims()[dim];
+            x.clone().slice_dim(dim, size - 1..size).mul_scalar(0.0)
+        };
+        let column = edge(&x.x, 3);
+        let wide = Tensor::cat(vec![x.x, column], 3);
+        let row = edge(&wide, 2);
+        let padded = self.pad.forward(Tensor::cat(vec![wide, row], 2), pass);
+        padded.map(|x| max_pool2d(x, 2, 1, 0))
+    }
+}
+
 /// Pyramid pooling in a row: three max pools of 5x5, one behind the other, beside what entered them.
 #[derive(Module, Debug)]
 pub struct Sppf {
@@ -196,8 +257,13 @@ pub struct AnchorHead {
 impl AnchorHead {
     /// Biases say at first that an image of 640 pixels has eight objects on each level, and that classes are rare (Lin et
     /// al., 2017, arXiv:1708.02002, section 4.1).
-    pub fn new(levels: &[usize], plan: &Plan, classes: usize, init: &mut Init) -> AnchorHead {
-        let anchors = plan.anchors[0].len();
+    pub fn new(
+        levels: &[usize],
+        strides: &[usize],
+        anchors: usize,
+        classes: usize,
+        init: &mut Init,
+    ) -> AnchorHead {
         let level = |(&c, &stride): (&usize, &usize)| {
             let mut m = BiasedConv::new(c, anchors * (5 + classes), 1, init);
             let cells = (640.0 / stride as f32).powi(2);
@@ -209,10 +275,77 @@ impl AnchorHead {
             m.bias = raised(&m.bias, |channel| of_channel(channel % (5 + classes)), init);
             m
         };
-        AnchorHead { m: levels.iter().zip(plan.strides).map(level).collect() }
+        AnchorHead { m: levels.iter().zip(strides).map(level).collect() }
     }
 
     pub fn forward(&self, levels: &[Activation<4>], pass: &Pass) -> Vec<Tensor<4>> {
         self.m.iter().zip(levels).map(|(m, x)| m.forward(x, pass)).collect()
+    }
+}
+
+/// Two convolutions and one without a norm.
+#[derive(Clone, Debug)]
+pub struct Tower {
+    pub first: Conv,
+    pub second: Conv,
+    pub last: BiasedConv,
+}
+
+named_module!(Tower { first => "0", second => "1", last => "2" });
+
+impl Tower {
+    fn new(c_in: usize, inner: usize, c_out: usize, init: &mut Init) -> Tower {
+        Tower {
+            first: Conv::new(c_in, inner, 3, 1, init),
+            second: Conv::new(inner, inner, 3, 1, init),
+            last: BiasedConv::new(inner, c_out, 1, init),
+        }
+    }
+
+    fn forward(&self, x: &Activation<4>, pass: &Pass) -> Tensor<4> {
+        self.last.forward(&self.second.forward(&self.first.forward(x, pass), pass), pass)
+    }
+}
+
+/// Heads of YOLOv8: for each level a map of distances to four sides, `bins` channels each, and of classes.
+#[derive(Module, Debug)]
+pub struct DistanceHead {
+    /// Distances.
+    pub cv2: Vec<Tower>,
+    /// Classes.
+    pub cv3: Vec<Tower>,
+}
+
+/// Distances are told apart in so many steps.
+pub const BINS: usize = 16;
+
+impl DistanceHead {
+    /// Biases say at first that an image of 640 pixels has five objects on each level.
+    pub fn new(levels: &[usize], strides: &[usize], classes: usize, init: &mut Init) -> DistanceHead {
+        let inner = (levels[0] / 4).max(4 * BINS);
+        let inner_classes = levels[0].max(classes.min(100));
+        let distances = |c: usize, init: &mut Init| {
+            let mut tower = Tower::new(c, inner, 4 * BINS, init);
+            tower.last.bias = init.constant(1.0, [4 * BINS]);
+            tower
+        };
+        let of_classes = |c: usize, stride: usize, init: &mut Init| {
+            let mut tower = Tower::new(c, inner_classes, classes, init);
+            let cells = (640.0 / stride as f32).powi(2);
+            tower.last.bias = init.constant((5.0 / classes as f32 / cells).ln(), [classes]);
+            tower
+        };
+        DistanceHead {
+            cv2: levels.iter().map(|&c| distances(c, init)).collect(),
+            cv3: levels.iter().zip(strides).map(|(&c, &stride)| of_classes(c, stride, init)).collect(),
+        }
+    }
+
+    pub fn forward(&self, levels: Vec<Activation<4>>, pass: &Pass) -> Vec<Tensor<4>> {
+        let level = |(x, (distances, classes)): (Activation<4>, (&Tower, &Tower))| {
+            let (a, b) = x.fork();
+            Tensor::cat(vec![distances.forward(&a, pass), classes.forward(&b, pass)], 1)
+        };
+        levels.into_iter().zip(self.cv2.iter().zip(&self.cv3)).map(level).collect()
     }
 }

@@ -15,6 +15,7 @@ use lacuna_pipelines::heads::Head;
 use lacuna_pipelines::letterbox::{Frame, Placement};
 use lacuna_pipelines::priors;
 use lacuna_train::checkpoint::{NamedTensor, read_safetensors_metadata};
+use lacuna_train::detection;
 use lacuna_train::run_folder::RunFolder;
 use lacuna_train::trainer::quant_from_name;
 use lacuna_train::weights::{self, Metadata};
@@ -267,10 +268,7 @@ fn head_of(net: &Network, size: [usize; 2]) -> Option<(Head, Frame)> {
     let stretched = Frame { placement: Placement::Stretch, fill: 0 };
     let padded = Frame { placement: Placement::TopLeft, fill: 0 };
     Some(match net {
-        Network::Yolo(net) => {
-            let anchors = net.plan.anchors.iter().map(|level| level.to_vec()).collect();
-            (Head::Anchors { strides: net.plan.strides.to_vec(), anchors }, Placement::Centre.into())
-        }
+        Network::Yolo(net) => (detection::head_of(&net.head()), Placement::Centre.into()),
         Network::Ssd(Ssd::ResNet(_)) => (Head::Priors(priors::ssd300()), stretched),
         Network::Ssd(Ssd::Lite(_)) => (Head::Priors(priors::ssdlite(size)), stretched),
         Network::Ssd(Ssd::MobileNet(net)) => {

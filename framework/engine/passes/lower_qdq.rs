@@ -111,6 +111,7 @@ fn gather_pairs(g: &mut Graph) -> Result<usize> {
             OpKind::MaxPool => dequantise_after_pool(g, op)?,
             OpKind::Resize => dequantise_after_resize(g, op)?,
             OpKind::Concat => dequantise_after_concat(g, op)?,
+            OpKind::Slice => dequantise_after_slice(g, op)?,
             _ => false,
         };
         if changed {
@@ -173,6 +174,17 @@ fn dequantise_after_resize(g: &mut Graph, op: OpId) -> Result<bool> {
     let Some((q, _)) = dequantised(g, x) else { return Ok(false) };
     let dq = g.producer(x).expect("a dequantised value has a producer");
     let y = resize_nhwc(g, op, q)?;
+    finish_with_dequantise(g, op, dq, y)
+}
+
+/// `slice(DQ(x))` is `DQ(slice(x))`.
+fn dequantise_after_slice(g: &mut Graph, op: OpId) -> Result<bool> {
+    let mut inputs = g.inputs_of(op).to_vec();
+    let Some((q, _)) = dequantised(g, inputs[0]) else { return Ok(false) };
+    let dq = g.producer(inputs[0]).expect("a dequantised value has a producer");
+    inputs[0] = q;
+    let name = g.op_name[op].clone();
+    let y = op_before(g, op, OpKind::Slice, g.op_attr[op], &name, &inputs)?;
     finish_with_dequantise(g, op, dq, y)
 }
 

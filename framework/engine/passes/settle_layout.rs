@@ -42,6 +42,7 @@ fn settle(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
         QuantizeLinear | DequantizeLinear if tensor_params(g, op).is_some() => sink(g, op),
         Add | Sub | Mul | Div | QAdd | QMul => sink_pair(g, op),
         Concat => sink_concat(g, op),
+        Slice => sink_slice(g, op),
         Flatten | Reshape => see_through(g, op),
         _ => Ok(false),
     }
@@ -171,6 +172,19 @@ fn sink_concat(g: &mut Graph, op: OpId) -> Result<bool> {
     let nchw = axis.rem_euclid(4) as i64;
     let nhwc = TO_NHWC.iter().position(|&a| a == nchw).expect("an axis of four");
     finish(g, op, Attr::Axis(nhwc as i32), &inputs)
+}
+
+/// A slice goes before `to NCHW`, where its axes are known.
+fn sink_slice(g: &mut Graph, op: OpId) -> Result<bool> {
+    let mut inputs = g.inputs_of(op).to_vec();
+    let (Some(x), Some(axes)) = (nhwc_of(g, inputs[0]), g.input_of(op, 3)) else { return Ok(false) };
+    let Some(nchw) = g.const_i64(axes) else { return Ok(false) };
+    let place = |&axis: &i64| TO_NHWC.iter().position(|&a| a == axis.rem_euclid(4)).map(|at| at as i64);
+    let Some(nhwc) = nchw.iter().map(place).collect::<Option<Vec<i64>>>() else { return Ok(false) };
+    let name = g.op_name[op].clone();
+    inputs[0] = x;
+    inputs[3] = constant(g, &format!("{name}/axes"), &Tensor::from_i64(&[nhwc.len()], nhwc));
+    finish(g, op, g.op_attr[op], &inputs)
 }
 
 /// `op` on `inputs`, then `to NCHW`, in place of `op`.

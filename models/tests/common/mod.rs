@@ -14,7 +14,7 @@ use lacuna_models::ssd::{Extra, Ssd, SsdMobileNet, SsdMobileNetSize, SsdResNet, 
 use lacuna_models::ssdlite::{SsdLite, SsdLiteSize};
 use lacuna_models::text::PURPOSES;
 use lacuna_models::yolact::{Stages, Yolact, YolactSize};
-use lacuna_models::yolo::{V3_SPP, V5, Yolo, YoloSize};
+use lacuna_models::yolo::{V3_SPP, V3_TINY, V5, V8, Yolo, YoloSize};
 use lacuna_models::{Network, Output};
 use lacuna_nn::layers::Init;
 use lacuna_nn::params::{ParamTable, update_each};
@@ -41,9 +41,11 @@ const EFFICIENTNET_B: EfficientNetBSize =
 pub const BERT: BertSize =
     BertSize { name: "two layers", classes: CLASSES, layers: 2, width: 32, heads: 4, inner: 64 };
 
-const YOLO: [YoloSize; 2] = [
-    YoloSize { name: "v5", classes: CLASSES, plan: &V5, depth: 0.33, width: 0.125 },
-    YoloSize { name: "v3", classes: CLASSES, plan: &V3_SPP, depth: 0.125, width: 0.03125 },
+const YOLO: [YoloSize; 4] = [
+    YoloSize { name: "v5", classes: CLASSES, plan: &V5, depth: 0.33, width: 0.125, most: 1024 },
+    YoloSize { name: "v3", classes: CLASSES, plan: &V3_SPP, depth: 0.125, width: 0.03125, most: 1024 },
+    YoloSize { name: "v8", classes: CLASSES, plan: &V8, depth: 0.33, width: 0.125, most: 1024 },
+    YoloSize { name: "tiny", classes: CLASSES, plan: &V3_TINY, depth: 1.0, width: 0.0625, most: 1024 },
 ];
 
 const SSD_RESNET: SsdResNetSize = SsdResNetSize {
@@ -80,6 +82,8 @@ pub fn of_images(init: &mut Init) -> Vec<(&'static str, Network)> {
         ("EfficientNet-B", Network::EfficientNetB(EfficientNetB::new(&EFFICIENTNET_B, init))),
         ("YOLOv5", Network::Yolo(Yolo::new(&YOLO[0], init))),
         ("YOLOv3-SPP", Network::Yolo(Yolo::new(&YOLO[1], init))),
+        ("YOLOv8", Network::Yolo(Yolo::new(&YOLO[2], init))),
+        ("YOLOv3-tiny", Network::Yolo(Yolo::new(&YOLO[3], init))),
         ("SSD on ResNet", Network::Ssd(Ssd::ResNet(SsdResNet::new(&SSD_RESNET, init)))),
         ("SSD on MobileNet", Network::Ssd(Ssd::MobileNet(SsdMobileNet::new(&SSD_MOBILENET, init)))),
         ("SSDLite", Network::Ssd(Ssd::Lite(SsdLite::new(&SSDLITE, init)))),
