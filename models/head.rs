@@ -70,6 +70,12 @@ mod tests {
             "distilbert_base",
             "roberta_base",
             "roberta_base_tokens",
+            "yolov3_tiny",
+            "yolov5n",
+            "yolov8n",
+            "yolov8n_seg",
+            "ssd_mobilenet_v1_face",
+            "ssdlite320_mobilenet_v3_large",
         ];
         for name in names {
             let row = MODELS.iter().find(|row| row.name == name).expect(name);

@@ -111,7 +111,7 @@ impl Classifier for Network {
 
 impl Network {
     /// What a network gives: logits [n, classes]; or what [`Purpose`] says of a network of tokens; or the raw maps of a
-    /// detector, finest first; or its tables of boxes and scores, and with masks those of coefficients, and prototypes. In
+    /// detector, finest first, with those of masks behind them; or its tables of boxes and scores, and with masks those of coefficients, and prototypes. In
     /// training YOLACT has one map more, see [`yolact::Found`].
     ///
     /// # Panics
@@ -152,14 +152,14 @@ impl Network {
 }
 
 /// Names for the results of a network in a graph.
-pub fn output_names(net: &Network) -> Vec<&'static str> {
-    const MAPS: [&str; 3] = ["map0", "map1", "map2"];
-    match net {
-        Network::Yolo(net) => MAPS[..net.plan.levels.len()].to_vec(),
-        Network::Ssd(_) => vec!["boxes", "scores"],
-        Network::Yolact(_) => vec!["boxes", "scores", "coefficients", "prototypes"],
-        net => net.purpose().row().outputs.to_vec(),
-    }
+pub fn output_names(net: &Network) -> Vec<String> {
+    let names: &[&str] = match net {
+        Network::Yolo(net) => return net.head().names(),
+        Network::Ssd(_) => &["boxes", "scores"],
+        Network::Yolact(_) => &["boxes", "scores", "coefficients", "prototypes"],
+        net => net.purpose().row().outputs,
+    };
+    names.iter().map(|&name| name.to_owned()).collect()
 }
 
 /// One result of a network.
@@ -203,6 +203,11 @@ pub enum Task {
 }
 
 impl Task {
+    /// Whether boxes are found.
+    pub fn finds_boxes(self) -> bool {
+        matches!(self, Task::ObjectDetection | Task::InstanceSegmentation)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Task::ImageClassification => "image_classification",
@@ -307,7 +312,10 @@ const YOLO_V5: &str =
 const YOLO_V3_TINY: &str =
     "Redmon and Farhadi 2018, arXiv:1804.02767; size as Ultralytics' summary of yolov3-tiny (v9.5)";
 const YOLO_V8: &str = "Jocher et al. 2023, github.com/ultralytics/ultralytics; size as the summaries in its \
-     cfg/models/v8/yolov8.yaml (8.4.190), gradients";
+     cfg/models/v8/yolov8.yaml (8.4.190), less the 16 numbers of its DFL, which are not trained";
+const YOLO_V8_SEG: &str = "Jocher et al. 2023, github.com/ultralytics/ultralytics; size of its \
+     cfg/models/v8/yolov8-seg.yaml (of n the summary of the fused network, 3404320 parameters; of all docs/en/models/yolov8.md), \
+     less the 16 numbers of its DFL, which are not trained";
 
 const SSD_RESNET: &str = "Liu et al. 2016, arXiv:1512.02325; size of NVIDIA/DeepLearningExamples' PyTorch/Detection/SSD/ssd/model.py (729963d)";
 const SSD_MOBILENET: &str = "Howard et al. 2017, arXiv:1704.04861, table 13 (6.8 M); size of TensorFlow's object \
@@ -359,12 +367,19 @@ macro_rules! text {
     };
 }
 
+/// Ultralytics counts the whole numbers from 0 to 15, by which YOLOv8 decodes distances, among its parameters.
+const DFL: usize = yolo_layers::BINS;
+
 /// A detector of the 80 classes of COCO.
 macro_rules! yolo {
-    ($i:literal, $parameters:literal, $source:expr) => {
+    ($i:literal, $parameters:expr, $source:expr) => {
         ModelRow {
             name: YOLO_SIZES[$i].name,
-            task: Task::ObjectDetection,
+            task: if YOLO_SIZES[$i].masks.is_some() {
+                Task::InstanceSegmentation
+            } else {
+                Task::ObjectDetection
+            },
             input: InputShape::Image([3, 640, 640]),
             classes: YOLO_SIZES[$i].classes,
             parameters: $parameters,
@@ -633,11 +648,16 @@ pub const MODELS: &[ModelRow] = &[
     yolo!(5, 46_563_709, YOLO_V5),
     yolo!(6, 86_749_405, YOLO_V5),
     yolo!(7, 8_852_366, YOLO_V3_TINY),
-    yolo!(8, 3_157_184, YOLO_V8),
-    yolo!(9, 11_166_544, YOLO_V8),
-    yolo!(10, 25_902_624, YOLO_V8),
-    yolo!(11, 43_691_504, YOLO_V8),
-    yolo!(12, 68_229_632, YOLO_V8),
+    yolo!(8, 3_157_200 - DFL, YOLO_V8),
+    yolo!(9, 11_166_560 - DFL, YOLO_V8),
+    yolo!(10, 25_902_640 - DFL, YOLO_V8),
+    yolo!(11, 43_691_520 - DFL, YOLO_V8),
+    yolo!(12, 68_229_648 - DFL, YOLO_V8),
+    yolo!(13, 3_409_968 - DFL, YOLO_V8_SEG),
+    yolo!(14, 11_821_056 - DFL, YOLO_V8_SEG),
+    yolo!(15, 27_285_968 - DFL, YOLO_V8_SEG),
+    yolo!(16, 45_997_728 - DFL, YOLO_V8_SEG),
+    yolo!(17, 71_827_888 - DFL, YOLO_V8_SEG),
     ssd!(ResNet, SsdResNet, SSD_RESNET_SIZES[0], 300, 22_894_902, SSD_RESNET, "conf.", IMAGENET),
     ssd!(MobileNet, SsdMobileNet, SSD_MOBILENET_SIZES[0], 300, 6_819_839, SSD_MOBILENET, "scores.", SIGNED),
     ssd!(MobileNet, SsdMobileNet, SSD_MOBILENET_SIZES[1], 512, 5_532_839, SSD_FACE, "scores.", SIGNED),

@@ -1,12 +1,13 @@
-//! YOLO detectors: v3, v3-SPP and v3-tiny (Redmon and Farhadi, 2018, arXiv:1804.02767), v5 n to x and v8 n to x, as
-//! Ultralytics builds them.
+//! YOLO detectors: v3, v3-SPP and v3-tiny (Redmon and Farhadi, 2018, arXiv:1804.02767), v5 n to x, and v8 n to x with and
+//! without masks, as Ultralytics builds them.
 //!
 //! Parameter names are Ultralytics': `model.0.conv.weight`, `model.2.m.0.cv1.bn.bias`, `model.24.m.0.weight`. A network is a
 //! table of layers, each of which reads the one before it or the ones it names; sizes scale its channels and repeats. The
-//! result is one map of raw scores for each level, finest first; boxes are decoded outside (`lacuna-pipelines`).
+//! result is one map of raw scores for each level, finest first, and with masks their coefficients and prototypes behind them;
+//! boxes are decoded outside (`lacuna-pipelines`).
 
 use crate::yolo_layers::{
-    AnchorHead, BINS, Bottleneck, C2f, C3, Concat, Conv, DistanceHead, PaddedPool, Spp, Sppf,
+    AnchorHead, BINS, Bottleneck, C2f, C3, Concat, Conv, DistanceHead, Masks, PaddedPool, Spp, Sppf,
 };
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -62,6 +63,8 @@ pub struct YoloSize {
     pub width: f64,
     /// Most channels of the plan, before they are scaled.
     pub most: usize,
+    /// Prototypes of masks, and channels on the way to them before they are scaled.
+    pub masks: Option<Masks>,
 }
 
 const PREVIOUS: &[isize] = &[-1];
@@ -222,8 +225,19 @@ const fn size(name: &'static str, plan: &'static Plan, depth: f64, width: f64) -
 }
 
 const fn limited(name: &'static str, plan: &'static Plan, depth: f64, width: f64, most: usize) -> YoloSize {
-    YoloSize { name, classes: 80, plan, depth, width, most }
+    YoloSize { name, classes: 80, plan, depth, width, most, masks: None }
 }
+
+/// The size, with masks.
+const fn segmenting(name: &'static str, size: &YoloSize) -> YoloSize {
+    YoloSize { name, masks: Some(Masks { count: 32, channels: 256 }), ..*size }
+}
+
+const N: YoloSize = size("yolov8n", &V8, 0.33, 0.25);
+const S: YoloSize = size("yolov8s", &V8, 0.33, 0.50);
+const M: YoloSize = limited("yolov8m", &V8, 0.67, 0.75, 768);
+const L: YoloSize = limited("yolov8l", &V8, 1.0, 1.0, 512);
+const X: YoloSize = limited("yolov8x", &V8, 1.0, 1.25, 512);
 
 pub const YOLO_SIZES: &[YoloSize] = &[
     size("yolov3", &V3, 1.0, 1.0),
@@ -234,11 +248,16 @@ pub const YOLO_SIZES: &[YoloSize] = &[
     size("yolov5l", &V5, 1.0, 1.0),
     size("yolov5x", &V5, 1.33, 1.25),
     size("yolov3_tiny", &V3_TINY, 1.0, 1.0),
-    size("yolov8n", &V8, 0.33, 0.25),
-    size("yolov8s", &V8, 0.33, 0.50),
-    limited("yolov8m", &V8, 0.67, 0.75, 768),
-    limited("yolov8l", &V8, 1.0, 1.0, 512),
-    limited("yolov8x", &V8, 1.0, 1.25, 512),
+    N,
+    S,
+    M,
+    L,
+    X,
+    segmenting("yolov8n_seg", &N),
+    segmenting("yolov8s_seg", &S),
+    segmenting("yolov8m_seg", &M),
+    segmenting("yolov8l_seg", &L),
+    segmenting("yolov8x_seg", &X),
 ];
 
 /// What stands at one place of `model`.
@@ -325,36 +344,38 @@ impl Yolo {
             channels.push(c_out);
         }
         let levels: Vec<usize> = size.plan.levels.iter().map(|&at| channels[at]).collect();
-        model.push(head(&levels, size.plan, size.classes, init));
+        let masks = size.masks.map(|m| Masks { channels: size.channels(m.channels), ..m });
+        model.push(head(&levels, size.plan, size.classes, masks, init));
         Yolo { input, model, plan: *size.plan }
     }
 
     /// Another head, for other classes.
     pub fn set_classes(&mut self, classes: usize, init: &mut Init) {
-        let levels: Vec<usize> = match self.model.last() {
-            Some(Layer::Head(head)) => head.m.iter().map(|m| m.weight.dims()[1]).collect(),
+        let (levels, masks): (Vec<usize>, _) = match self.model.last() {
+            Some(Layer::Head(head)) => (head.m.iter().map(|m| m.weight.dims()[1]).collect(), None),
             Some(Layer::Distances(head)) => {
-                head.cv2.iter().map(|tower| tower.first.conv.weight.dims()[1]).collect()
+                (head.cv2.iter().map(|tower| tower.first.conv.weight.dims()[1]).collect(), head.masks())
             }
             _ => unreachable!("a network ends in its head"),
         };
         self.model.pop();
-        self.model.push(head(&levels, &self.plan, classes, init));
+        self.model.push(head(&levels, &self.plan, classes, masks, init));
     }
 
     /// How the maps say boxes.
     pub fn head(&self) -> BoxHead {
         let Plan { strides, anchors, .. } = self.plan;
-        if anchors.is_empty() {
-            return BoxHead::Distances { strides: strides.to_vec(), bins: BINS };
-        }
-        BoxHead::Anchors {
-            strides: strides.to_vec(),
-            anchors: anchors.iter().map(|level| level.to_vec()).collect(),
+        let strides = strides.to_vec();
+        match self.model.last() {
+            Some(Layer::Distances(head)) => {
+                let masks = head.masks().map_or(0, |masks| masks.count);
+                BoxHead::Distances { strides, bins: BINS, masks }
+            }
+            _ => BoxHead::Anchors { strides, anchors: anchors.iter().map(|level| level.to_vec()).collect() },
         }
     }
 
-    /// A map [n, anchors * (5 + classes), h / stride, w / stride] for each level, finest first.
+    /// The maps that [`Yolo::head`] tells of.
     pub fn forward(&self, x: Tensor<4>, pass: &Pass) -> Vec<Tensor<4>> {
         let x = self.input.forward(x, pass);
         let mut made: Vec<Activation<4>> = Vec::with_capacity(self.model.len());
@@ -377,9 +398,9 @@ impl Yolo {
     }
 }
 
-fn head(levels: &[usize], plan: &Plan, classes: usize, init: &mut Init) -> Layer {
+fn head(levels: &[usize], plan: &Plan, classes: usize, masks: Option<Masks>, init: &mut Init) -> Layer {
     match plan.anchors.first() {
-        None => Layer::Distances(DistanceHead::new(levels, plan.strides, classes, init)),
+        None => Layer::Distances(DistanceHead::new(levels, plan.strides, classes, masks, init)),
         Some(anchors) => Layer::Head(AnchorHead::new(levels, plan.strides, anchors.len(), classes, init)),
     }
 }

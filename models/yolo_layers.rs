@@ -3,7 +3,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use lacuna_nn::layers::{Act, ActQuantizer, BatchNorm, BiasedConv, Conv2d, Init, Padding, max_pool2d};
+use lacuna_nn::layers::{
+    Act, ActQuantizer, BatchNorm, BiasedConv, Conv2d, ConvTranspose2d, Init, Padding, max_pool2d,
+};
 use lacuna_nn::named_module;
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Pass};
 
@@ -307,21 +309,67 @@ impl Tower {
     }
 }
 
-/// Heads of YOLOv8: for each level a map of distances to four sides, `bins` channels each, and of classes.
+/// Heads of YOLOv8: for each level a map of distances to four sides, `bins` channels each, and of classes; and where masks
+/// are found, of coefficients, which prototypes are multiplied by (Bolya et al., 2019, arXiv:1904.02689).
 #[derive(Module, Debug)]
 pub struct DistanceHead {
     /// Distances.
     pub cv2: Vec<Tower>,
     /// Classes.
     pub cv3: Vec<Tower>,
+    /// Coefficients; without masks there are none.
+    pub cv4: Vec<Tower>,
+    pub proto: Option<Proto>,
 }
 
 /// Distances are told apart in so many steps.
 pub const BINS: usize = 16;
 
+/// Prototypes, and channels on the way to them.
+#[derive(Clone, Copy, Debug)]
+pub struct Masks {
+    pub count: usize,
+    pub channels: usize,
+}
+
+/// Prototypes, twice as large as the finest level.
+#[derive(Module, Debug)]
+pub struct Proto {
+    pub cv1: Conv,
+    pub upsample: ConvTranspose2d,
+    pub upsampled: ActivationQuantizer,
+    pub cv2: Conv,
+    pub cv3: Conv,
+}
+
+impl Proto {
+    fn new(c_in: usize, masks: Masks, init: &mut Init) -> Proto {
+        let c = masks.channels;
+        Proto {
+            cv1: Conv::new(c_in, c, 3, 1, init),
+            upsample: ConvTranspose2d::new(c, c, 2, init),
+            upsampled: ActivationQuantizer::new(&init.device),
+            cv2: Conv::new(c, c, 3, 1, init),
+            cv3: Conv::new(c, masks.count, 1, 1, init),
+        }
+    }
+
+    fn forward(&self, x: &Activation<4>, pass: &Pass) -> Tensor<4> {
+        let x = self.upsample.forward(&self.cv1.forward(x, pass), pass);
+        let x = self.cv2.forward(&self.upsampled.forward(x, pass), pass);
+        self.cv3.forward(&x, pass).x
+    }
+}
+
 impl DistanceHead {
     /// Biases say at first that an image of 640 pixels has five objects on each level.
-    pub fn new(levels: &[usize], strides: &[usize], classes: usize, init: &mut Init) -> DistanceHead {
+    pub fn new(
+        levels: &[usize],
+        strides: &[usize],
+        classes: usize,
+        masks: Option<Masks>,
+        init: &mut Init,
+    ) -> DistanceHead {
         let inner = (levels[0] / 4).max(4 * BINS);
         let inner_classes = levels[0].max(classes.min(100));
         let distances = |c: usize, init: &mut Init| {
@@ -335,17 +383,30 @@ impl DistanceHead {
             tower.last.bias = init.constant((5.0 / classes as f32 / cells).ln(), [classes]);
             tower
         };
-        DistanceHead {
-            cv2: levels.iter().map(|&c| distances(c, init)).collect(),
-            cv3: levels.iter().zip(strides).map(|(&c, &stride)| of_classes(c, stride, init)).collect(),
-        }
+        let cv2 = levels.iter().map(|&c| distances(c, init)).collect();
+        let cv3 = levels.iter().zip(strides).map(|(&c, &stride)| of_classes(c, stride, init)).collect();
+        let cv4 = masks.map_or_else(Vec::new, |masks| {
+            let inner = (levels[0] / 4).max(masks.count);
+            levels.iter().map(|&c| Tower::new(c, inner, masks.count, init)).collect()
+        });
+        DistanceHead { cv2, cv3, cv4, proto: masks.map(|masks| Proto::new(levels[0], masks, init)) }
     }
 
+    /// What it finds of masks.
+    pub fn masks(&self) -> Option<Masks> {
+        let proto = self.proto.as_ref()?;
+        let of = |conv: &Conv| conv.conv.weight.dims()[0];
+        Some(Masks { count: of(&proto.cv3), channels: of(&proto.cv1) })
+    }
+
+    /// Maps of boxes, then of coefficients, finest first, and the prototypes.
     pub fn forward(&self, levels: Vec<Activation<4>>, pass: &Pass) -> Vec<Tensor<4>> {
-        let level = |(x, (distances, classes)): (Activation<4>, (&Tower, &Tower))| {
-            let (a, b) = x.fork();
-            Tensor::cat(vec![distances.forward(&a, pass), classes.forward(&b, pass)], 1)
+        let boxes = |(x, (distances, classes)): (&Activation<4>, (&Tower, &Tower))| {
+            Tensor::cat(vec![distances.forward(x, pass), classes.forward(x, pass)], 1)
         };
-        levels.into_iter().zip(self.cv2.iter().zip(&self.cv3)).map(level).collect()
+        let mut maps: Vec<Tensor<4>> = levels.iter().zip(self.cv2.iter().zip(&self.cv3)).map(boxes).collect();
+        maps.extend(self.cv4.iter().zip(&levels).map(|(tower, x)| tower.forward(x, pass)));
+        maps.extend(self.proto.iter().map(|proto| proto.forward(&levels[0], pass)));
+        maps
     }
 }

@@ -5,7 +5,10 @@ use lacuna::cli::model_file;
 use lacuna::data::RgbImage8;
 use lacuna::data::images::load_image;
 use lacuna::models::yolact::{Stages, Yolact, YolactSize};
+use lacuna::models::yolo::{V8, Yolo, YoloSize};
+use lacuna::models::yolo_layers::Masks;
 use lacuna::models::{Network, Output, find, output_names};
+use lacuna::nn::Classifier;
 use lacuna::nn::capture::capture;
 use lacuna::nn::layers::Init;
 use lacuna::nn::params::{ParamTable, update_each};
@@ -17,6 +20,7 @@ use lacuna::pipelines::heads::{Head, Result as Map};
 use lacuna::pipelines::letterbox::{Frame, Placement, letterbox};
 use lacuna::pipelines::masks::mask;
 use lacuna::pipelines::priors;
+use lacuna::train::detection;
 use lacuna::train::weights::{Metadata, save};
 use serde_json::Value;
 use std::path::Path;
@@ -107,21 +111,51 @@ const SMALL: YolactSize = YolactSize {
     masks: 4,
 };
 
-/// A small YOLACT with first weights: what the command says of a picture, boxes, scores and every pixel of the masks, is what
-/// burn's results mean.
+const SMALL_YOLO: YoloSize = YoloSize {
+    name: "small",
+    classes: 3,
+    plan: &V8,
+    depth: 0.33,
+    width: 0.125,
+    most: 1024,
+    masks: Some(Masks { count: 4, channels: 64 }),
+};
+
 #[test]
-fn the_command_segments_as_burn_does() {
-    let size = [96, 128];
+fn the_command_segments_as_yolact_does_in_burn() {
     let net = Network::Yolact(Yolact::new(&SMALL, &mut Init::new(&Device::flex(), 7)));
+    let stretched = Frame { placement: Placement::Stretch, fill: 0 };
+    segments_as_in_burn(&net, &Head::Priors(priors::yolact(SIZE)), stretched, Suppression::Fast);
+}
+
+#[test]
+fn the_command_segments_as_yolov8_does_in_burn() {
+    let net = Network::Yolo(Yolo::new(&SMALL_YOLO, &mut Init::new(&Device::flex(), 7)));
+    // First biases say that nothing is there.
+    let table = ParamTable::of(&net);
+    let net = update_each(net, |row, values| {
+        if table.name[row].starts_with("model.22.cv3.") && table.name[row].ends_with(".2.bias") {
+            values.fill(0.0);
+        }
+    });
+    let head = detection::head_of(&net.head().unwrap());
+    segments_as_in_burn(&net, &head, Placement::Centre.into(), Suppression::Greedy);
+}
+
+/// Height and width of the inputs of small networks.
+const SIZE: [usize; 2] = [96, 128];
+
+/// A small network with first weights: what the command says of a picture, boxes, scores and every pixel of the masks, is what
+/// burn's results mean.
+fn segments_as_in_burn(net: &Network, head: &Head, frame: Frame, suppression: Suppression) {
+    let size = SIZE;
     let pass = Pass { norm: Norm::Frozen, ..Pass::default() };
-    let head = Head::Priors(priors::yolact(size));
-    let names = output_names(&net);
+    let names = output_names(net);
     let mut graph =
-        capture(&net, "input", [1, 3, size[0], size[1]], &names, |m: &Network, x| m.outputs(x, &pass))
+        capture(net, "input", [1, 3, size[0], size[1]], &names, |m: &Network, x| m.outputs(x, &pass))
             .unwrap();
-    let frame = Frame { placement: Placement::Stretch, fill: 0 };
     for (key, text) in [
-        ("lacuna.head", serde_json::to_string(&head).unwrap()),
+        ("lacuna.head", serde_json::to_string(head).unwrap()),
         ("lacuna.frame", serde_json::to_string(&frame).unwrap()),
         ("lacuna.mean", "[0.5, 0.5, 0.5]".into()),
         ("lacuna.std", "[0.25, 0.25, 0.25]".into()),
@@ -151,7 +185,7 @@ fn the_command_segments_as_burn_does() {
     assert_eq!((contents.classes, contents.masks.unwrap().count), (3, 4));
     let candidates = head.candidates(&results, size, 0.2);
     let found: Vec<Detection> = candidates.iter().map(|c| c.detection).collect();
-    let kept = suppress(&found, Suppression::Fast, 0.45, 5);
+    let kept = suppress(&found, suppression, 0.45, 5);
     assert_eq!(kept.len(), 5, "of {}", found.len());
 
     let words =
@@ -167,7 +201,7 @@ fn the_command_segments_as_burn_does() {
         assert!((object["score"].as_f64().unwrap() as f32 - want.score).abs() < 1e-4, "{object} {want:?}");
         let coefficients = head.coefficients(&results, candidates[i].place);
         let corners = placed.undo(want.corners);
-        let planes = results[3].values;
+        let planes = results[results.len() - 1].values;
         let mask = mask(&coefficients, planes, contents.masks.unwrap(), size, &placed, corners);
         assert_eq!(object["segmentation"]["size"], serde_json::json!([120, 160]));
         let counts: Vec<u32> = serde_json::from_value(object["segmentation"]["counts"].clone()).unwrap();

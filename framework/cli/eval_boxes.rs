@@ -7,7 +7,7 @@ use lacuna_data::average_precision::{STATS, Scores};
 use lacuna_data::boxes::{BoxAugment, Label};
 use lacuna_data::detection::{self, BoxSet, Part, Reader};
 use lacuna_ir::Graph;
-use lacuna_models::InputShape;
+use lacuna_nn::Classifier;
 use lacuna_pipelines::detector::Thresholds;
 use lacuna_pipelines::inputs::{Inputs, image_set};
 use lacuna_pipelines::scores::{MOST, OVERLAP_MAX, SCORE_MIN, scores_of};
@@ -92,10 +92,13 @@ pub fn on_burn(trained: &Trained, which: &Which<'_>) -> Result<Measured> {
     };
     let classes: Vec<String> = serde_json::from_str(text)
         .map_err(|e| Failure::input(format!("{}: lacuna.classes: {e}", trained.path.display())))?;
-    let InputShape::Image(shape) = trained.row.input else {
+    if trained.net.head().is_none() {
+        let what = "burn only evaluates what it trains, and this has no loss yet (leave --burn out)";
+        return Err(Failure::usage(format!("model {}: {what}", trained.row.name)));
+    }
+    let Some([_, h, w]) = trained.image else {
         return Err(Failure::input(format!("model {}: takes no images", trained.row.name)));
     };
-    let [_, h, w] = crate::model_file::trained_shape(shape, &trained.metadata);
     let inputs = Inputs { size: [h, w], tile: None, augment: BoxAugment::NONE };
     let set = image_set(&which.open(&classes)?, &inputs)?;
     let start = Instant::now();

@@ -7,7 +7,7 @@ use lacuna_data::images::IMAGE_SIDE_MAX;
 use lacuna_ir::{Attr, DType, Graph, OpKind, ValueId, passes};
 use lacuna_models::published::{self, Report};
 use lacuna_models::ssd::Ssd;
-use lacuna_models::{InputShape, ModelRow, Network, Task};
+use lacuna_models::{InputShape, ModelRow, Network};
 use lacuna_nn::capture;
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::{Norm, Pass, Quant};
@@ -52,6 +52,9 @@ impl WeightsName {
 pub struct Trained {
     pub path: PathBuf,
     pub row: &'static ModelRow,
+    /// Channels, height and width of the images that the weights are for: detectors may be trained on another size than the
+    /// model's.
+    pub image: Option<[usize; 3]>,
     pub net: Network,
     pub pass: Pass,
     pub metadata: Metadata,
@@ -111,7 +114,9 @@ pub fn open_weights(path: &Path, model: Option<&str>) -> Result<Trained> {
     }
     let (tensors, metadata) = read_safetensors_metadata(path)?;
     let row = named_model(path, model.or(metadata.get("lacuna.model").map(String::as_str)))?;
-    let net = row.empty(classes(&metadata).unwrap_or(row.classes));
+    let at = |failure: Failure| failure.at(path.display());
+    let net = row.empty(classes(&metadata).map_err(at)?.unwrap_or(row.classes));
+    let image = trained_image(row, &metadata).map_err(at)?;
     let net = weights::put_described(net, &tensors, &metadata)
         .map_err(|why| Failure::input(why).at(path.display()))?;
     let quant = match metadata.get("lacuna.quant") {
@@ -125,6 +130,7 @@ pub fn open_weights(path: &Path, model: Option<&str>) -> Result<Trained> {
     Ok(Trained {
         path: path.to_owned(),
         row,
+        image,
         net,
         pass: Pass { quant, norm: Norm::Frozen, ..Pass::default() },
         metadata,
@@ -161,7 +167,8 @@ fn open_published(path: &Path, model: Option<&str>) -> Result<Trained> {
         metadata.insert("lacuna.std".to_owned(), training::shortest(&pixels.std).to_string());
     }
     let pass = Pass { norm: Norm::Frozen, ..Pass::default() };
-    Ok(Trained { path: path.to_owned(), row, net, pass, metadata })
+    let image = trained_image(row, &metadata)?;
+    Ok(Trained { path: path.to_owned(), row, image, net, pass, metadata })
 }
 
 fn file_name(path: &Path) -> String {
@@ -169,9 +176,17 @@ fn file_name(path: &Path) -> String {
 }
 
 /// As many classes as the metadata of a run names.
-fn classes(metadata: &Metadata) -> Option<usize> {
-    let names: Vec<String> = serde_json::from_str(metadata.get("lacuna.classes")?).ok()?;
-    Some(names.len()).filter(|n| (1..=CLASSES_MAX).contains(n))
+fn classes(metadata: &Metadata) -> Result<Option<usize>> {
+    let Some(text) = metadata.get("lacuna.classes") else { return Ok(None) };
+    let names: Vec<String> = serde_json::from_str(text).map_err(|e| unread("classes", e))?;
+    match names.len() {
+        n @ 1..=CLASSES_MAX => Ok(Some(n)),
+        n => Err(unread("classes", format_args!("{n} names (1 to {CLASSES_MAX})"))),
+    }
+}
+
+fn unread(key: &str, why: impl std::fmt::Display) -> Failure {
+    Failure::input(format!("metadata lacuna.{key}: {why}"))
 }
 
 /// Weights to start a training from, of a run or published. The layer that tells classes apart stays new where
@@ -230,7 +245,7 @@ pub fn graph_of(trained: &Trained) -> Result<Graph> {
     let names = lacuna_models::output_names(net);
     let (mut graph, head) = match row.input {
         InputShape::Image(shape) => {
-            let [c, h, w] = trained_shape(shape, metadata);
+            let [c, h, w] = trained.image.unwrap_or(shape);
             let graph = capture::capture(net, "input", [1, c, h, w], &names, |m, x| m.outputs(x, pass))?;
             (graph, head_of(net, [h, w]))
         }
@@ -250,16 +265,15 @@ pub fn graph_of(trained: &Trained) -> Result<Graph> {
     Ok(graph)
 }
 
-/// Channels, height and width of the images that weights are for: detectors may be trained on another size than the model's.
-pub fn trained_shape([c, h, w]: [usize; 3], metadata: &Metadata) -> [usize; 3] {
-    let size = metadata.get("lacuna.image").and_then(|text| serde_json::from_str::<[usize; 2]>(text).ok());
-    match size {
-        Some([h, w])
-            if (1..=IMAGE_SIDE_MAX as usize).contains(&h) && (1..=IMAGE_SIDE_MAX as usize).contains(&w) =>
-        {
-            [c, h, w]
-        }
-        _ => [c, h, w],
+/// See [`Trained::image`].
+fn trained_image(row: &ModelRow, metadata: &Metadata) -> Result<Option<[usize; 3]>> {
+    let InputShape::Image([c, h, w]) = row.input else { return Ok(None) };
+    let Some(text) = metadata.get("lacuna.image") else { return Ok(Some([c, h, w])) };
+    let [h, w] = serde_json::from_str::<[usize; 2]>(text).map_err(|e| unread("image", e))?;
+    let most = IMAGE_SIDE_MAX as usize;
+    match [h, w].iter().all(|side| (1..=most).contains(side)) {
+        true => Ok(Some([c, h, w])),
+        false => Err(unread("image", format_args!("{h}x{w} pixels (1 to {most})"))),
     }
 }
 
@@ -290,10 +304,7 @@ impl Model {
     /// Channels, height and width of the images it takes, where they are fixed.
     pub fn image_shape(&self) -> Option<[usize; 3]> {
         match self {
-            Model::Trained(trained) => match trained.row.input {
-                InputShape::Image(shape) => Some(trained_shape(shape, &trained.metadata)),
-                InputShape::Tokens { .. } => None,
-            },
+            Model::Trained(trained) => trained.image,
             Model::File { graph, .. } => {
                 let dims = graph.shape(*graph.inputs.first()?).get(1..)?;
                 let fixed: Option<Vec<usize>> = dims.iter().map(|d| d.fixed()?.try_into().ok()).collect();
@@ -305,7 +316,7 @@ impl Model {
     /// Whether it finds boxes, as far as the file says.
     pub fn detects(&self) -> bool {
         match self {
-            Model::Trained(trained) => trained.row.task == Task::ObjectDetection,
+            Model::Trained(trained) => trained.row.task.finds_boxes(),
             Model::File { graph, .. } => graph.metadata("lacuna.head").is_some(),
         }
     }

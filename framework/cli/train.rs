@@ -3,7 +3,6 @@
 use crate::error::{Failure, Result};
 use crate::term;
 use crate::training::{self, Compat, DeviceName, ImageArgs, Job, Place, Reporter, RunArgs};
-use lacuna_models::Task;
 use lacuna_train::{Optimizer, TrainArgs};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -204,7 +203,7 @@ pub fn run(options: Train) -> Result<()> {
     let outcome = outcome?;
     term::say(format_args!(
         "\n{} {:.2} % at the end, {:.2} % at best.",
-        if job.row.task == Task::ObjectDetection { "mAP50-95" } else { "Top-1" },
+        if job.row.task.finds_boxes() { "mAP50-95" } else { "Top-1" },
         outcome.accuracy * 100.0,
         outcome.best_accuracy * 100.0
     ));
@@ -269,7 +268,7 @@ fn what_next(job: &Job) {
     let run = job.folder.path.display();
     term::say(format_args!("\nNext:\n  lacuna export {run} -o {run}/model.onnx"));
     let data = match (job.row.task, &job.args.data) {
-        (Task::ObjectDetection, Some(data)) => format!(" --data {}", data.display()),
+        (task, Some(data)) if task.finds_boxes() => format!(" --data {}", data.display()),
         _ => String::new(),
     };
     let tile = job.args.images.tile.map_or_else(String::new, |side| format!(" --tile {side}"));

@@ -106,8 +106,7 @@ fn open_boxes(dir: Option<&Path>, row: &ModelRow, images: &ImageArgs) -> Result<
     let InputShape::Image(shape) = row.input else {
         return Err(Failure::usage(format!("model {}: takes no images", row.name)));
     };
-    let head = (row.build)(&mut Init::new(&Device::flex(), 0)).head();
-    let Some(head) = head else {
+    let Some(head) = row.empty(row.classes).head() else {
         return Err(Failure::usage(format!("model {}: has no loss yet (choose another model)", row.name)));
     };
     let inputs = images.inputs(shape);
@@ -581,7 +580,7 @@ impl Default for Reporter {
 impl Reporter {
     /// Of a training of this model.
     pub fn of(row: &ModelRow) -> Reporter {
-        Reporter { detects: row.task == Task::ObjectDetection, ..Reporter::default() }
+        Reporter { detects: row.task.finds_boxes(), ..Reporter::default() }
     }
 
     pub fn show(&mut self, progress: Progress<'_>) {

@@ -140,16 +140,30 @@ pub trait Classifier: Module + 'static {
 pub enum BoxHead {
     /// A map [anchors * (5 + classes), h, w] for each level: boxes as changes of anchors (YOLOv3 and v5).
     Anchors { strides: Vec<usize>, anchors: Vec<Vec<[f32; 2]>> },
-    /// A map [4 * bins + classes, h, w] for each level: distances to the sides as distributions (YOLOv8).
-    Distances { strides: Vec<usize>, bins: usize },
+    /// A map [4 * bins + classes, h, w] for each level: distances to the sides as distributions (YOLOv8). With masks, behind
+    /// these a map of coefficients [masks, h, w] for each level, and prototypes [masks, h, w].
+    Distances { strides: Vec<usize>, bins: usize, masks: usize },
 }
 
 impl BoxHead {
-    /// Channels of every map.
+    /// Channels of every map of boxes.
     pub fn channels(&self, classes: usize) -> usize {
         match self {
             BoxHead::Anchors { anchors, .. } => anchors.first().map_or(0, Vec::len) * (5 + classes),
             BoxHead::Distances { bins, .. } => 4 * bins + classes,
+        }
+    }
+
+    /// Names for the maps in a graph.
+    pub fn names(&self) -> Vec<String> {
+        let levels = self.strides().len();
+        let maps = (0..levels).map(|level| format!("map{level}"));
+        match self {
+            BoxHead::Distances { masks: 1.., .. } => {
+                let coefficients = (0..levels).map(|level| format!("coefficients{level}"));
+                maps.chain(coefficients).chain(["prototypes".to_owned()]).collect()
+            }
+            BoxHead::Anchors { .. } | BoxHead::Distances { .. } => maps.collect(),
         }
     }
 
@@ -174,7 +188,7 @@ impl Results {
     pub fn names(head: Option<&BoxHead>) -> Vec<String> {
         match head {
             None => vec!["logits".to_owned()],
-            Some(head) => (0..head.strides().len()).map(|level| format!("map{level}")).collect(),
+            Some(head) => head.names(),
         }
     }
 }

@@ -44,7 +44,9 @@ pub struct BoxLoss {
 pub fn loss(head: &BoxHead, maps: &[Map<'_>], boxes: &[BatchBox]) -> BoxLoss {
     match head {
         BoxHead::Anchors { strides, anchors } => anchors::loss(strides, anchors, maps, boxes),
-        BoxHead::Distances { strides, bins } => aligned::loss(strides, *bins, maps, boxes),
+        BoxHead::Distances { strides, bins, .. } => {
+            aligned::loss(strides, *bins, &maps[..strides.len()], boxes)
+        }
     }
 }
 
@@ -72,7 +74,7 @@ pub fn on_maps(head: &BoxHead, maps: Vec<Tensor<4>>, boxes: &[BatchBox]) -> Tens
 pub fn head_of(head: &BoxHead) -> Head {
     match head.clone() {
         BoxHead::Anchors { strides, anchors } => Head::Anchors { strides, anchors },
-        BoxHead::Distances { strides, bins } => Head::Dfl { strides, bins },
+        BoxHead::Distances { strides, bins, .. } => Head::Dfl { strides, bins },
     }
 }
 

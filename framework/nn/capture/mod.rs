@@ -90,7 +90,7 @@ pub fn capture<M: Module, const D: usize, O: Outputs>(
     module: &M,
     input_name: &str,
     input_shape: [usize; D],
-    output_names: &[&str],
+    output_names: &[impl AsRef<str>],
     forward: impl Fn(&M, Tensor<D>) -> O,
 ) -> Result<Graph, CaptureError> {
     let mut dims: Vec<Extent> = input_shape.iter().map(|&n| Extent::Fixed(n)).collect();
@@ -107,7 +107,7 @@ pub fn capture<M: Module, const D: usize, O: Outputs>(
 pub fn capture_tokens<M: Module, O: Outputs>(
     module: &M,
     with_types: bool,
-    output_names: &[&str],
+    output_names: &[impl AsRef<str>],
     forward: impl Fn(&M, Tokens) -> O,
 ) -> Result<Graph, CaptureError> {
     let names = &["input_ids", "attention_mask", "token_type_ids"][..if with_types { 3 } else { 2 }];
@@ -130,9 +130,10 @@ fn only(inputs: Vec<Unknown>) -> Unknown {
 fn capture_inputs<M: Module, O: Outputs>(
     module: &M,
     specs: &[InputSpec<'_>],
-    output_names: &[&str],
+    output_names: &[impl AsRef<str>],
     forward: impl Fn(&M, Vec<Unknown>) -> O,
 ) -> Result<Graph, CaptureError> {
+    let output_names: Vec<&str> = output_names.iter().map(AsRef::as_ref).collect();
     let input_names: Vec<&str> = specs.iter().map(|spec| spec.name).collect();
     let mut names: Vec<&str> = output_names.iter().chain(&input_names).copied().collect();
     names.sort_unstable();
@@ -156,7 +157,7 @@ fn capture_inputs<M: Module, O: Outputs>(
     passes::drop_dead(&mut g)?;
     // Constants that only others were made of take no names away.
     let mut g = g.compact();
-    name::name_all(&mut g, &input_names, output_names);
+    name::name_all(&mut g, &input_names, &output_names);
     verify::verify(&g)?;
     Ok(g)
 }

@@ -9,6 +9,7 @@ mod conv;
 mod dense;
 mod excite;
 mod init;
+mod transposed;
 mod upsample;
 
 pub use crate::ops::{Act, activation, attention, global_average_pool, max_pool2d};
@@ -18,4 +19,5 @@ pub use conv::{BatchNorm, Conv2d, Padding, conv_norm};
 pub use dense::{Embedding, LayerNorm, Linear};
 pub use excite::{Gate, SqueezeExcite};
 pub use init::Init;
+pub use transposed::ConvTranspose2d;
 pub use upsample::{resize_bilinear, upsample_nearest};

@@ -1,7 +1,11 @@
 //! Padding, groups, activations and ranks of layers.
 
+use burn::tensor::module::conv_transpose2d;
+use burn::tensor::ops::ConvTransposeOptions;
 use burn::tensor::{Device, Tensor, TensorData};
-use lacuna_nn::layers::{self, Act, BatchNorm, Conv2d, Embedding, Init, LayerNorm, Linear, Padding};
+use lacuna_nn::layers::{
+    self, Act, BatchNorm, Conv2d, ConvTranspose2d, Embedding, Init, LayerNorm, Linear, Padding,
+};
 use lacuna_nn::params::{ParamTable, Role, update_each};
 use lacuna_nn::quant::{Activation, ActivationQuantizer, Norm, Pass, Quant};
 
@@ -61,6 +65,32 @@ fn same_padding_is_tensorflows() {
         assert_eq!(y.dims(), [1, 2, size.div_ceil(stride), (2 * size).div_ceil(stride)]);
     }
     assert_eq!(Conv2d::new(2, 2, 5, 2, init).window([9, 9]).pad_end, [2, 2], "half the window by default");
+}
+
+/// Results and every derivative are those of burn's own op.
+#[test]
+fn a_transposed_convolution_without_overlap_is_burns() {
+    let device = Device::flex().autodiff();
+    for k in [2, 3] {
+        let layer = ConvTranspose2d::new(5, 4, k, &mut Init::new(&device, 3));
+        let run = |ours: bool| {
+            let x = Tensor::from_inner(values([2, 5, 3, 4])).require_grad();
+            let y = match ours {
+                true => layer.forward(&Activation::plain(x.clone()), &Pass::default()),
+                false => {
+                    let options = ConvTransposeOptions::new([k, k], [0, 0], [0, 0], [1, 1], 1);
+                    conv_transpose2d(x.clone(), layer.weight.val(), Some(layer.bias.val()), options)
+                }
+            };
+            let gradients = (y.clone() * Tensor::from_inner(values([2, 4, 3 * k, 4 * k]))).sum().backward();
+            let of = |x: &Tensor<4>| x.grad(&gradients).unwrap();
+            let bias = layer.bias.val().grad(&gradients).unwrap().reshape([1, 1, 1, 4]);
+            [y.inner(), of(&x), of(&layer.weight.val()), bias]
+        };
+        for (ours, theirs) in run(true).into_iter().zip(run(false)) {
+            close(ours, theirs);
+        }
+    }
 }
 
 #[test]

@@ -55,7 +55,6 @@ pub fn groups<M: Classifier>(module: &M, input: [usize; 3]) -> Result<Vec<Group>
     let [c, h, w] = input;
     let pass = Pass { norm: Norm::Frozen, ..Pass::default() };
     let names = Results::names(module.head().as_ref());
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let g = capture(&module, "input", [1, c, h, w], &names, |m, x| m.results(x, &pass))
         .map_err(|e| e.to_string())?;
     let mut sets =
@@ -188,10 +187,11 @@ impl Sets<'_> {
         if self.params.role[row] == Role::Buffer { Part::Buffer } else { Part::Scale }
     }
 
-    /// The row of the parameter that a constant is.
+    /// The row of the parameter that a constant is; not of one that it was made from in another shape.
     fn row(&self, v: ValueId) -> Option<usize> {
         self.g.const_bytes(v)?;
-        self.params.row(&self.g.value_name[v])
+        let row = self.params.row(&self.g.value_name[v])?;
+        (self.g.fixed_shape(v)? == self.params.shape[row]).then_some(row)
     }
 
     /// Axis 1 of a value, if it is known.

@@ -228,7 +228,7 @@ fn the_loss_of_anchors() {
 fn the_loss_of_distances() {
     let (strides, bins) = (vec![8, 16], 5usize);
     for (classes, n) in [(3usize, 7), (1, 4), (3, 0)] {
-        let head = BoxHead::Distances { strides: strides.clone(), bins };
+        let head = BoxHead::Distances { strides: strides.clone(), bins, masks: 0 };
         let maps = maps(&strides, head.channels(classes), 5);
         let boxes = boxes(classes as u32, n, 29);
         let leaves = tensors(&maps);

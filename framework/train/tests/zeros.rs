@@ -2,8 +2,9 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use lacuna_models::MODELS;
-use lacuna_nn::Classifier;
+use lacuna_models::yolo::{V8, Yolo, YoloSize};
+use lacuna_models::yolo_layers::Masks;
+use lacuna_models::{MODELS, Network, output_names};
 use lacuna_nn::capture::capture;
 use lacuna_nn::layers::Init;
 use lacuna_nn::params::{self, Role};
@@ -12,8 +13,17 @@ use lacuna_train::state::State;
 
 #[test]
 fn open_weights_do_not_round_to_zero() {
+    let init = &mut Init::new(&Device::flex().autodiff(), 5);
+    check((MODELS[0].build)(init), [2, 1, 28, 28]);
+    // With a transposed convolution.
+    let masks = Some(Masks { count: 4, channels: 64 });
+    let size =
+        YoloSize { name: "small", classes: 3, plan: &V8, depth: 0.33, width: 0.125, most: 1024, masks };
+    check(Network::Yolo(Yolo::new(&size, init)), [2, 3, 32, 64]);
+}
+
+fn check(mut net: Network, dims: [usize; 4]) {
     let device = Device::flex().autodiff();
-    let mut net = (MODELS[0].build)(&mut Init::new(&device, 5));
     let mut state = State::new(&net, 0.0);
     let weights: Vec<usize> =
         (0..state.params.len()).filter(|&row| state.params.role[row] == Role::Weight).collect();
@@ -35,10 +45,13 @@ fn open_weights_do_not_round_to_zero() {
     let masks: Vec<_> = weights.iter().map(|&row| (row, Some(half(row, &state)))).collect();
     net = state.set_masks(net, masks);
     (state.pass.quant, state.pass.norm) = (Quant::Observe, Norm::Frozen);
-    net.forward(Tensor::ones([2, 1, 28, 28], &device), &state.pass);
-    let zeros = |net: &lacuna_models::Network| {
+    net.outputs(Tensor::<4>::ones(dims, &device), &state.pass);
+    let zeros = |net: &Network| {
         let pass = Pass { quant: Quant::Frozen, norm: Norm::Frozen, ..Pass::default() };
-        let g = capture(&net.valid(), "x", [1, 1, 28, 28], &["y"], |m, x| m.forward(x, &pass)).unwrap();
+        let names = output_names(net);
+        let shape = [1, dims[1], dims[2], dims[3]];
+        let outputs = |m: &Network, x: Tensor<4>| m.outputs(x, &pass);
+        let g = capture(&net.valid(), "x", shape, &names, outputs).unwrap();
         let count = |&row: &usize| {
             let name = format!("{}_quantized", state.params.name[row]);
             let v = g.value_name.iter().find(|(_, n)| **n == name).unwrap().0;

@@ -1,95 +1,163 @@
-//! A small member of every family, all of four classes, and values to feed them.
+//! A small member of every kind of network, all of four classes, and values to feed them.
 #![allow(dead_code)]
 
-use lacuna_models::bert::{Bert, BertSize};
-use lacuna_models::distilbert::DistilBert;
-use lacuna_models::efficientnet::{EfficientNet, EfficientNetSize};
-use lacuna_models::efficientnet_b::{EfficientNetB, EfficientNetBSize};
-use lacuna_models::mobilenet::{MobileNet, MobileNetSize};
-use lacuna_models::mobilenet_v2::{MobileNetV2, MobileNetV2Size};
-use lacuna_models::mobilenet_v3::{LARGE, MobileNetV3, MobileNetV3Size, SMALL};
-use lacuna_models::resnet::{BOTTLENECK, BlockKind, ResNet, ResNetSize, Stem};
-use lacuna_models::roberta::Roberta;
-use lacuna_models::ssd::{Extra, Ssd, SsdMobileNet, SsdMobileNetSize, SsdResNet, SsdResNetSize};
-use lacuna_models::ssdlite::{SsdLite, SsdLiteSize};
-use lacuna_models::text::PURPOSES;
-use lacuna_models::yolact::{Stages, Yolact, YolactSize};
-use lacuna_models::yolo::{V3_SPP, V3_TINY, V5, V8, Yolo, YoloSize};
-use lacuna_models::{Network, Output};
+use burn::tensor::Device;
+use lacuna_models::bert::{BERT_SIZES, Bert, BertSize};
+use lacuna_models::distilbert::{DISTILBERT_SIZES, DistilBert};
+use lacuna_models::efficientnet::{EFFICIENTNET_SIZES, EfficientNet};
+use lacuna_models::efficientnet_b::{EFFICIENTNET_B_SIZES, EfficientNetB};
+use lacuna_models::mobilenet::{MOBILENET_SIZES, MobileNet};
+use lacuna_models::mobilenet_v2::{MOBILENET_V2_SIZES, MobileNetV2};
+use lacuna_models::mobilenet_v3::{MOBILENET_V3_SIZES, MobileNetV3};
+use lacuna_models::resnet::{BlockKind, RESNET_SIZES, ResNet};
+use lacuna_models::roberta::{ROBERTA_SIZES, Roberta};
+use lacuna_models::ssd::{Extra, SSD_MOBILENET_SIZES, SSD_RESNET_SIZES, Ssd, SsdMobileNet, SsdResNet};
+use lacuna_models::ssdlite::{SSDLITE_SIZES, SsdLite};
+use lacuna_models::text::{PURPOSES, Purpose};
+use lacuna_models::yolact::{Stages, YOLACT_SIZES, Yolact};
+use lacuna_models::yolo::{YOLO_SIZES, Yolo};
+use lacuna_models::yolo_layers::Masks;
+use lacuna_models::{MODELS, ModelRow, Network, Output};
 use lacuna_nn::layers::Init;
 use lacuna_nn::params::{ParamTable, update_each};
 
 pub const CLASSES: usize = 4;
 
-const fn resnet(name: &'static str, block: BlockKind, stages: &'static [(usize, usize)]) -> ResNetSize {
-    ResNetSize { name, in_channels: 3, classes: CLASSES, stem: Stem::ImageNet, block, stages }
-}
-
-const BOTTLENECKS: ResNetSize = resnet("bottlenecks", BOTTLENECK, &[(8, 1), (8, 2), (16, 1), (16, 1)]);
-const GROUPS: BlockKind = BlockKind::Bottleneck { groups: 4, group_width: 16 };
-const GROUPED: ResNetSize = resnet("groups", GROUPS, &[(8, 1), (16, 1)]);
-const MOBILENET: MobileNetSize = MobileNetSize { name: "quarter", classes: CLASSES, width_percent: 25 };
-const MOBILENET_V2: MobileNetV2Size = MobileNetV2Size { name: "half", classes: CLASSES, width: 0.5 };
-const MOBILENET_V3: [MobileNetV3Size; 2] = [
-    MobileNetV3Size { name: "small", classes: CLASSES, width: 0.25, blocks: SMALL, hidden: 32 },
-    MobileNetV3Size { name: "large", classes: CLASSES, width: 0.25, blocks: LARGE, hidden: 32 },
-];
-const EFFICIENTNET: EfficientNetSize =
-    EfficientNetSize { name: "narrow", classes: CLASSES, image: 32, width: 0.3, depth: 0.5 };
-const EFFICIENTNET_B: EfficientNetBSize =
-    EfficientNetBSize { name: "narrow", classes: CLASSES, image: 32, width: 0.25, depth: 0.5, large: false };
 pub const BERT: BertSize =
     BertSize { name: "two layers", classes: CLASSES, layers: 2, width: 32, heads: 4, inner: 64 };
 
-const YOLO: [YoloSize; 4] = [
-    YoloSize { name: "v5", classes: CLASSES, plan: &V5, depth: 0.33, width: 0.125, most: 1024 },
-    YoloSize { name: "v3", classes: CLASSES, plan: &V3_SPP, depth: 0.125, width: 0.03125, most: 1024 },
-    YoloSize { name: "v8", classes: CLASSES, plan: &V8, depth: 0.33, width: 0.125, most: 1024 },
-    YoloSize { name: "tiny", classes: CLASSES, plan: &V3_TINY, depth: 1.0, width: 0.0625, most: 1024 },
-];
-
-const SSD_RESNET: SsdResNetSize = SsdResNetSize {
-    name: "small",
-    classes: CLASSES,
-    stages: [(8, 1), (8, 1), (16, 2)],
-    extras: &[Extra(8, 16, true), Extra(8, 16, false)],
-    per_cell: &[4, 6, 4],
-};
-const SSD_MOBILENET: SsdMobileNetSize =
-    SsdMobileNetSize { name: "eighth", classes: CLASSES, width_percent: 13, padded: false };
-const SSDLITE: SsdLiteSize = SsdLiteSize { name: "quarter", classes: CLASSES, width: 0.25 };
-const YOLACT: [YolactSize; 2] = [
-    yolact("resnet", Stages::ResNet(&[(8, 1), (8, 1), (8, 2), (16, 1)])),
-    yolact("darknet", Stages::DarkNet(&[(4, 1), (4, 1), (8, 2), (8, 1), (16, 1)])),
-];
-
-const fn yolact(name: &'static str, stages: Stages) -> YolactSize {
-    YolactSize { name, classes: CLASSES, stages, channels: 16, masks: 4 }
+/// A small member of every kind of network that there is among the rows of [`MODELS`], all of four classes: the rows with fewer
+/// and narrower layers, each kind once. Names are those of the first row of a kind; `cut` has thresholds behind its ReLUs. Each
+/// has first values of its own, which no other row changes.
+pub fn all(device: &Device, seed: u64) -> Vec<(String, Network)> {
+    let (mut kinds, mut nets) = (Vec::new(), Vec::new());
+    for row in MODELS {
+        let init = || Init::new(device, seed);
+        let Some((kind, net)) = small(row, &kinds, &mut init()) else { continue };
+        if ["resnet50", "mobilenet_v2"].contains(&row.name) {
+            nets.extend(small(row, &[], &mut init()).map(|(_, net)| (format!("{} cut", row.name), cut(net))));
+        }
+        nets.push((row.name.to_owned(), net));
+        kinds.push(kind);
+    }
+    println!("{} rows are {} kinds of networks", MODELS.len(), kinds.len());
+    nets
 }
 
-/// Networks that take images of three channels.
-pub fn of_images(init: &mut Init) -> Vec<(&'static str, Network)> {
-    vec![
-        ("ResNet", Network::ResNet(ResNet::new(&BOTTLENECKS, init))),
-        ("ResNet with thresholds", cut(Network::ResNet(ResNet::new(&BOTTLENECKS, init)))),
-        ("ResNeXt", Network::ResNet(ResNet::new(&GROUPED, init))),
-        ("MobileNet", Network::MobileNet(MobileNet::new(&MOBILENET, init))),
-        ("MobileNetV2", Network::MobileNetV2(MobileNetV2::new(&MOBILENET_V2, init))),
-        ("MobileNetV2 with thresholds", cut(Network::MobileNetV2(MobileNetV2::new(&MOBILENET_V2, init)))),
-        ("MobileNetV3 small", Network::MobileNetV3(MobileNetV3::new(&MOBILENET_V3[0], init))),
-        ("MobileNetV3 large", Network::MobileNetV3(MobileNetV3::new(&MOBILENET_V3[1], init))),
-        ("EfficientNet-Lite", Network::EfficientNet(EfficientNet::new(&EFFICIENTNET, init))),
-        ("EfficientNet-B", Network::EfficientNetB(EfficientNetB::new(&EFFICIENTNET_B, init))),
-        ("YOLOv5", Network::Yolo(Yolo::new(&YOLO[0], init))),
-        ("YOLOv3-SPP", Network::Yolo(Yolo::new(&YOLO[1], init))),
-        ("YOLOv8", Network::Yolo(Yolo::new(&YOLO[2], init))),
-        ("YOLOv3-tiny", Network::Yolo(Yolo::new(&YOLO[3], init))),
-        ("SSD on ResNet", Network::Ssd(Ssd::ResNet(SsdResNet::new(&SSD_RESNET, init)))),
-        ("SSD on MobileNet", Network::Ssd(Ssd::MobileNet(SsdMobileNet::new(&SSD_MOBILENET, init)))),
-        ("SSDLite", Network::Ssd(Ssd::Lite(SsdLite::new(&SSDLITE, init)))),
-        ("YOLACT on ResNet", Network::Yolact(Yolact::new(&YOLACT[0], init))),
-        ("YOLACT on DarkNet", Network::Yolact(Yolact::new(&YOLACT[1], init))),
-    ]
+/// A row made small: what it is then, and the network; nothing if that is among the `known`.
+///
+/// # Panics
+/// If it is of no family that is known here.
+fn small(row: &ModelRow, known: &[String], init: &mut Init) -> Option<(String, Network)> {
+    // The size that a row was made of, with other values in some of its fields.
+    macro_rules! try_family {
+        ($sizes:ident, $build:expr, |$size:ident| $($field:ident: $value:expr),*) => {
+            if let Some($size) = $sizes.iter().find(|size| size.name == row.name) {
+                let size = { let mut size = *$size; $(size.$field = $value;)* size.classes = CLASSES; size.name = ""; size };
+                let kind = format!("{size:?}");
+                return (!known.contains(&kind)).then(|| (kind, $build(&size, init)));
+            }
+        };
+    }
+    // Blocks of two filters or groups, of as many stages; the second stage keeps two.
+    let stages = |stages: &[(usize, usize)]| -> &'static [(usize, usize)] {
+        let small = |i: usize| (if i < 2 { 8 } else { 16 }, if i == 1 { 2 } else { 1 });
+        let small: Box<[(usize, usize)]> = (0..stages.len()).map(small).collect();
+        Box::leak(small)
+    };
+    try_family!(
+        RESNET_SIZES,
+        |size, init| Network::ResNet(ResNet::new(size, init)),
+        |size| stages: stages(size.stages), block: match size.block {
+            BlockKind::Bottleneck { groups: 2.., .. } => BlockKind::Bottleneck { groups: 4, group_width: 16 },
+            block => block,
+        }
+    );
+    try_family!(
+        MOBILENET_SIZES,
+        |size, init| Network::MobileNet(MobileNet::new(size, init)),
+        |size| width_percent: 25
+    );
+    try_family!(
+        MOBILENET_V2_SIZES,
+        |size, init| Network::MobileNetV2(MobileNetV2::new(size, init)),
+        |size| width: 0.5
+    );
+    try_family!(
+        MOBILENET_V3_SIZES,
+        |size, init| Network::MobileNetV3(MobileNetV3::new(size, init)),
+        |size| width: 0.25, hidden: 32
+    );
+    try_family!(
+        EFFICIENTNET_SIZES,
+        |size, init| Network::EfficientNet(EfficientNet::new(size, init)),
+        |size| image: 32, width: 0.3, depth: 0.5
+    );
+    try_family!(
+        EFFICIENTNET_B_SIZES,
+        |size, init| Network::EfficientNetB(EfficientNetB::new(size, init)),
+        |size| image: 32, width: 0.25, depth: 0.5
+    );
+    try_family!(
+        YOLO_SIZES,
+        |size, init| Network::Yolo(Yolo::new(size, init)),
+        |size| most: 1024,
+        // Of v3 the widest layer has 1024 channels behind few that repeat, of its tiny size no layer repeats.
+        width: match size.plan.rows.len() {
+            28 => 0.03125,
+            20 => 0.0625,
+            _ => 0.125,
+        },
+        depth: if size.plan.rows.len() == 28 { 0.125 } else { 0.33 },
+        masks: size.masks.map(|_| Masks { count: 4, channels: 64 })
+    );
+    try_family!(
+        SSD_RESNET_SIZES,
+        |size, init| Network::Ssd(Ssd::ResNet(SsdResNet::new(size, init))),
+        |size| stages: [(8, 1), (8, 1), (16, 2)],
+        extras: &[Extra(8, 16, true), Extra(8, 16, false)],
+        per_cell: &[4, 6, 4]
+    );
+    try_family!(
+        SSD_MOBILENET_SIZES,
+        |size, init| Network::Ssd(Ssd::MobileNet(SsdMobileNet::new(size, init))),
+        // How pictures are framed is no part of the network.
+        |size| width_percent: 13, padded: false
+    );
+    try_family!(
+        SSDLITE_SIZES,
+        |size, init| Network::Ssd(Ssd::Lite(SsdLite::new(size, init))),
+        |size| width: 0.25
+    );
+    try_family!(
+        YOLACT_SIZES,
+        |size, init| Network::Yolact(Yolact::new(size, init)),
+        |size| channels: 16, masks: 4, stages: match size.stages {
+            Stages::ResNet(_) => Stages::ResNet(&[(8, 1), (8, 1), (8, 2), (16, 1)]),
+            Stages::DarkNet(_) => Stages::DarkNet(&[(4, 1), (4, 1), (8, 2), (8, 1), (16, 1)]),
+        }
+    );
+    for purpose in PURPOSES.map(|of| of.purpose) {
+        let is = |sizes: &[BertSize]| {
+            sizes.iter().any(|size| format!("{}{}", size.name, purpose.row().suffix) == row.name)
+        };
+        let families: [(&str, &[BertSize], fn(&BertSize, Purpose, &mut Init) -> Network); 3] = [
+            ("BERT", BERT_SIZES, |size, purpose, init| Network::Bert(Bert::new(size, purpose, init))),
+            ("DistilBERT", DISTILBERT_SIZES, |size, purpose, init| {
+                Network::DistilBert(DistilBert::new(size, purpose, init))
+            }),
+            ("RoBERTa", ROBERTA_SIZES, |size, purpose, init| {
+                Network::Roberta(Roberta::new(size, purpose, init))
+            }),
+        ];
+        for (family, sizes, build) in families {
+            if is(sizes) {
+                let kind = format!("{family} {purpose:?}");
+                return (!known.contains(&kind)).then(|| (kind, build(&BERT, purpose, init)));
+            }
+        }
+    }
+    panic!("no small member of the family of '{}': add it here", row.name)
 }
 
 /// A network whose ReLUs cut off what is not above 0.1.
@@ -113,25 +181,21 @@ pub fn image_size(net: &Network) -> [usize; 2] {
     }
 }
 
-/// Networks that take tokens: every family for every purpose.
-pub fn of_tokens(init: &mut Init) -> Vec<(&'static str, Network)> {
-    let mut all = Vec::new();
-    for purpose in PURPOSES.map(|row| row.purpose) {
-        all.push(("BERT", Network::Bert(Bert::new(&BERT, purpose, init))));
-        all.push(("DistilBERT", Network::DistilBert(DistilBert::new(&BERT, purpose, init))));
-        all.push(("RoBERTa", Network::Roberta(Roberta::new(&BERT, purpose, init))));
-    }
-    all
-}
-
 pub fn takes_tokens(net: &Network) -> bool {
     matches!(net, Network::Bert(_) | Network::DistilBert(_) | Network::Roberta(_))
 }
 
-pub fn all(init: &mut Init) -> Vec<(&'static str, Network)> {
-    let mut all = of_images(init);
-    all.extend(of_tokens(init));
-    all
+/// Networks that take tokens: every family for every purpose.
+pub fn of_tokens(device: &Device, seed: u64) -> Vec<(String, Network)> {
+    all(device, seed).into_iter().filter(|(_, net)| takes_tokens(net)).collect()
+}
+
+/// Channels of the images that a network takes.
+pub fn channels(net: &Network) -> usize {
+    match net {
+        Network::ResNet(net) => net.conv1.weight.dims()[1],
+        _ => 3,
+    }
 }
 
 /// Ids and mask of `n` sequences; sequence `i` has `3 + i % 4` tokens, and `filler` behind them.
