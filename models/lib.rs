@@ -203,11 +203,6 @@ pub enum Task {
 }
 
 impl Task {
-    /// Whether boxes are found.
-    pub fn finds_boxes(self) -> bool {
-        matches!(self, Task::ObjectDetection | Task::InstanceSegmentation)
-    }
-
     pub fn name(self) -> &'static str {
         match self {
             Task::ImageClassification => "image_classification",

@@ -762,6 +762,25 @@ fn a_damaged_run_folder_is_named() {
 }
 
 #[test]
+fn weights_are_found_by_the_name_of_their_hub() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = dir.path().join("models--shared--run/snapshots/main");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::copy(shared().path("whole/train/weights/last.safetensors"), snapshot.join("model.safetensors"))
+        .unwrap();
+    let output = dir.path().join("model.onnx");
+    let export = |name: &str| {
+        let mut export = command(&["export", name, "-o", str_of(&output)]);
+        export.env("HF_HUB_CACHE", dir.path()).output().unwrap()
+    };
+    let out = export("hf:shared/run");
+    assert!(out.status.success() && output.is_file(), "{}", text(&out.stderr));
+    let out = export("hf:shared/other");
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("downloads nothing"), "{}", text(&out.stderr));
+}
+
+#[test]
 fn the_second_device_trains() {
     let shared = shared();
     let [data, recipe, project] = ["data", "recipe.yaml", "ndarray"].map(|name| shared.path(name));

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
 pub struct Export {
-    /// Run folder, or a file of weights: of a run, or published (.safetensors, or PyTorch's .pth, .pt, .bin)
+    /// Run folder, or a file of weights: of a run, or published (.safetensors, or PyTorch's .pth, .pt, .bin; or hf:OWNER/NAME)
     #[arg(value_name = "RUN|WEIGHTS")]
     path: PathBuf,
-    /// File to write, ONNX or .lacuna [default: model.onnx in the run folder, or beside the weights]
+    /// File to write, ONNX or .lacuna [default: model.onnx in the run folder, or beside the weights; here for hf: names]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Which weights of a run folder
@@ -35,6 +35,7 @@ pub fn run(options: Export) -> Result<()> {
     }
     let output = options.output.unwrap_or_else(|| match options.path.is_dir() {
         true => options.path.join("model.onnx"),
+        false if !options.path.exists() => PathBuf::from("model.onnx"),
         false => options.path.with_extension("onnx"),
     });
     let from = model.path().display().to_string();

@@ -69,8 +69,14 @@ pub enum Model {
     },
 }
 
+/// The file that `hf:OWNER/NAME` stands for; other paths as they are.
+pub fn find(path: &Path) -> Result<PathBuf> {
+    Ok(lacuna_weights::hub::find(path, &|address| crate::term::note("download", address))?)
+}
+
 /// Opens a MODEL. `model` names the architecture where the file does not.
 pub fn open(path: &Path, name: WeightsName, model: Option<&str>) -> Result<Model> {
+    let path = &find(path)?;
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     match extension.as_str() {
         _ if path.is_dir() => open_run(path, name, model),

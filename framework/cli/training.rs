@@ -376,11 +376,10 @@ pub struct Job {
 /// `command` is the command line, for `command.txt`.
 pub fn start(mut args: RunArgs, place: &Place, command: &[String]) -> Result<Job> {
     for path in [&mut args.data, &mut args.weights, &mut args.tokenizer].into_iter().flatten() {
-        // The run may be resumed from another folder.
-        *path = path.canonicalize().map_err(|e| Failure::io(path, e))?;
+        *path = kept(path)?;
     }
     if let Some(file) = teacher_file(&args) {
-        args.teacher = Some(file.canonicalize().map_err(|e| Failure::io(&file, e))?.display().to_string());
+        args.teacher = Some(kept(&file)?.display().to_string());
     }
     let recipe = compatible(load_recipe(&args.recipe, &args.recipe_args)?, args.compat);
     let (row, set) = open(&args, &recipe, None)?;
@@ -411,6 +410,14 @@ pub fn resume(folder: &Path) -> Result<Job> {
     let recipe = compatible(recipe, args.compat);
     let (row, set) = open(&args, &recipe, Some(&folder.path))?;
     Ok(job(args, row, recipe, set, folder, true))
+}
+
+/// A file or folder under a name that holds in other folders, from which the run may be resumed. (Links stay: they have
+/// the extension and the neighbours that count.)
+fn kept(path: &Path) -> Result<PathBuf> {
+    let path = crate::model_file::find(path)?;
+    path.metadata().map_err(|e| Failure::io(&path, e))?;
+    std::path::absolute(&path).map_err(|e| Failure::io(&path, e))
 }
 
 /// Copies the vocabulary, and what is said about it, into the folder of a run: its weights are of no use without.

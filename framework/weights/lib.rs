@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod element;
+pub mod hub;
 mod pickle;
 mod safetensors;
 mod tfjs;

@@ -141,7 +141,8 @@ fn small(row: &ModelRow, known: &[String], init: &mut Init) -> Option<(String, N
         let is = |sizes: &[BertSize]| {
             sizes.iter().any(|size| format!("{}{}", size.name, purpose.row().suffix) == row.name)
         };
-        let families: [(&str, &[BertSize], fn(&BertSize, Purpose, &mut Init) -> Network); 3] = [
+        type Build = fn(&BertSize, Purpose, &mut Init) -> Network;
+        let families: [(&str, &[BertSize], Build); 3] = [
             ("BERT", BERT_SIZES, |size, purpose, init| Network::Bert(Bert::new(size, purpose, init))),
             ("DistilBERT", DISTILBERT_SIZES, |size, purpose, init| {
                 Network::DistilBert(DistilBert::new(size, purpose, init))
