@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! format "D16f" or "D64f", data: panels of 16 or 64 channels, see [`Panels`]; its table counts elements
-//! step: 1, [vectors][16 lanes] f32
+//! step: 1, [vectors][8 or 16 lanes] f32
 //! ```
 
 use super::packed::{LANES, Panels, expect, read};
@@ -25,6 +25,8 @@ const FEW: usize = 120;
 /// Channels of a panel, what the format is called, and how products are cut.
 struct Format {
     panel: usize,
+    /// Those of the last panel are a multiple of this.
+    lanes: usize,
     name: &'static [u8; 4],
     /// Elements of x that pixels of a block have: they are read again for every panel, from the second-level cache.
     block: usize,
@@ -34,8 +36,9 @@ struct Format {
 }
 
 /// Panels are narrow, so that x is read four times as often as with AVX-512.
-const AVX2: Format = Format { panel: 16, name: b"D16f", block: 48 << 10, steps: 160 };
-const AVX512: Format = Format { panel: 64, name: b"D64f", block: usize::MAX, steps: usize::MAX };
+const AVX2: Format = Format { panel: 16, lanes: 8, name: b"D16f", block: 48 << 10, steps: 160 };
+const AVX512: Format =
+    Format { panel: 64, lanes: LANES, name: b"D64f", block: usize::MAX, steps: usize::MAX };
 
 pub(super) fn pack_avx2(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     pack(&AVX2, weights, g)
@@ -47,7 +50,7 @@ pub(super) fn pack_avx512(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
 
 fn pack(format: &Format, weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     expect(KernelType::F32, weights);
-    let mut panels = Panels::new(g, 1, 1);
+    let mut panels = Panels { lanes: format.lanes, ..Panels::new(g, 1, 1) };
     // Long runs in parts of one length: their weights lie in the same order.
     let parts = (1..=panels.run_len / 32)
         .find(|&n| panels.run_len.is_multiple_of(n) && panels.run_len / n <= format.steps);
@@ -122,7 +125,7 @@ unsafe fn run_tile(
         });
         for first in tile.ocs.clone().step_by(format.panel) {
             let first = first as usize;
-            let lanes = (g.oc as usize - first).next_multiple_of(LANES).min(format.panel);
+            let lanes = (g.oc as usize - first).next_multiple_of(format.lanes).min(format.panel);
             let columns = lanes.min(tile.ocs.end as usize - first);
             let panel = &data[first * steps..][..lanes * steps];
             // For few pixels weights take longer to arrive than to be multiplied: runs whose weights fit the second-level

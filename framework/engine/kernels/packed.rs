@@ -104,7 +104,7 @@ pub(crate) fn count_nonzeros(w: &[i8]) -> u64 {
 ///
 /// ```text
 /// table: byte offset in x of every run        args: steps per run, bytes of a step of one 16-channel vector
-/// data:  for each panel, for each run, for each step: [vectors of the panel][16 lanes][unit elements]
+/// data:  for each panel, for each run, for each step: [vectors of the panel][lanes][unit elements]
 /// ```
 /// A run is a stretch of x that one output reads without a gap: the kx taps of one ky where pixels lie back to
 /// back, otherwise one tap. It is `unit` elements a step, the last step filled up with zero weights. The last
@@ -115,6 +115,8 @@ pub(super) struct Panels {
     pub run_len: usize,
     pub steps_per_run: usize,
     pub unit: usize,
+    /// Channels of the last panel are a multiple of this.
+    pub lanes: usize,
 }
 
 impl Panels {
@@ -128,7 +130,7 @@ impl Panels {
             .flat_map(|ky| (0..kxs).map(move |kx| (ky, kx)))
             .map(|(ky, kx)| (g.tap_at(ky, kx) * x_size) as u32)
             .collect();
-        Panels { table, run_len, steps_per_run: run_len.div_ceil(unit), unit }
+        Panels { table, run_len, steps_per_run: run_len.div_ceil(unit), unit, lanes: LANES }
     }
 
     pub fn steps(&self) -> usize {
@@ -140,7 +142,7 @@ impl Panels {
         let (oc, depth, steps) = (g.oc as usize, g.depth(), self.steps());
         for o in 0..oc {
             let first = o / width * width;
-            let lanes = width.min((oc - first).next_multiple_of(LANES));
+            let lanes = width.min((oc - first).next_multiple_of(self.lanes));
             let mut slot = first * steps * self.unit + (o - first) * self.unit;
             let mut element = o * depth;
             for _ in 0..self.table.len() {
@@ -165,7 +167,7 @@ impl Panels {
         width: usize,
         place: impl Fn(usize) -> usize,
     ) -> Packed {
-        let slots = self.steps() * self.unit * (g.oc as usize).next_multiple_of(LANES);
+        let slots = self.steps() * self.unit * (g.oc as usize).next_multiple_of(self.lanes);
         let args = [self.steps_per_run as u32, 0, 0, 0];
         let mut packed = write(format, weights, g, (args, &self.table), slots * N, |data| {
             self.for_each(g, width, |_, element, slot| {

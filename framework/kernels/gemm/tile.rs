@@ -9,7 +9,7 @@
 //! c[row.c + j] = clamp(sum + residual)
 //! ```
 //! AVX-512 tiles are 6 x 64, 8 x 48, 12 x 32 or 12 x 16: 24 sums, the vectors of a row of `b` and a broadcast fit 32
-//! registers. AVX2 tiles are 6 x 16, portable ones 4 x 16.
+//! registers. AVX2 tiles are 6 x 16, and 12 x 8 for products of so few columns; portable ones are 4 x 16.
 
 use crate::isa::Isa;
 
@@ -83,6 +83,8 @@ pub unsafe fn run(isa: Isa, product: &Product<'_>, rows: &[Row]) {
     let most = match isa {
         Isa::Portable => portable::MOST,
         #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 if product.columns <= 8 => avx2::NARROW.len(),
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::TILES.len(),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512::TILES[vectors - 1].len(),
@@ -94,7 +96,9 @@ pub unsafe fn run(isa: Isa, product: &Product<'_>, rows: &[Row]) {
     let mut product = *product;
     #[cfg(target_arch = "x86_64")]
     let avx2 = match (product.columns, product.a_step, product.b_step) {
-        (16, 1, 16) => &avx2::WHOLE,
+        (16, 1, 16) => &avx2::WHOLE[..],
+        (8, ..) => &avx2::NARROW,
+        (..8, ..) => &avx2::NARROWER,
         _ => &avx2::TILES,
     };
     while !rest.is_empty() {
@@ -252,6 +256,76 @@ mod avx2 {
                 let c = s.c.add((*rows.add(p)).c);
                 _mm256_storeu_ps(c, sums[p][0]);
                 _mm256_storeu_ps(c.add(8), sums[p][1]);
+            }
+        }
+    }
+
+    macro_rules! by_rows {
+        ($masked:literal: $($p:literal)*) => { [$(narrow::<$p, $masked>),*] };
+    }
+
+    /// The same for 8 columns: half as many sums a row, so twice as many rows.
+    pub const NARROW: [Tile; 12] = by_rows!(false: 1 2 3 4 5 6 7 8 9 10 11 12);
+    /// For fewer.
+    pub const NARROWER: [Tile; 12] = by_rows!(true: 1 2 3 4 5 6 7 8 9 10 11 12);
+
+    /// # Safety
+    /// AVX2 and FMA; `P` rows and 8 columns, or fewer if `MASKED`; otherwise as of [`super::run`].
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn narrow<const P: usize, const MASKED: bool>(s: &Product<'_>, rows: *const Row) {
+        let lanes = mask(0, s.columns);
+        // SAFETY: the promise of `run`; the mask leaves out columns beyond the last.
+        unsafe {
+            let load = |at: *const f32| match MASKED {
+                true => _mm256_maskload_ps(at, lanes),
+                false => _mm256_loadu_ps(at),
+            };
+            let mut x_rows = [s.a; P];
+            let mut sums = [_mm256_setzero_ps(); P];
+            for p in 0..P {
+                let row = *rows.add(p);
+                x_rows[p] = s.a.add(row.a);
+                match s.first {
+                    First::Zero => {}
+                    First::Bias(bias) => sums[p] = load(bias),
+                    First::Sum => sums[p] = load(s.c.add(row.c)),
+                }
+            }
+            let mut b = s.b;
+            for &run in s.runs {
+                let mut at = run as usize;
+                for _ in 0..s.run_len {
+                    let w = load(b);
+                    for p in 0..P {
+                        sums[p] = _mm256_fmadd_ps(_mm256_set1_ps(*x_rows[p].add(at)), w, sums[p]);
+                    }
+                    at += s.a_step;
+                    b = b.wrapping_add(s.b_step);
+                }
+            }
+            if let Some(last) = s.last {
+                let (min, max) = (_mm256_set1_ps(last.min), _mm256_set1_ps(last.max));
+                let bias = last.bias.map_or(_mm256_setzero_ps(), load);
+                for p in 0..P {
+                    sums[p] = _mm256_add_ps(sums[p], bias);
+                    if let Some((residual, at)) = last.residual {
+                        sums[p] = _mm256_add_ps(sums[p], load(residual.add(at[p])));
+                    }
+                    // Bounds come first: these instructions return their second operand when one is NaN.
+                    sums[p] = _mm256_min_ps(max, _mm256_max_ps(min, sums[p]));
+                }
+            }
+            for p in 0..P {
+                let c = s.c.add((*rows.add(p)).c);
+                match MASKED {
+                    true => {
+                        // A store with a mask takes some twenty cycles on AMD's processors.
+                        let mut floats = [0.0f32; 8];
+                        _mm256_storeu_ps(floats.as_mut_ptr(), sums[p]);
+                        std::ptr::copy_nonoverlapping(floats.as_ptr(), c, s.columns);
+                    }
+                    false => _mm256_storeu_ps(c, sums[p]),
+                }
             }
         }
     }
