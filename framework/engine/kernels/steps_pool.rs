@@ -367,13 +367,20 @@ unsafe fn mean(s: &MeanStep, y: *mut u8, x: *const u8, part: usize, parts: usize
         unsafe {
             match s.int {
                 Some((zero, mult, out)) => {
-                    let sums =
-                        sum_pixels(s, x.add(x_at), len, 0i32, |a, x: u8| a.wrapping_add(x as i32 - zero));
+                    let add = |a: i32, x: u8| a.wrapping_add(x as i32 - zero);
+                    let sums = sum_pixels(s, x.add(x_at), len, 0i32, add, i32::wrapping_add);
                     let y = std::slice::from_raw_parts_mut(y.add(y_at), len);
                     y.iter_mut().zip(&sums).for_each(|(y, &a)| *y = requantize(a as f32 * mult, out));
                 }
                 None => {
-                    let sums = sum_pixels(s, x.cast::<f32>().add(x_at), len, 0.0f32, |a, x: f32| a + x);
+                    let sums = sum_pixels(
+                        s,
+                        x.cast::<f32>().add(x_at),
+                        len,
+                        0.0f32,
+                        |a, x: f32| a + x,
+                        |a, b| a + b,
+                    );
                     let y = std::slice::from_raw_parts_mut(y.cast::<f32>().add(y_at), len);
                     y.iter_mut().zip(&sums).for_each(|(y, &a)| *y = a / pixels as f32);
                 }
@@ -382,6 +389,7 @@ unsafe fn mean(s: &MeanStep, y: *mut u8, x: *const u8, part: usize, parts: usize
     });
 }
 
+/// Sums of lines are summed: errors of thousands of roundings in a row would show in the results of networks.
 #[inline(always)]
 unsafe fn sum_pixels<A: Copy, T: Copy>(
     s: &MeanStep,
@@ -389,15 +397,18 @@ unsafe fn sum_pixels<A: Copy, T: Copy>(
     len: usize,
     start: A,
     add: impl Fn(A, T) -> A,
+    join: impl Fn(A, A) -> A,
 ) -> [A; BLOCK] {
     let mut sums = [start; BLOCK];
     for iy in 0..s.x[1] {
+        let mut line = [start; BLOCK];
         for ix in 0..s.x[2] {
             // SAFETY: a pixel of the image at `x`, `len` channels of it.
             let x =
                 unsafe { std::slice::from_raw_parts(x.add(iy * s.x_strides[1] + ix * s.x_strides[2]), len) };
-            sums.iter_mut().zip(x).for_each(|(a, &x)| *a = add(*a, x));
+            line.iter_mut().zip(x).for_each(|(a, &x)| *a = add(*a, x));
         }
+        sums.iter_mut().zip(&line).for_each(|(a, &line)| *a = join(*a, line));
     }
     sums
 }
