@@ -178,7 +178,7 @@ impl Bound {
             false if g.const_bytes(v)?.len() > 8 * EVALUATED_ELEMENTS_MAX => None,
             false => g.const_tensor(v).map(Some),
         };
-        if matches!(row.kind, OpKind::Conv | OpKind::FusedConv | OpKind::QConv) {
+        if matches!(row.kind, OpKind::Conv | OpKind::FusedConv | OpKind::FusedConvTranspose | OpKind::QConv) {
             return None;
         }
         if g.inputs_of(op).iter().any(|&v| !v.is_none() && g.const_bytes(v).is_none()) {

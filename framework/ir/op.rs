@@ -619,6 +619,9 @@ ops! {
     DynamicCentred       Engine 1..=1    None     dynamic_centred integer::dynamic_centred;
     /// x `f32[N,H,W,C]`, w `f32[O,kh,kw,C/g]`, bias `f32[O]`, optional residual `f32[N,OH,OW,O]`.
     FusedConv            Engine 3..=4    FusedConv conv_nhwc      conv::fused_conv;
+    /// x `f32[N,H,W,C]`, w `f32[O,kh,kw,C]`, bias `f32[O]`: every pixel of x adds a kernel to the result, pads are cut off
+    /// it, and then comes the clamp. One group, dilations of 1.
+    FusedConvTranspose   Engine 3..=3    FusedConv conv_transpose_nhwc conv::fused_conv_transpose;
     /// x `u8[N,H,W,C]`, w `i8[O,kh,kw,C/g]`, bias `i32[O]`, mult `f32[O]`, optional residual `u8[N,OH,OW,O]`, optional
     /// table `u8[256]`.
     ///

@@ -22,6 +22,8 @@ mod matrix;
 mod pixels;
 #[path = "steps_pool.rs"]
 mod pool;
+#[path = "steps_recurrent.rs"]
+mod recurrent;
 #[path = "steps_rows.rs"]
 mod rows;
 #[path = "steps_turn.rs"]
@@ -31,6 +33,7 @@ pub use attention::{AttentionOperands, AttentionStep, QUERIES, run_attention};
 pub use matrix::{MatMulStep, ReduceKind, ReduceStep};
 pub use pixels::{PixelsStep, run_pixels};
 pub use pool::{MeanStep, PoolKind, PoolStep};
+pub use recurrent::{LstmStep, pack_recurrent, recurrent_panel, run_lstm};
 pub use rows::{GatherStep, NormOperands, NormStep, RowOperand, index_in, run_gather, run_norm};
 
 /// The most dimensions an index space keeps after neighbours that run on are merged.
@@ -218,6 +221,10 @@ pub enum MapOp {
     Gelu,
     /// As QuantizeU8, of `Silu`.
     QuantizeSilu,
+    /// f32 to bool.
+    IsNan,
+    /// Condition, two operands of four bytes an element.
+    Where4,
 }
 
 impl MapOp {
@@ -255,6 +262,8 @@ impl MapOp {
             MapOp::LeakyRelu(_) => "leaky_relu_f32",
             MapOp::Gelu => "gelu_f32",
             MapOp::QuantizeSilu => "quantize_silu_u8",
+            MapOp::IsNan => "is_nan_f32",
+            MapOp::Where4 => "where_32bit",
         }
     }
 }
@@ -424,6 +433,8 @@ unsafe fn map(s: &MapStep, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
             LeakyRelu(alpha) => m.unary(move |x: f32| if x < 0.0 { alpha * x } else { x }),
             Gelu => m.unary(gelu_value),
             QuantizeSilu => m.scaled(|x: f32, s, z: u8| quantize(silu_value(x), s, z as i32, 0, 255) as u8),
+            IsNan => m.unary(|x: f32| u8::from(x.is_nan())),
+            Where4 => m.select(),
             QLookup => {
                 let table = *p[2].cast::<[u8; 256]>();
                 m.unary(move |x: u8| table[x as usize])
@@ -461,9 +472,25 @@ unsafe fn map_in_place(op: MapOp, y: *mut f32, n: usize) {
     }
 }
 
+by_isa! {
+    /// Gives `n` elements a factor and an addend.
+    ///
+    /// # Safety
+    /// The processor has `isa`; the elements are nobody else's.
+    run_affine, affine_in_place, (y: *mut f32, n: usize, scale: f32, shift: f32)
+}
+
+#[inline(always)]
+unsafe fn affine_in_place(y: *mut f32, n: usize, scale: f32, shift: f32) {
+    // SAFETY: the caller's promise.
+    let y = unsafe { std::slice::from_raw_parts_mut(y, n) };
+    y.iter_mut().for_each(|y| *y = *y * scale + shift);
+}
+
 #[inline(always)]
 fn hard_swish_value(x: f32) -> f32 {
-    x * clamp_unit(x * (1.0 / 6.0) + 0.5)
+    // A factor of 1 / 6 would be off by the same part of every element, which sums do not average out.
+    x * clamp_unit(x / 6.0 + 0.5)
 }
 
 #[inline(always)]
@@ -533,10 +560,45 @@ impl Mapper<'_> {
                         let b = *b;
                         (0..n).for_each(|i| y[i] = f(a[i], b));
                     }
+                    (1, 0, 1) => {
+                        let y = std::slice::from_raw_parts_mut(y, n);
+                        let b = std::slice::from_raw_parts(b, n);
+                        let a = *a;
+                        (0..n).for_each(|i| y[i] = f(a, b[i]));
+                    }
                     _ => (0..n).for_each(|i| *y.add(i * sy) = f(*a.add(i * sa), *b.add(i * sb))),
                 }
             }
         });
+    }
+
+    /// Operands: a condition, what is taken where it holds, what is taken elsewhere.
+    #[inline(always)]
+    unsafe fn select(&self) {
+        let [sy, sc, sa, sb] = [0, 1, 2, 3].map(|a| self.stride(a));
+        let (y, c) = (self.p[0].cast::<u32>(), self.p[1]);
+        let (a, b) = (self.p[2].cast::<u32>(), self.p[3].cast::<u32>());
+        for (at, n) in self.nd.runs(self.part, self.parts) {
+            // SAFETY: the index space addresses only elements of the operands (`run_map`).
+            unsafe {
+                let (y, c, a, b) = (y.add(at[0]), c.add(at[1]), a.add(at[2]), b.add(at[3]));
+                match (sy, sc, sa, sb) {
+                    (1, 1, 0, 1) => {
+                        let (y, c) = (std::slice::from_raw_parts_mut(y, n), std::slice::from_raw_parts(c, n));
+                        let (a, b) = (*a, std::slice::from_raw_parts(b, n));
+                        for i in 0..n {
+                            y[i] = if c[i] != 0 { a } else { b[i] };
+                        }
+                    }
+                    _ => {
+                        for i in 0..n {
+                            let from = if *c.add(i * sc) != 0 { a.add(i * sa) } else { b.add(i * sb) };
+                            *y.add(i * sy) = *from;
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// Operands x, scale, zero point.

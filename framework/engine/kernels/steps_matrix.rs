@@ -15,6 +15,7 @@ mod tile {
 pub enum ReduceKind {
     /// One result per outer index: the mean of the inner ones.
     Mean,
+    Sum,
     /// As many results as inputs: softmax over the inner index.
     Softmax,
 }
@@ -23,6 +24,7 @@ impl ReduceKind {
     pub fn name(self) -> &'static str {
         match self {
             ReduceKind::Mean => "mean_f32",
+            ReduceKind::Sum => "sum_f32",
             ReduceKind::Softmax => "softmax_f32",
         }
     }
@@ -47,25 +49,27 @@ unsafe fn reduce(s: &ReduceStep, y: *mut f32, x: *const f32, part: usize, parts:
     let (so, si) = (&s.outer, &s.inner);
     let outer_strides = [so.strides[0][so.rank - 1], so.strides[1][so.rank - 1]];
     let inner_strides = [si.strides[0][si.rank - 1], si.strides[1][si.rank - 1]];
-    so.each(part, parts, |at, n| {
+    // Not `Nd::each`: its closure would be compiled for any processor, where a fused multiplication is a call.
+    for (at, n) in so.runs(part, parts) {
         for i in 0..n {
             // SAFETY: outer plus inner indices address elements of y and x (`super::run_reduce`).
             unsafe {
                 let y = y.add(at[0] + i * outer_strides[0]);
                 let x = x.add(at[1] + i * outer_strides[1]);
                 match s.kind {
-                    ReduceKind::Mean => {
+                    ReduceKind::Mean | ReduceKind::Sum => {
                         let mut sum = 0.0f32;
-                        si.each(0, 1, |at, n| {
+                        for (at, n) in si.runs(0, 1) {
                             (0..n).for_each(|j| sum += *x.add(at[1] + j * inner_strides[1]));
-                        });
-                        *y = sum / si.elements() as f32;
+                        }
+                        let count = if s.kind == ReduceKind::Mean { si.elements() as f32 } else { 1.0 };
+                        *y = sum / count;
                     }
                     ReduceKind::Softmax => softmax(y, x, si.elements(), inner_strides),
                 }
             }
         }
-    });
+    }
 }
 
 /// `exp(x - max) / Σ exp(x - max)` over `n` elements.

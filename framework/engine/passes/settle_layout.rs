@@ -43,6 +43,7 @@ fn settle(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
         Add | Sub | Mul | Div | QAdd | QMul => sink_pair(g, op),
         Concat => sink_concat(g, op),
         Slice => sink_slice(g, op),
+        Split => sink_split(g, op),
         Flatten | Reshape => see_through(g, op),
         _ => Ok(false),
     }
@@ -185,6 +186,30 @@ fn sink_slice(g: &mut Graph, op: OpId) -> Result<bool> {
     inputs[0] = x;
     inputs[3] = constant(g, &format!("{name}/axes"), &Tensor::from_i64(&[nhwc.len()], nhwc));
     finish(g, op, g.op_attr[op], &inputs)
+}
+
+/// A split of a transposed value is one of the value, with a transpose behind each part.
+fn sink_split(g: &mut Graph, op: OpId) -> Result<bool> {
+    let mut inputs = g.inputs_of(op).to_vec();
+    let (Attr::Params(params), Ok([axis])) = (g.op_attr[op], g.op_attr[op].numbers()) else {
+        return Ok(false);
+    };
+    let Some(x) = nhwc_of(g, inputs[0]) else { return Ok(false) };
+    inputs[0] = x;
+    let nchw = i64::from(axis.int().rem_euclid(4));
+    let nhwc = TO_NHWC.iter().position(|&a| a == nchw).expect("an axis of four");
+    let attr = Attr::Params(params.with(OpKind::Split, "axis", nhwc as i32));
+    let (name, number, old) = (g.op_name[op].clone(), g.value_name.len(), g.outputs_of(op).to_vec());
+    let names: Vec<String> = (0..old.len()).map(|i| format!("{name}:{}", number + i)).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let split = g.insert_op(OpKind::Split, attr, &name, &inputs, &names)?;
+    let position = g.order.iter().position(|&o| o == op).expect("the op is in the order");
+    g.order.insert(position, split);
+    for (old, part) in old.into_iter().zip(g.outputs_of(split).to_vec()) {
+        let y = transpose_before(g, op, part, &TO_NCHW)?;
+        g.replace_uses(old, y);
+    }
+    Ok(true)
 }
 
 /// `op` on `inputs`, then `to NCHW`, in place of `op`.

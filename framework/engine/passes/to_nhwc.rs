@@ -5,7 +5,7 @@ use super::lower_qdq::{pool_nhwc, resize_nhwc};
 use super::rewrite::*;
 use crate::error::Result;
 use crate::target::Target;
-use lacuna_ir::op::FusedConvAttr;
+use lacuna_ir::op::{ConvAttr, FusedConvAttr, SpatialAttr, Window};
 use lacuna_ir::{Attr, DType, Graph, OpId, OpKind, Tensor, Uses, ValueId};
 
 pub fn to_nhwc(g: &mut Graph, _: &Target) -> Result<usize> {
@@ -18,6 +18,7 @@ pub fn to_nhwc(g: &mut Graph, _: &Target) -> Result<usize> {
         }
         let changed = match (g.op_kind[op], g.op_attr[op]) {
             (OpKind::Conv, _) => fuse_conv(g, &uses, op)?,
+            (OpKind::ConvTranspose, _) => fuse_conv_transpose(g, &uses, op)?,
             (OpKind::BatchNormalization, _) => affine(g, op)?,
             (OpKind::MaxPool, Attr::Pool(attr)) => {
                 replace(g, op, |g, x| pool_nhwc(g, op, OpKind::MaxPoolNhwc, attr, x))?
@@ -91,7 +92,7 @@ fn fuse_conv(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
             None => return Ok(false),
         },
     };
-    let (last, residual, clip) = fusable_tail(g, uses, op);
+    let (last, residual, clip) = fusable_tail(g, uses, op, true);
     let name = g.op_name[op].clone();
     let mut inputs = vec![
         transpose_before(g, last, x, &TO_NHWC)?,
@@ -114,13 +115,62 @@ fn fuse_conv(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
     Ok(true)
 }
 
-/// The last op that can run inside the convolution `op`, the residual and the clamp.
-fn fusable_tail(g: &Graph, uses: &Uses, op: OpId) -> (OpId, Option<ValueId>, lacuna_ir::op::ClipAttr) {
+/// `ConvTranspose [-> Relu|Clip]` of images becomes one `FusedConvTranspose`, if it has one group and no dilation.
+fn fuse_conv_transpose(g: &mut Graph, uses: &Uses, op: OpId) -> Result<bool> {
+    let Attr::Spatial(a) = g.op_attr[op] else { return Ok(false) };
+    let inputs = g.inputs_of(op).to_vec();
+    let (Some(window), Some(w)) = (spread_window(&a), g.const_f32(inputs[1])) else { return Ok(false) };
+    let Some([c, o, kh, kw]) = g.fixed_shape(inputs[1]).and_then(|dims| <[usize; 4]>::try_from(dims).ok())
+    else {
+        return Ok(false);
+    };
+    let bias = match g.input_of(op, 2) {
+        None => vec![0.0; o],
+        Some(b) => match g.const_f32(b) {
+            Some(b) => b.into_owned(),
+            None => return Ok(false),
+        },
+    };
+    // `[C, O * kh * kw]` to `[O * kh * kw, C]`.
+    let w = Tensor::from_f32(&[o, kh, kw, c], transposed(&w, o * kh * kw));
+    let (last, _, clip) = fusable_tail(g, uses, op, false);
+    let name = g.op_name[op].clone();
+    let inputs = [
+        transpose_before(g, last, inputs[0], &TO_NHWC)?,
+        constant(g, &format!("{name}/weight"), &w),
+        constant(g, &format!("{name}/bias"), &Tensor::from_f32(&[o], bias)),
+    ];
+    let attr = Attr::FusedConv(FusedConvAttr { conv: ConvAttr { window, group: 1 }, clip });
+    let y = op_before(g, last, OpKind::FusedConvTranspose, attr, &name, &inputs)?;
+    let y = transpose_before(g, last, y, &TO_NCHW)?;
+    g.replace_uses(g.outputs_of(last)[0], y);
+    Ok(true)
+}
+
+/// What the engine's op has of a transposed convolution. Pixels that the result has more at its end are fewer cut off there.
+fn spread_window(a: &SpatialAttr) -> Option<Window> {
+    let two = |of: [u32; 3]| [of[0], of[1]];
+    let after: Option<Vec<u32>> = (0..2).map(|d| a.after[d].checked_sub(a.output_padding[d])).collect();
+    let after = after?;
+    let pads = [a.before[0], a.before[1], after[0], after[1]];
+    // A kernel that leaves gaps has outputs of no products.
+    let fits =
+        a.rank == 2 && a.group == 1 && (0..2).all(|d| a.dilation[d] == 1 && a.kernel[d] >= a.stride[d]);
+    fits.then(|| Window { kernel: two(a.kernel), stride: two(a.stride), dilation: [1, 1], pads })
+}
+
+/// The last op that can run inside the convolution `op`, the residual (if one is wanted) and the clamp.
+fn fusable_tail(
+    g: &Graph,
+    uses: &Uses,
+    op: OpId,
+    with_residual: bool,
+) -> (OpId, Option<ValueId>, lacuna_ir::op::ClipAttr) {
     let (mut last, mut residual, mut clip) = (op, None, NO_CLIP);
     while let Some(next) = sole_use(g, uses, g.outputs_of(last)[0]) {
         let v = g.outputs_of(last)[0];
         match g.op_kind[next] {
-            OpKind::Add if residual.is_none() && clip == NO_CLIP => {
+            OpKind::Add if with_residual && residual.is_none() && clip == NO_CLIP => {
                 let Some(&other) = g.inputs_of(next).iter().find(|&&x| x != v) else { break };
                 if g.shape(other) != g.shape(v) || g.const_bytes(other).is_some() {
                     break;

@@ -11,14 +11,17 @@ use super::cost::map_ns;
 use super::fallback::emit_reference;
 use super::join::{Slice, Slices, slices};
 use super::place::{Demand, Place, Root, dense_strides};
+use super::recurrent;
 use super::rows;
+use super::spread;
 use super::weights::{Requests, Weights, pack};
-use super::{ARENA_BYTES_MAX, Plan, Slot, Space, StepInfo, StepKind};
+use super::{ARENA_BYTES_MAX, Plan, Slot, Space, StepInfo, StepKind, Then};
 use crate::error::{Error, Result};
 use crate::kernels::steps::*;
 use crate::kernels::{READ_AFTER, READ_BEFORE};
 use crate::memory::LINE;
 use crate::target::Target;
+use bytes::Bytes;
 use lacuna_ir::flow;
 use lacuna_ir::op::{PoolAttr, Requant, ResizeAttr, Window};
 use lacuna_ir::shape::{axis_index, slice_range};
@@ -55,8 +58,17 @@ pub(super) struct Builder<'a> {
     sole_readers: Vec<Option<OpId>>,
     /// Ops whose results the steps of others write.
     done: Vec<bool>,
+    /// Those of the current op.
+    skipped: Vec<OpId>,
     /// The op that steps are emitted for.
     pub op: OpId,
+}
+
+/// See [`Builder::tail`].
+pub(super) struct Tail {
+    pub ops: Vec<OpId>,
+    pub bias: Option<Bytes>,
+    pub then: Option<Then>,
 }
 
 /// A plan that can run, and what is left to do to make it faster.
@@ -95,6 +107,7 @@ pub fn build(
         last_read: if keep_values { Vec::new() } else { last_reads(&g) },
         sole_readers: if keep_values { Vec::new() } else { sole_readers(&g) },
         done: vec![false; g.op_name.len()],
+        skipped: Vec::new(),
         op: OpId(0),
     };
     for v in computed {
@@ -162,18 +175,64 @@ fn sole_readers(g: &Graph) -> Vec<Option<OpId>> {
 }
 
 impl Builder<'_> {
-    /// The map that alone reads what the current op makes, and can be done where that is written.
-    pub fn activation(&self) -> Option<(OpId, MapOp)> {
-        let v = self.g.outputs_of(self.op)[0];
-        let reader = (*self.sole_readers.get(v.index())?)?;
-        let map = self.map_of(reader)?;
-        (in_place(map) && self.g.value_dtype[v] == DType::F32).then_some((reader, map))
+    /// What can be done where f32 results of the current op are written, because each op of it alone reads the one before: a
+    /// bias for each of `biased` channels, a map, a factor and an addend behind that.
+    pub fn tail(&self, biased: Option<usize>) -> Tail {
+        let mut tail = Tail { ops: Vec::new(), bias: None, then: None };
+        let first = self.g.outputs_of(self.op)[0];
+        if self.g.value_dtype[first] != DType::F32 {
+            return tail;
+        }
+        let mut next = self.sole_reader(first);
+        if let Some((op, bias)) = next.zip(biased).and_then(|(op, n)| Some((op, self.bias_of(op, n)?))) {
+            tail.bias = Some(bias);
+            tail.ops.push(op);
+            next = self.sole_reader(self.g.outputs_of(op)[0]);
+        }
+        let map = next.and_then(|op| Some((op, self.map_of(op).filter(|&map| in_place(map))?)));
+        let Some((op, map)) = map else { return tail };
+        tail.ops.push(op);
+        let mut affine = None;
+        for (kind, slot) in [(OpKind::Mul, 0), (OpKind::Add, 1)] {
+            let last = self.g.outputs_of(tail.ops[tail.ops.len() - 1])[0];
+            let Some(op) = self.sole_reader(last).filter(|&op| self.g.op_kind[op] == kind) else { continue };
+            let Some(number) = self.constant_beside(op, last).filter(|c| c.len() == 4) else { continue };
+            affine.get_or_insert([1.0, 0.0])[slot] = bytemuck::pod_read_unaligned(&number);
+            tail.ops.push(op);
+        }
+        tail.then = Some(Then { map, affine });
+        tail
     }
 
-    /// Where a step of the current op writes the result of `reader`, which needs no step of its own then.
-    pub fn place_for(&mut self, reader: OpId) -> Result<Place> {
-        self.done[reader.index()] = true;
-        self.written_place(self.g.outputs_of(reader)[0])
+    fn sole_reader(&self, v: ValueId) -> Option<OpId> {
+        *self.sole_readers.get(v.index())?
+    }
+
+    /// The other operand of a sum or product of `v` that has the shape of `v`, if it is an f32 constant of every plan.
+    fn constant_beside(&self, op: OpId, v: ValueId) -> Option<Bytes> {
+        let g = self.g;
+        let other = *g.inputs_of(op).iter().find(|&&x| x != v)?;
+        let lasts = g.value_dtype[other] == DType::F32 && !self.computed[other.index()];
+        let same = g.shape(g.outputs_of(op)[0]) == g.shape(v);
+        g.const_bytes(other).filter(|_| lasts && same).cloned()
+    }
+
+    /// One number for each of `n` columns, if that is what `op` adds.
+    fn bias_of(&self, op: OpId, n: usize) -> Option<Bytes> {
+        let g = self.g;
+        let &v = g.inputs_of(op).iter().find(|&&x| g.const_bytes(x).is_none())?;
+        let &c = g.inputs_of(op).iter().find(|&&x| x != v)?;
+        let columns = g.shape(c).last() == Some(&Dim::Fixed(n as u64));
+        let bias = self.constant_beside(op, v)?;
+        (g.op_kind[op] == OpKind::Add && columns && bias.len() == 4 * n).then_some(bias)
+    }
+
+    /// Where a step of the current op writes the result of the tail, whose ops need no steps of their own then.
+    pub fn place_behind(&mut self, tail: &Tail) -> Result<Place> {
+        let Some(last) = tail.ops.last() else { return self.output_place() };
+        tail.ops.iter().for_each(|op| self.done[op.index()] = true);
+        self.skipped.extend(&tail.ops);
+        self.written_place(self.g.outputs_of(*last)[0])
     }
 
     /// The map of f32 elements that an op of one operand is.
@@ -429,9 +488,11 @@ impl Builder<'_> {
         let g = self.g;
         let operands = g.inputs_of(op).iter().chain(g.outputs_of(op)).filter(|v| !v.is_none());
         let empty = operands.clone().any(|&v| g.shape(v).contains(&Dim::Fixed(0)));
-        let several = g.outputs_of(op).len() > 1 && !matches!(g.op_kind[op], OpKind::AddNorm | OpKind::Split);
+        let several = g.outputs_of(op).len() > 1
+            && !matches!(g.op_kind[op], OpKind::AddNorm | OpKind::Split | OpKind::LSTM);
         let (steps, buffers, placed) = (self.plan.steps(), self.buffers.len(), self.placed.len());
         let layers = self.requests.layers.len();
+        self.skipped.clear();
         let fast = if flow::has_bodies(&g.op_attr[op]) {
             let ops = flow::inner_ops(&g.bodies, &g.op_attr[op]);
             self.error(format!("the interpreter runs its body: {ops} ops"))
@@ -451,8 +512,7 @@ impl Builder<'_> {
         self.buffers.truncate(buffers);
         self.requests.layers.truncate(layers);
         self.requests.sources.truncate(layers);
-        let reader = self.sole_readers.get(g.outputs_of(op)[0].index()).copied().flatten();
-        reader.into_iter().for_each(|reader| self.done[reader.index()] = false);
+        self.skipped.iter().for_each(|op| self.done[op.index()] = false);
         for v in self.placed.split_off(placed) {
             if matches!(self.places[v.index()], Some(Place { root: Root::Buffer(i), .. }) if i >= buffers) {
                 self.places[v.index()] = None;
@@ -463,8 +523,12 @@ impl Builder<'_> {
 
     /// Whether weights of the product are packed: they must be constants of every plan.
     fn packs(&self, op: OpId) -> bool {
-        let lasting = |v: &ValueId| v.is_none() || !self.computed[v.index()];
-        self.g.inputs_of(op).iter().all(lasting) && conv::gemm_weights(self.g, op).is_some()
+        self.lasts(op) && conv::gemm_weights(self.g, op).is_some()
+    }
+
+    /// Whether no input is a constant of this plan only.
+    fn lasts(&self, op: OpId) -> bool {
+        self.g.inputs_of(op).iter().all(|v| v.is_none() || !self.computed[v.index()])
     }
 
     fn set_place(&mut self, v: ValueId, place: Place) {
@@ -479,9 +543,11 @@ impl Builder<'_> {
         let dtype = g.value_dtype[x];
         match (g.op_kind[op], g.op_attr[op]) {
             (QConv | FusedConv, _) => conv::emit_conv(self, op),
+            (FusedConvTranspose, Attr::FusedConv(a)) => spread::emit_conv_transpose(self, op, a),
             (QGemm, _) => conv::emit_gemm(self, op),
             (Gemm | MatMul, _) if self.packs(op) => conv::emit_gemm(self, op),
             (Gemm | MatMul, _) => self.matmul(op),
+            (LSTM, _) if self.lasts(op) => recurrent::emit_lstm(self, op),
             (Identity, _) => {
                 let place = self.place(x)?;
                 self.view(Some(place), dtype)
@@ -499,11 +565,13 @@ impl Builder<'_> {
                 let x = self.place(x)?;
                 let [axis] = g.op_attr[op].numbers().or_else(|why| self.error(why))?;
                 let axis = axis_index(axis.int(), x.dims.len()).or_else(|why| self.error(why))?;
+                // Channels of an image are surrounded by what the image is surrounded by.
+                let border = if axis == 3 && x.dims.len() == 4 { x.border } else { [0; 4] };
                 let mut origin = x.origin;
                 for (i, &y) in g.outputs_of(op).iter().enumerate() {
                     let dims = self.dims(y)?;
                     let width = dims[axis] * x.strides[axis];
-                    self.part(i, Place { origin, dims, border: [0; 4], fill: 0, ..x.clone() }, dtype)?;
+                    self.part(i, Place { origin, dims, border, ..x.clone() }, dtype)?;
                     origin += width;
                 }
                 Ok(())
@@ -571,6 +639,34 @@ impl Builder<'_> {
                     axes => axes.iter().map(|&a| (a as i64).rem_euclid(rank) as usize).collect(),
                 };
                 self.reduce(op, ReduceKind::Mean, &axes)
+            }
+            (ReduceSum, Attr::Reduce(r)) => {
+                let rank = g.shape(x).len();
+                let listed: Vec<i64> = match g.input_of(op, 1) {
+                    Some(v) => g.const_i64(v).map_or(Vec::new(), |axes| axes.to_vec()),
+                    None => r.axes.as_slice().iter().map(|&a| i64::from(a)).collect(),
+                };
+                if listed.is_empty() {
+                    return self.error("its axes are not known before a run, or none");
+                }
+                let axes: Result<Vec<usize>> =
+                    listed.iter().map(|&a| axis_index(a, rank).or_else(|why| self.error(why))).collect();
+                self.reduce(op, ReduceKind::Sum, &axes?)
+            }
+            (Expand, _) => {
+                let from = self.place(x)?;
+                let y = self.output_place()?;
+                self.copy(&from, &y, dtype)
+            }
+            (IsNaN, _) if dtype == DType::F32 => {
+                let from = self.place(x)?;
+                let y = self.output_place()?;
+                self.map(MapOp::IsNan, &y, 1, &[(&from, 4)])
+            }
+            (Where, _) if g.value_dtype[g.outputs_of(op)[0]].size() == 4 => {
+                let [c, a, b] = [self.input(op, 0)?, self.input(op, 1)?, self.input(op, 2)?];
+                let y = self.output_place()?;
+                self.map(MapOp::Where4, &y, 4, &[(&c, 1), (&a, 4), (&b, 4)])
             }
             (Softmax, Attr::Axis(axis)) => {
                 let axis = (axis as i64).rem_euclid(g.shape(x).len().max(1) as i64) as usize;
@@ -644,7 +740,8 @@ impl Builder<'_> {
     /// Output `i` of the current op is what lies at `place`, or a copy of it where it is to be laid out otherwise.
     fn part(&mut self, i: usize, place: Place, dtype: DType) -> Result<()> {
         let y = self.g.outputs_of(self.op)[i];
-        if self.demands[y.index()].is_none() && self.slices[y.index()].is_none() {
+        let serves = self.demands[y.index()].is_none_or(|d| place.serves(d));
+        if serves && self.slices[y.index()].is_none() {
             self.set_place(y, place);
             return Ok(());
         }

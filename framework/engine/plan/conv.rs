@@ -3,10 +3,10 @@
 use super::build::{Builder, push};
 use super::choose::{apply, pick_for};
 use super::place::{Demand, Place};
+use super::spread;
 use super::weights::{Key, Request, Source};
-use super::{ConvStep, Split, StepKind};
+use super::{ConvStep, Split, StepKind, Then};
 use crate::error::{Error, Result};
-use crate::kernels::steps::MapOp;
 use crate::kernels::{ConvGeom, QEpilogue};
 use bytes::Bytes;
 use lacuna_ir::op::{ConvAttr, FusedConvAttr, GemmAttr, QConvAttr, Requant};
@@ -16,6 +16,10 @@ use lacuna_ir::{Attr, ConstId, DType, Def, Graph, Id, OpId, OpKind, ValueId};
 pub fn demand(g: &Graph, op: OpId) -> Option<(ValueId, Demand)> {
     let x = g.inputs_of(op)[0];
     let (conv, fill) = match g.op_attr[op] {
+        Attr::FusedConv(a) if g.op_kind[op] == OpKind::FusedConvTranspose => {
+            let (x_dims, y_dims) = (g.fixed_shape(x)?, g.fixed_shape(g.outputs_of(op)[0])?);
+            return Some((x, Demand { border: spread::border(&a.conv.window, &x_dims, &y_dims), fill: 0 }));
+        }
         Attr::QConv(a) => (a.conv, a.x_zero.clamp(0, 255) as u8),
         Attr::FusedConv(a) => (a.conv, 0),
         _ if g.op_kind[op] == OpKind::QGemm || gemm_weights(g, op).is_some() => {
@@ -38,7 +42,11 @@ pub fn packed_constants(g: &Graph) -> Vec<ConstId> {
             let layer = match g.op_attr[op] {
                 Attr::QConv(QConvAttr { conv, .. }) | Attr::FusedConv(FusedConvAttr { conv, .. }) => {
                     let row = &g.shape(g.inputs_of(op)[0])[2..];
-                    conv.window.kernel == [1, 1] || row.iter().all(|d| d.fixed().is_some())
+                    let one_tap = match g.op_kind[op] {
+                        OpKind::FusedConvTranspose => conv.window.kernel == conv.window.stride,
+                        _ => conv.window.kernel == [1, 1],
+                    };
+                    one_tap || row.iter().all(|d| d.fixed().is_some())
                 }
                 _ => g.op_kind[op] == OpKind::QGemm || gemm_weights(g, op).is_some(),
             };
@@ -97,7 +105,7 @@ fn f32_bytes(g: &Graph, v: ValueId) -> Option<Bytes> {
     g.const_bytes(v).filter(|_| g.value_dtype[v] == DType::F32).cloned()
 }
 
-const NO_EPILOGUE: QEpilogue = QEpilogue {
+pub const NO_EPILOGUE: QEpilogue = QEpilogue {
     x_zero: 0,
     residual_mult: 0.0,
     residual_zero: 0,
@@ -168,19 +176,29 @@ pub fn emit_conv(b: &mut Builder<'_>, op: OpId) -> Result<()> {
         }
         None => None,
     };
-    let activation = b.activation().filter(|_| residual.is_none());
-    let y = match (&residual, activation) {
-        (Some(r), _) if dtype == DType::F32 => b.output_over(&x, r)?,
-        (_, Some((reader, _))) => b.place_for(reader)?,
-        _ => b.output_place()?,
+    let mut then = None;
+    let y = match &residual {
+        Some(r) if dtype == DType::F32 => b.output_over(&x, r)?,
+        Some(_) => b.output_place()?,
+        None => {
+            let tail = b.tail(None);
+            then = tail.then;
+            b.place_behind(&tail)?
+        }
     };
     let epilogue = QEpilogue { has_residual: residual.is_some(), ..epilogue };
     let geom = conv_geom(b, &conv, &x, &y, residual.as_ref())?;
-    let then = activation.map(|(_, map)| map);
-    emit(b, op, geom, epilogue, then, [Some(&x), Some(&y), residual.as_ref()], dtype)
+    let source = source(g, op, dtype, epilogue.x_zero);
+    emit(b, Key::new(op, 0, &geom), geom, epilogue, then, [Some(&x), Some(&y), residual.as_ref()], source)
 }
 
-fn conv_geom(b: &Builder<'_>, conv: &ConvAttr, x: &Place, y: &Place, r: Option<&Place>) -> Result<ConvGeom> {
+pub fn conv_geom(
+    b: &Builder<'_>,
+    conv: &ConvAttr,
+    x: &Place,
+    y: &Place,
+    r: Option<&Place>,
+) -> Result<ConvGeom> {
     let w = &conv.window;
     let tap0 = x.origin - w.pads[0] as usize * x.strides[1] - w.pads[1] as usize * x.strides[2];
     let [r_image, r_row, r_pixel] = r.map_or([0; 3], |r| [r.strides[0], r.strides[1], r.strides[2]]);
@@ -213,7 +231,7 @@ fn conv_geom(b: &Builder<'_>, conv: &ConvAttr, x: &Place, y: &Place, r: Option<&
     })
 }
 
-fn narrow(b: &Builder<'_>, x: usize) -> Result<u32> {
+pub fn narrow(b: &Builder<'_>, x: usize) -> Result<u32> {
     match u32::try_from(x) {
         Ok(x) => Ok(x),
         Err(_) => b.error("its buffers are too large: use a smaller batch"),
@@ -236,7 +254,10 @@ pub fn emit_gemm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
     let x = b.input(op, 0)?;
     let fits = x.serves(Demand::BARE) && x.as_matrix().is_some();
     let x = b.placed_for(x, dtype, fits, Demand::BARE)?;
-    let y = b.output_place()?;
+    let n = *b.dims(g.outputs_of(op)[0])?.last().expect("a matrix");
+    let plain = dtype == DType::F32 && g.input_of(op, 2).is_none();
+    let tail = b.tail(plain.then_some(n));
+    let y = b.place_behind(&tail)?;
     let (Some((m, x_pixel)), Some((_, y_pixel))) = (x.as_matrix(), y.as_matrix()) else {
         return Err(Error::Op {
             op: g.op_name[op].clone(),
@@ -248,7 +269,7 @@ pub fn emit_gemm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
         rows: 1,
         oh: 1,
         ow: narrow(b, m)?,
-        oc: narrow(b, *y.dims.last().expect("a matrix"))?,
+        oc: narrow(b, n)?,
         c: narrow(b, *x.dims.last().expect("a matrix"))?,
         group: 1,
         kh: 1,
@@ -263,27 +284,33 @@ pub fn emit_gemm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
         y_pixel: narrow(b, y_pixel)?,
         ..ConvGeom::default()
     };
-    emit(b, op, geom, epilogue, None, [Some(&x), Some(&y), None], dtype)
+    let mut source = source(g, op, dtype, epilogue.x_zero);
+    if let (Some(Source::F32 { bias, .. }), Some(added)) = (&mut source, tail.bias) {
+        *bias = Some(added);
+    }
+    emit(b, Key::new(op, 0, &geom), geom, epilogue, tail.then, [Some(&x), Some(&y), None], source)
 }
 
-fn emit(
+/// One convolution of the current op.
+pub fn emit(
     b: &mut Builder<'_>,
-    op: OpId,
+    key: Key,
     geom: ConvGeom,
     epilogue: QEpilogue,
-    then: Option<MapOp>,
+    then: Option<Then>,
     places: [Option<&Place>; 3],
-    dtype: DType,
+    source: Option<Source>,
 ) -> Result<()> {
-    let Some(source) = source(b.g, op, dtype, epilogue.x_zero) else {
+    let Some(source) = source else {
         return b.error("its weights must be constants");
     };
+    let size = if matches!(source, Source::Int8 { .. }) { 1 } else { 4 };
     // Kernel, weights and split are filled in when they are chosen.
     let step = ConvStep { kernel: 0, geom, epilogue, weights: 0, split: Split::Rows, then };
     let row = push(&mut b.plan.convs, step);
-    let operands: Vec<_> = places.into_iter().flatten().map(|p| (p.root, 0, dtype.size())).collect();
+    let operands: Vec<_> = places.into_iter().flatten().map(|p| (p.root, 0, size)).collect();
     b.step(StepKind::Conv, row, &operands, b.target.threads, "", 0);
-    let (conv, step, key) = (row as usize, b.plan.steps() - 1, Key::new(op, &geom));
+    let (conv, step) = (row as usize, b.plan.steps() - 1);
     match b.weights.get(key) {
         Some(chosen) => {
             let (pick, ns) = pick_for(chosen, &geom, b.target.threads);

@@ -78,6 +78,10 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
                 let operands = NormOperands { y, x, a, b, scale, bias };
                 steps::run_norm(bases.isa, &plan.norms[row], operands, part, parts)
             }
+            StepKind::Lstm => {
+                let operands = std::array::from_fn(|i| p[i].cast());
+                steps::run_lstm(bases.isa, &plan.lstms[row], operands, part, parts)
+            }
             StepKind::Attention => {
                 let [y, q, k, v, mask, scratch] = p;
                 let operands = AttentionOperands { y, q, k, v, mask: mask.cast(), scratch };
@@ -122,9 +126,12 @@ unsafe fn run_conv(
     };
     let Some(then) = s.then else { return run(&tile) };
     // Results become what they are to be while they are in the caches.
-    let lines = (BAND / tile.cols.len()).max(1);
-    for start in tile.rows.clone().step_by(lines) {
-        let band = Tile { rows: start..(start + lines as u32).min(tile.rows.end), ..tile.clone() };
+    let lines = (BAND as usize / tile.cols.len()).max(1);
+    let starts = tile.rows.clone().step_by(lines);
+    let bands = starts.flat_map(|row| tile.cols.clone().step_by(BAND as usize).map(move |col| (row, col)));
+    for (row, col) in bands {
+        let rows = row..(row + lines as u32).min(tile.rows.end);
+        let band = Tile { rows, cols: col..(col + BAND).min(tile.cols.end), ocs: tile.ocs.clone() };
         run(&band);
         let (width, step) = (band.ocs.len(), g.y_pixel as usize);
         let joined = width == step;
@@ -134,7 +141,11 @@ unsafe fn run_conv(
                 let count = if joined { band.cols.len() * width } else { width };
                 // SAFETY: channels of pixels of this tile, which the kernel has written.
                 unsafe {
-                    steps::run_in_place(bases.isa, then, y.cast::<f32>().add(first + col * step), count)
+                    let y = y.cast::<f32>().add(first + col * step);
+                    steps::run_in_place(bases.isa, then.map, y, count);
+                    if let Some([scale, shift]) = then.affine {
+                        steps::run_affine(bases.isa, y, count, scale, shift);
+                    }
                 };
             }
         }
@@ -142,4 +153,4 @@ unsafe fn run_conv(
 }
 
 /// Pixels after which a layer's results become what they are to be: as many as kernels take at a time.
-const BAND: usize = 480;
+const BAND: u32 = 480;

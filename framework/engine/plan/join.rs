@@ -25,7 +25,15 @@ pub fn slices(g: &Graph, demands: &mut [Option<Demand>]) -> Slices {
             continue;
         }
         let mut channel = 0;
-        for &part in g.inputs_of(op) {
+        for (i, &part) in g.inputs_of(op).iter().enumerate() {
+            if let Some(cut) = split_of(g, &g.inputs_of(op)[i..])
+                && slices[cut.index()].is_none()
+                && is_written(g, cut)
+                && split_demand(g, demands, cut, part)
+                && widen(demands, &slices, whole, demands[cut.index()])
+            {
+                slices[cut.index()] = Some(Slice { whole, channel });
+            }
             let width = g.shape(part)[3].fixed().unwrap_or(0) as usize;
             // Whole registers of bytes, as in a buffer of its own.
             let aligned = channel % 16 == 0 || g.value_dtype[part] == DType::F32;
@@ -37,6 +45,30 @@ pub fn slices(g: &Graph, demands: &mut [Option<Demand>]) -> Slices {
         }
     }
     slices
+}
+
+/// The f32 value whose parts, cut along channels, all follow here in order.
+fn split_of(g: &Graph, joined: &[ValueId]) -> Option<ValueId> {
+    let split = g.producer(joined[0]).filter(|&op| g.op_kind[op] == OpKind::Split)?;
+    let axis = g.op_attr[split].numbers::<1>().ok()?[0].int();
+    let whole = axis.rem_euclid(4) == 3 && joined.starts_with(g.outputs_of(split));
+    let cut = g.inputs_of(split)[0];
+    (whole && g.shape(cut).len() == 4 && g.value_dtype[cut] == DType::F32).then_some(cut)
+}
+
+/// Widens the demand on a value that is split to those on its parts, of which `part` is one. False where borders contradict
+/// each other.
+fn split_demand(g: &Graph, demands: &mut [Option<Demand>], cut: ValueId, part: ValueId) -> bool {
+    let split = g.producer(part).expect("a part is made by a split");
+    let mut all = demands[cut.index()];
+    for demand in g.outputs_of(split).iter().filter_map(|y| demands[y.index()]) {
+        match all.map_or(Some(demand), |known| known.join(demand)) {
+            Some(wider) => all = Some(wider),
+            None => return false,
+        }
+    }
+    demands[cut.index()] = all;
+    true
 }
 
 /// Widens the demand on `whole`, and on what that is a slice of. False where borders contradict each other.
@@ -62,7 +94,17 @@ fn is_written(g: &Graph, v: ValueId) -> bool {
         let integer = matches!(kind, QConv | QAdd | QMul | QLookup | QuantizeLinear | QuantizeSilu);
         let float = matches!(
             kind,
-            FusedConv | Add | Mul | Sigmoid | Silu | HardSwish | LeakyRelu | Relu | Clip | DequantizeLinear
+            FusedConv
+                | FusedConvTranspose
+                | Add
+                | Mul
+                | Sigmoid
+                | Silu
+                | HardSwish
+                | LeakyRelu
+                | Relu
+                | Clip
+                | DequantizeLinear
         );
         integer || float || matches!(kind, MaxPoolNhwc | AveragePoolNhwc | ResizeNhwc | Concat)
     };

@@ -15,12 +15,14 @@ mod exec;
 mod fallback;
 mod join;
 mod place;
+mod recurrent;
 mod rows;
+mod spread;
 mod weights;
 
 use crate::kernels::steps::{
-    AttentionStep, FillStep, GatherStep, MapOp, MapStep, MatMulStep, MeanStep, NormStep, PixelsStep,
-    PoolStep, ReduceStep,
+    AttentionStep, FillStep, GatherStep, LstmStep, MapOp, MapStep, MatMulStep, MeanStep, NormStep,
+    PixelsStep, PoolStep, ReduceStep,
 };
 use crate::kernels::{ConvGeom, QEpilogue};
 use lacuna_ir::flow::Bodies;
@@ -52,6 +54,7 @@ pub enum StepKind {
     Pixels,
     Norm,
     Attention,
+    Lstm,
     /// The op table's own function.
     Reference,
 }
@@ -92,8 +95,16 @@ pub struct ConvStep {
     /// Blob of the packed weights.
     pub weights: u32,
     pub split: Split,
-    /// What f32 results become: a map of one operand.
-    pub then: Option<MapOp>,
+    pub then: Option<Then>,
+}
+
+/// What f32 results become while they are in the caches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Then {
+    /// Of one operand.
+    pub map: MapOp,
+    /// A factor, and what is added after it.
+    pub affine: Option<[f32; 2]>,
 }
 
 /// What people read about a step.
@@ -135,6 +146,7 @@ pub struct Plan {
     pub pixels: Vec<PixelsStep>,
     pub norms: Vec<NormStep>,
     pub attentions: Vec<AttentionStep>,
+    pub lstms: Vec<LstmStep>,
     pub references: Vec<ReferenceStep>,
     /// Graphs that ops of the reference path run.
     pub bodies: Bodies,

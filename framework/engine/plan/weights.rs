@@ -22,15 +22,16 @@ pub struct Blob {
     pub len: usize,
 }
 
-/// Packed weights depend on the op and, where a window has more than one tap, on the strides of x.
+/// Packed weights depend on the op, on which of its convolutions it is if there are several, and, where a window has more
+/// than one tap, on the strides of x.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key(OpId, u32, u32);
+pub struct Key(OpId, u32, u32, u32);
 
 impl Key {
-    pub fn new(op: OpId, geom: &ConvGeom) -> Key {
+    pub fn new(op: OpId, part: u32, geom: &ConvGeom) -> Key {
         match (geom.kh, geom.kw) {
-            (1, 1) => Key(op, 0, 0),
-            _ => Key(op, geom.x_row, geom.x_pixel),
+            (1, 1) => Key(op, part, 0, 0),
+            _ => Key(op, part, geom.x_row, geom.x_pixel),
         }
     }
 }
@@ -146,6 +147,8 @@ pub struct Weights {
     chosen: HashMap<Key, Chosen>,
     constants: HashMap<ValueId, u32>,
     zeros: HashMap<usize, u32>,
+    /// Constants in an order of a step's own.
+    packed: HashMap<ValueId, u32>,
     /// Numbers of blobs that were given back, to be used again.
     free: Vec<u32>,
 }
@@ -199,6 +202,16 @@ impl Weights {
         }
         let blob = self.push(AlignedBytes::zeroed(len));
         self.zeros.insert(len, blob);
+        blob
+    }
+
+    /// The blob of a constant that one step reads in an order of its own, which `pack` makes.
+    pub fn packed(&mut self, v: ValueId, pack: impl FnOnce() -> AlignedBytes) -> u32 {
+        if let Some(&blob) = self.packed.get(&v) {
+            return blob;
+        }
+        let blob = self.push(pack());
+        self.packed.insert(v, blob);
         blob
     }
 

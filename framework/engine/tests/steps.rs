@@ -651,3 +651,204 @@ fn many_threads_meet_again_and_again() {
     // Sessions can move to another thread.
     std::thread::spawn(move || assert_eq!(s.run(&x).unwrap(), want)).join().unwrap();
 }
+
+/// Kernels as wide as their strides and wider, pixels that are cut off and added, one channel and many, between layers that
+/// need borders; and the forms that run plainly.
+#[test]
+fn transposed_convolutions() {
+    let plain = SpatialAttr { kernel: [2, 2, 1], stride: [2, 2, 1], ..SpatialAttr::default() };
+    let three = SpatialAttr { kernel: [3, 3, 1], before: [1, 1, 0], after: [1, 1, 0], ..plain };
+    let fast = [
+        plain,
+        SpatialAttr { kernel: [3, 1, 1], stride: [3, 1, 1], ..plain },
+        SpatialAttr { kernel: [1, 4, 1], stride: [1, 4, 1], after: [0, 1, 0], ..plain },
+        three,
+        SpatialAttr { output_padding: [1, 1, 0], ..three },
+        SpatialAttr { kernel: [4, 4, 1], before: [1, 1, 0], after: [1, 1, 0], ..plain },
+        SpatialAttr { kernel: [3, 5, 1], stride: [1, 3, 1], before: [0, 4, 0], after: [2, 1, 0], ..plain },
+    ];
+    let slow = [
+        SpatialAttr { output_padding: [1, 0, 0], ..plain },
+        SpatialAttr { kernel: [1, 2, 1], ..plain },
+        SpatialAttr { dilation: [2, 1, 1], ..three },
+        SpatialAttr { group: 2, ..plain },
+    ];
+    for (attr, steps_of_its_own) in fast.map(|a| (a, true)).into_iter().chain(slow.map(|a| (a, false))) {
+        for channels in [1, 2, 8, 24] {
+            let mut c = Case::new("conv transpose");
+            let (kernel, groups) = (attr.kernel.map(|k| k as usize), attr.group as usize);
+            let x = c.input(&[3, 6, 5, 4]);
+            let weights = [
+                vec![channels * groups, 6, 3, 3],
+                vec![channels * groups, channels, kernel[0], kernel[1]],
+                vec![6, channels * groups, 3, 3],
+                vec![6, 2, kernel[0], kernel[1]],
+                vec![2 * groups],
+            ];
+            let [first, up, second, last, bias] = weights.map(|dims| {
+                let w = c.f32s(&dims).as_f32().unwrap().iter().map(|w| w * 0.05).collect();
+                c.constant(Tensor::from_f32(&dims, w))
+            });
+            let conv = Attr::Conv(ConvAttr { window: window(3, 1, 1, 1), group: 1 });
+            let y = c.op(OpKind::Conv, conv, &[x, first]);
+            let y = c.op(OpKind::ConvTranspose, Attr::Spatial(attr), &[y, up]);
+            let shift = c.f32s(&[1, channels * groups, 1, 1]);
+            let shift = c.constant(shift);
+            let y = c.op(OpKind::Add, Attr::None, &[y, shift]);
+            let y = c.op(OpKind::Relu, Attr::None, &[y]);
+            let y = c.op(OpKind::Conv, conv, &[y, second]);
+            let y = c.op(OpKind::ConvTranspose, Attr::Spatial(attr), &[y, last, bias]);
+            let y = c.op(OpKind::LeakyRelu, Attr::Params(Params::usual(OpKind::LeakyRelu)), &[y]);
+            let session = Session::new(&c.g_with_outputs(&[y]), &Options::default()).unwrap();
+            let plainly = session.steps().iter().any(|s| s.kernel == "reference");
+            assert_eq!(plainly, !steps_of_its_own, "{attr:?}");
+            c.check(&[y], 2e-5);
+        }
+    }
+}
+
+/// Both directions and each alone, states that are given and that are not, sizes that fill panels and that do not; and what
+/// runs plainly.
+#[test]
+fn recurrent_layers() {
+    for (direction, hidden, batch, given) in
+        [(0, 5, 3, false), (1, 24, 1, true), (2, 40, 2, true), (2, 16, 50, false), (0, 70, 1, false)]
+    {
+        for clipped in [false, true] {
+            let mut c = Case::new("lstm");
+            let dirs = if direction == 2 { 2 } else { 1 };
+            let x = c.input(&[4, batch, 9]);
+            let dims = [vec![dirs, 4 * hidden, 9], vec![dirs, 4 * hidden, hidden], vec![dirs, 8 * hidden]];
+            let [w, r, bias] = dims.map(|dims| {
+                let w = c.f32s(&dims).as_f32().unwrap().iter().map(|w| w * 0.1).collect();
+                c.constant(Tensor::from_f32(&dims, w))
+            });
+            let mut inputs = vec![x, w, r, bias];
+            if given {
+                let (state, cell) = (c.input(&[dirs, batch, hidden]), c.input(&[dirs, batch, hidden]));
+                inputs.extend([ValueId::NONE, state, cell]);
+            }
+            let tangents = ["g", "h", "g_back", "h_back"].map(|name| (name, 1));
+            let clip = if clipped { 0.5f32 } else { f32::INFINITY };
+            let numbers =
+                [("direction", direction), ("clip", clip.to_bits() as i32)].into_iter().chain(tangents);
+            let numbers =
+                numbers.fold(Params::usual(OpKind::LSTM), |p, (name, bits)| p.with(OpKind::LSTM, name, bits));
+            let outputs = ["y", "state", "cell"];
+            let attr = Attr::Params(numbers);
+            let made = c.g.add_op(OpKind::LSTM, attr, "lstm", &inputs, &outputs).unwrap().to_vec();
+            let session = Session::new(&c.g_with_outputs(&made), &Options::default()).unwrap();
+            assert_eq!(session.steps().iter().any(|s| s.kernel == "lstm_f32"), !clipped);
+            c.check(&made, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn choices_spreads_and_sums() {
+    for dims in ODD_SHAPES {
+        let mut c = Case::new("where");
+        let (x, roots) = (c.input(dims), c.f32s(&[1]));
+        let roots = c.constant(roots);
+        let other = c.op(OpKind::Add, Attr::None, &[x, roots]);
+        // Half of the roots are of negative numbers.
+        let root = c.op(OpKind::Sqrt, Attr::None, &[other]);
+        let nan = c.op(OpKind::IsNaN, Attr::None, &[root]);
+        let one = c.constant(Tensor::from_f32(&[1], vec![7.5]));
+        let chosen = [[one, root], [root, one], [x, root], [root, x], [one, one]]
+            .map(|[a, b]| c.op(OpKind::Where, Attr::None, &[nan, a, b]));
+        c.check(&chosen, 0.0);
+    }
+    let mut c = Case::new("expand and sum");
+    let x = c.input(&[3, 1, 40]);
+    let shape = c.constant(Tensor::from_i64(&[4], vec![2, 1, 5, 40]));
+    let wide = c.op(OpKind::Expand, Attr::None, &[x, shape]);
+    let sums = [vec![2], vec![-1, 0], vec![1, 3]].map(|list| {
+        let axes = c.constant(Tensor::from_i64(&[list.len()], list));
+        let attr = Attr::Reduce(ReduceAttr { axes: self::axes(&[]), keep_dims: true });
+        c.op(OpKind::ReduceSum, attr, &[wide, axes])
+    });
+    c.check(&[&[wide][..], &sums].concat(), 1e-5);
+}
+
+/// What is done where a layer's results are written: a bias, an activation, a factor and an addend, in one step or as many as
+/// there are ops.
+#[test]
+fn tails_of_layers() {
+    for reader in [false, true] {
+        let mut c = Case::new("tails");
+        let x = c.input(&[3, 6, 7, 90]);
+        let w = c.f32s(&[20, 6, 3, 3]);
+        let w = c.constant(w);
+        let conv = Attr::Conv(ConvAttr { window: window(3, 1, 1, 1), group: 1 });
+        let y = c.op(OpKind::Conv, conv, &[x, w]);
+        let y = c.op(OpKind::HardSwish, Attr::None, &[y]);
+        let (scale, shift) =
+            (c.constant(Tensor::from_f32(&[1], vec![0.7])), c.constant(Tensor::from_f32(&[1], vec![-3.0])));
+        let scaled = c.op(OpKind::Mul, Attr::None, &[scale, y]);
+        let y = c.op(OpKind::Add, Attr::None, &[scaled, shift]);
+        let w = c.f32s(&[90, 37]);
+        let (w, bias) = (c.constant(w), c.f32s(&[1, 37]));
+        let bias = c.constant(bias);
+        let z = c.op(OpKind::MatMul, Attr::None, &[y, w]);
+        let z = c.op(OpKind::Add, Attr::None, &[z, bias]);
+        let z = c.op(OpKind::Silu, Attr::None, &[z]);
+        let z = c.op(OpKind::Add, Attr::None, &[z, shift]);
+        let outputs = if reader { vec![z, scaled] } else { vec![z] };
+        let session = Session::new(&c.g_with_outputs(&outputs), &Options::default()).unwrap();
+        let adds = session.steps().iter().filter(|s| s.kernel == "add_f32").count();
+        assert_eq!(adds, usize::from(reader));
+        c.check(&outputs, 1e-4);
+    }
+}
+
+/// Thousands of numbers in a row lose digits that sums of sums keep.
+#[test]
+fn means_of_many_floats() {
+    let (channels, side) = (70, 90);
+    let x: Vec<f32> = (0..channels * side * side).map(|i| 40.0 + (i * 37 % 101) as f32 * 0.31).collect();
+    let mut c = Case::new("f32 mean");
+    let v = c.input_of(Tensor::from_f32(&[1, channels, side, side], x.clone()));
+    let mean = c.op(OpKind::GlobalAveragePool, Attr::None, &[v]);
+    let mut session = Session::new(&c.g_with_outputs(&[mean]), &Options::default()).unwrap();
+    let got = session.run(&c.inputs).unwrap();
+    for (x, &got) in x.chunks_exact(side * side).zip(got[0].as_f32().unwrap()) {
+        let want = x.iter().map(|&x| f64::from(x)).sum::<f64>() / (side * side) as f64;
+        assert!((f64::from(got) - want).abs() <= 1.5e-6 * want, "{got} for {want}");
+    }
+}
+
+/// A value that is cut along its channels and joined again with what was made of the parts is written where the join has it.
+#[test]
+fn splits_that_are_joined_again() {
+    let conv = |pad| Attr::Conv(ConvAttr { window: window(1 + 2 * pad, 1, pad, 1), group: 1 });
+    let sized = |c: &mut Case, dims: &[usize]| {
+        let w = c.f32s(dims).as_f32().unwrap().iter().map(|w| w * 0.1).collect();
+        c.constant(Tensor::from_f32(dims, w))
+    };
+    for (parts, in_order) in [(2, true), (3, true), (2, false)] {
+        let mut c = Case::new("split and join");
+        let x = c.input(&[3, 5, 7, 6]);
+        let w = sized(&mut c, &[parts * 8, 5, 1, 1]);
+        let y = c.op(OpKind::Conv, conv(0), &[x, w]);
+        let y = c.op(OpKind::Silu, Attr::None, &[y]);
+        let attr = Attr::Params(Params::usual(OpKind::Split).with(OpKind::Split, "axis", 1));
+        let sizes = c.constant(Tensor::from_i64(&[parts], vec![8; parts]));
+        let names: Vec<String> = (0..parts).map(|i| format!("part{i}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut all = c.g.add_op(OpKind::Split, attr, "split", &[y, sizes], &names).unwrap().to_vec();
+        let w = sized(&mut c, &[8, 8, 3, 3]);
+        let made = c.op(OpKind::Conv, conv(1), &[all[parts - 1], w]);
+        if !in_order {
+            all.reverse();
+        }
+        all.push(made);
+        let joined = c.op(OpKind::Concat, Attr::Axis(1), &all);
+        let w = sized(&mut c, &[4, parts * 8 + 8, 3, 3]);
+        let y = c.op(OpKind::Conv, conv(1), &[joined, w]);
+        let session = Session::new(&c.g_with_outputs(&[y]), &Options::default()).unwrap();
+        let copies = session.steps().iter().filter(|s| s.kind == "Concat" || s.kind == "Split").count();
+        assert_eq!(copies == 0, in_order);
+        c.check(&[y], 1e-5);
+    }
+}

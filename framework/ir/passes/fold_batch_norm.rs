@@ -1,4 +1,4 @@
-//! Folds batch normalisation into the convolution or matrix product before it (Jacob et al. 2018, section 3.2), and so
+//! Folds batch normalisation into the convolution, transposed one or matrix product before it (Jacob et al. 2018, section 3.2), and so
 //! constants that are added to its channels or multiplied with them: biases and normalisations that a file writes out.
 
 use super::Redirect;
@@ -62,6 +62,10 @@ fn normalised(g: &Graph, op: OpId) -> Option<ValueId> {
 fn fold(g: &mut Graph, linear: OpId, norm: OpId) -> Result<Option<OpId>> {
     let weight = match (g.op_kind[linear], g.input_of(linear, 1)) {
         (OpKind::Conv | OpKind::Gemm, Some(w)) => w,
+        // With groups the weights of one output channel lie at several places.
+        (OpKind::ConvTranspose, Some(w)) if matches!(g.op_attr[linear], Attr::Spatial(a) if a.group == 1) => {
+            w
+        }
         _ => return Ok(None),
     };
     let found = match g.op_kind[norm] {
@@ -80,6 +84,7 @@ fn fold(g: &mut Graph, linear: OpId, norm: OpId) -> Result<Option<OpId>> {
             beta = f64::from(std::mem::replace(&mut a.beta, 1.0));
             if a.trans_b { dims[1] } else { 1 }
         }
+        Attr::Spatial(_) => dims[2..].iter().product(),
         _ => dims[1..].iter().product(),
     };
     let channel = |i: usize| i / run.max(1) % scale.len();

@@ -64,7 +64,9 @@ fn evaluate(g: &Graph, op: OpId) -> Option<Vec<Tensor>> {
 fn work_per_element(attr: &Attr, kind: OpKind, inputs: &[Option<&Tensor>]) -> usize {
     let dims = |i: usize| inputs.get(i).copied().flatten().map_or(&[][..], |t| &t.dims);
     match (kind, attr) {
-        (OpKind::Conv | OpKind::FusedConv | OpKind::QConv, _) => dims(1).iter().skip(1).product(),
+        (OpKind::Conv | OpKind::FusedConv | OpKind::FusedConvTranspose | OpKind::QConv, _) => {
+            dims(1).iter().skip(1).product()
+        }
         (OpKind::Gemm | OpKind::MatMul | OpKind::QGemm, _) => dims(1).iter().copied().max().unwrap_or(1),
         (_, Attr::Pool(p)) => (p.window.kernel[0] as usize).saturating_mul(p.window.kernel[1] as usize),
         _ => 1,

@@ -151,6 +151,40 @@ pub fn conv_nhwc_f32(
     });
 }
 
+/// Sums as of a convolution, over the kernel's elements that an output gets something from.
+pub fn fused_conv_transpose(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
+    let dims = output_dims(shape::conv_transpose_nhwc, attr, inputs)?;
+    let Attr::FusedConv(a) = attr else { return Err(wrong_attr(attr)) };
+    let (x, w, bias) = (f32s(inputs, 0)?, f32s(inputs, 1)?, f32s(inputs, 2)?);
+    let &[_, h, wd, c] = &super::tensor(inputs, 0)?.dims[..] else { return Err("x is not NHWC".to_string()) };
+    let window = &a.conv.window;
+    let [kh, kw] = window.kernel.map(|k| k as usize);
+    let (oh, ow, o) = (dims[1], dims[2], dims[3]);
+    let mut y = vec![0.0f32; dims.iter().product()];
+    for (pixel, y) in y.chunks_exact_mut(o.max(1)).enumerate() {
+        let (n, oy, ox) = (pixel / ow / oh, pixel / ow % oh, pixel % ow);
+        for (f, y) in y.iter_mut().enumerate() {
+            for ky in 0..kh {
+                let Some(iy) = spread_from(window, 0, oy, ky, h) else { continue };
+                for kx in 0..kw {
+                    let Some(ix) = spread_from(window, 1, ox, kx, wd) else { continue };
+                    let x = &x[((n * h + iy) * wd + ix) * c..][..c];
+                    let w = &w[((f * kh + ky) * kw + kx) * c..][..c];
+                    x.iter().zip(w).for_each(|(&x, &w)| *y += x * w);
+                }
+            }
+            *y = super::elementwise::clip_value(*y + bias[f], a.clip);
+        }
+    }
+    Ok(vec![Tensor::from_f32(&dims, y)])
+}
+
+/// The element, of `size`, that adds element `k` of a kernel to output `out` of a transposed convolution, if one does.
+fn spread_from(w: &crate::op::Window, d: usize, out: usize, k: usize, size: usize) -> Option<usize> {
+    let (at, stride) = ((out + w.pads[d] as usize).checked_sub(k)?, w.stride[d] as usize);
+    (at.is_multiple_of(stride) && at / stride < size).then_some(at / stride)
+}
+
 pub fn qconv(attr: &Attr, inputs: Inputs<'_>) -> Outputs {
     let dims = output_dims(shape::qconv, attr, inputs)?;
     let Attr::QConv(a) = attr else { return Err(wrong_attr(attr)) };

@@ -4,7 +4,7 @@ use super::{
     Element, Facts, InferInput, Inputs, check_clip, check_table, check_u8, check_zero, expect_dims,
     expect_dtype, expect_like, input, may_equal, one, optional, rank, show, typed, wrong_attr,
 };
-use crate::op::{Attr, ConvAttr, PoolAttr, Window};
+use crate::op::{Attr, ConvAttr, FusedConvAttr, PoolAttr, Window};
 use crate::tensor::{DType, Dim};
 
 /// Number of window positions along one dimension of `size` elements, or why there are none.
@@ -111,6 +111,47 @@ pub fn conv_nhwc(attr: &Attr, inputs: Inputs<'_>) -> Facts {
         expect_dims(3, &r, &dims)?;
     }
     one(DType::F32, dims.to_vec())
+}
+
+/// `stride * (size - 1) + kernel - pads` pixels along each side.
+pub fn conv_transpose_nhwc(attr: &Attr, inputs: Inputs<'_>) -> Facts {
+    let Attr::FusedConv(FusedConvAttr { conv: ConvAttr { window, group }, clip }) = attr else {
+        return Err(wrong_attr(attr));
+    };
+    check_clip(clip.min, clip.max)?;
+    if *group != 1 || window.dilation != [1, 1] {
+        return Err("has one group, and dilations of 1".to_string());
+    }
+    let x = typed(inputs, 0, DType::F32)?;
+    let [n, h, w, c] = rank(0, &x)?;
+    let [o, kh, kw, wc] = rank(1, &typed(inputs, 1, DType::F32)?)?;
+    let kernel = window.kernel.map(|k| Dim::Fixed(k.into()));
+    if !may_equal(wc, c) || !may_equal(kh, kernel[0]) || !may_equal(kw, kernel[1]) {
+        let weights = show(&[o, kh, kw, wc]);
+        return Err(format!(
+            "kernel {:?} on {} channels, but input 1 is {weights}",
+            window.kernel,
+            show(&[c])
+        ));
+    }
+    expect_dims(2, &typed(inputs, 2, DType::F32)?, &[o])?;
+    one(DType::F32, vec![n, spread_dim(&x, h, window, 0)?, spread_dim(&x, w, window, 1)?, o])
+}
+
+/// Height or width of what a transposed convolution makes.
+fn spread_dim(x: &InferInput<'_>, dim: Dim, w: &Window, d: usize) -> Result<Dim, String> {
+    let (kernel, stride) = (i64::from(w.kernel[d]), i64::from(w.stride[d]));
+    if kernel == 0 || stride == 0 {
+        return Err("kernel and stride must be at least 1".to_string());
+    }
+    let more = kernel - stride - i64::from(w.pads[d]) - i64::from(w.pads[d + 2]);
+    if let Dim::Fixed(size) = dim {
+        let left = i128::from(size) * i128::from(stride) + i128::from(more);
+        let left = u64::try_from(left).ok().filter(|&left| left > 0 && size > 0);
+        return left.map(Dim::Fixed).ok_or_else(|| format!("pads leave nothing of {size} elements"));
+    }
+    let spread = x.symbols.mul(Element::from(dim), Element::Number(stride));
+    Ok(x.symbols.to_dim(x.symbols.add(spread, Element::Number(more))))
 }
 
 pub fn qconv(attr: &Attr, inputs: Inputs<'_>) -> Facts {

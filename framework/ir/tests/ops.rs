@@ -296,6 +296,19 @@ fn engine_cases() -> Vec<Case> {
             ],
             f(&[1, 1, 2, 1], &[6., 0.]),
         ),
+        // 1, 10, 100 from the first element and 2, 20, 200 from the second, two rows further down; the first row is cut off.
+        case(
+            FusedConvTranspose,
+            Attr::FusedConv(FusedConvAttr {
+                conv: ConvAttr {
+                    window: Window { kernel: [3, 1], stride: [2, 1], dilation: [1, 1], pads: [1, 0, 0, 0] },
+                    group: 1,
+                },
+                clip: ClipAttr { min: 0., max: 150. },
+            }),
+            &[f(&[1, 2, 1, 1], &[1., 2.]), f(&[1, 3, 1, 1], &[1., 10., 100.]), f(&[1], &[0.5])],
+            f(&[1, 4, 1, 1], &[10.5, 102.5, 20.5, 150.]),
+        ),
         // 5·0.5 = 2.5 ties to 2; 35·0.5 = 17.5 ties to 18.
         // Rows 1, 3 and 2, 3 become -1, 1; times 3 and halved, 1.5 ties to 2.
         case(
