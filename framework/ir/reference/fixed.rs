@@ -113,7 +113,7 @@ pub fn tanh_value(x: f32) -> f32 {
 }
 
 /// `(tanh(x) / x - 1) / x²` in x² for |x| < 0.625, lowest power first: the fit of Cephes.
-const TANH: [f32; 5] = [-0.333_332_82, 0.133_314_42, -0.053_739_715, 0.020_639_088, -0.005_704_988_7];
+const TANH: [f32; 5] = [-0.333_332_8, 0.133_314_42, -0.053_739_715, 0.020_639_088, -0.005_704_988_7];
 
 /// The largest power of e that is a normal number, nearly.
 const EXP_MAX: f32 = 87.0;
