@@ -196,7 +196,7 @@ fn sink_split(g: &mut Graph, op: OpId) -> Result<bool> {
     };
     let Some(x) = nhwc_of(g, inputs[0]) else { return Ok(false) };
     inputs[0] = x;
-    let nchw = i64::from(axis.int().rem_euclid(4));
+    let nchw = axis.int().rem_euclid(4);
     let nhwc = TO_NHWC.iter().position(|&a| a == nchw).expect("an axis of four");
     let attr = Attr::Params(params.with(OpKind::Split, "axis", nhwc as i32));
     let (name, number, old) = (g.op_name[op].clone(), g.value_name.len(), g.outputs_of(op).to_vec());
