@@ -84,6 +84,7 @@ fn losses(mut net: Network, pass: &Pass, steps: usize, device: &Device) -> (Netw
         Purpose::Words => 1.0,
         _ if takes_tokens(&net) => 0.2,
         _ if matches!(net, Network::Ssd(_)) => 0.2,
+        _ if matches!(&net, Network::Yolo(net) if net.plan.anchors.is_empty()) => 0.2,
         _ if matches!(net, Network::Yolact(_)) => 0.01,
         _ => 0.05,
     };

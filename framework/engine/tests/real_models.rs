@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Models that do not run yet, or not closely enough. One that does may leave this list.
-const NOT_YET: &[&str] = &["ppocr_det"];
+const NOT_YET: &[&str] = &[];
 
 /// The cases are made once and stay.
 fn cases_folder(root: &Path) -> PathBuf {

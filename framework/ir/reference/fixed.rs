@@ -105,7 +105,8 @@ pub fn tanh_value(x: f32) -> f32 {
     for i in (0..4).rev() {
         small = small.mul_add(z, TANH[i]);
     }
-    let small = (small * z).mul_add(x, x);
+    // The sum of a zero and its opposite has no sign of its own.
+    let small = (small * z).mul_add(x, x).copysign(x);
     let twice = if a < 20.0 { 2.0 * a } else { 40.0 };
     let large = (1.0 - 2.0 / (1.0 + exp_near(twice))).copysign(x);
     let y = if a < 0.625 { small } else { large };
