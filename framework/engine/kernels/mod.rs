@@ -443,6 +443,25 @@ fn depthwise(g: &ConvGeom) -> bool {
 }
 
 impl ConvGeom {
+    /// A product of matrices, `m` x `k` by `k` x `n`: a convolution of one row with `m` columns. Places are left to say.
+    pub fn product(m: u32, k: u32, n: u32) -> ConvGeom {
+        ConvGeom {
+            rows: 1,
+            oh: 1,
+            ow: m,
+            oc: n,
+            c: k,
+            group: 1,
+            kh: 1,
+            kw: 1,
+            sh: 1,
+            sw: 1,
+            dh: 1,
+            dw: 1,
+            ..ConvGeom::default()
+        }
+    }
+
     /// Products per output.
     pub fn depth(&self) -> usize {
         self.kh as usize * self.kw as usize * (self.c / self.group) as usize

@@ -265,24 +265,13 @@ pub fn emit_gemm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
             why: "its rows do not lie one after another".to_string(),
         });
     };
+    let k = narrow(b, *x.dims.last().expect("a matrix"))?;
     let geom = ConvGeom {
-        rows: 1,
-        oh: 1,
-        ow: narrow(b, m)?,
-        oc: narrow(b, n)?,
-        c: narrow(b, *x.dims.last().expect("a matrix"))?,
-        group: 1,
-        kh: 1,
-        kw: 1,
-        sh: 1,
-        sw: 1,
-        dh: 1,
-        dw: 1,
         x_origin: narrow(b, x.origin)?,
         x_pixel: narrow(b, x_pixel)?,
         y_origin: narrow(b, y.origin)?,
         y_pixel: narrow(b, y_pixel)?,
-        ..ConvGeom::default()
+        ..ConvGeom::product(narrow(b, m)?, k, narrow(b, n)?)
     };
     let mut source = source(g, op, dtype, epilogue.x_zero);
     if let (Some(Source::F32 { bias, .. }), Some(added)) = (&mut source, tail.bias) {

@@ -47,23 +47,11 @@ pub fn emit_lstm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
     let gates = b.new_place(DType::F32, &[seq * batch, dirs * row], None)?;
     let Some((_, x_pixel)) = x.as_matrix() else { return b.error("its rows do not lie one after another") };
     let geom = ConvGeom {
-        rows: 1,
-        oh: 1,
-        ow: narrow(b, seq * batch)?,
-        oc: narrow(b, dirs * row)?,
-        c: narrow(b, width)?,
-        group: 1,
-        kh: 1,
-        kw: 1,
-        sh: 1,
-        sw: 1,
-        dh: 1,
-        dw: 1,
         x_origin: narrow(b, x.origin)?,
         x_pixel: narrow(b, x_pixel)?,
         y_origin: narrow(b, gates.origin)?,
         y_pixel: narrow(b, gates.strides[0])?,
-        ..ConvGeom::default()
+        ..ConvGeom::product(narrow(b, seq * batch)?, narrow(b, width)?, narrow(b, dirs * row)?)
     };
     let bias = Some(Bytes::copy_from_slice(bytemuck::cast_slice(&bias)));
     let source = Source::F32 { w, bias, channels: dirs * row, transposed: false };
