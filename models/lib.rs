@@ -20,6 +20,7 @@ pub mod text;
 pub mod yolact;
 pub mod yolo;
 pub mod yolo_layers;
+mod zoo;
 
 use bert::{BERT_SIZES, Bert};
 use burn::tensor::Tensor;

@@ -778,6 +778,15 @@ fn weights_are_found_by_the_name_of_their_hub() {
     let out = export("hf:shared/other");
     assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
     assert!(text(&out.stderr).contains("downloads nothing"), "{}", text(&out.stderr));
+    // The same places by the names of models: one that is not kept here, one that nobody published, none.
+    let out = export("zoo:resnet18");
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("models--timm--resnet18.tv_in1k"), "{}", text(&out.stderr));
+    for (name, what) in [("zoo:resnet20", "no place of published weights"), ("zoo:resnet", "resnet")] {
+        let out = export(name);
+        assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains(what), "{}", text(&out.stderr));
+    }
 }
 
 #[test]

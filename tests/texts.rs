@@ -113,6 +113,31 @@ fn minilm_embeds_as_numpy_does() {
     assert!(worst.iter().all(|&w| w <= 1e-5), "{worst:?}");
 }
 
+/// The same weights where Hugging Face's tools keep them, by the name of the model alone.
+#[test]
+fn a_published_model_is_found_by_its_name() {
+    let Some(folder) = published(MINILM) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let kept = dir.path().join("models--sentence-transformers--all-MiniLM-L6-v2");
+    let snapshot = kept.join("snapshots/0123abcd");
+    std::fs::create_dir_all(kept.join("refs")).unwrap();
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::write(kept.join("refs/main"), "0123abcd").unwrap();
+    for file in ["model.safetensors", "tokenizer.json"] {
+        std::fs::copy(folder.join(file), snapshot.join(file)).unwrap();
+    }
+    let embed = |model: &[&str]| -> Value {
+        let words = [&["predict", "embed"], model, &["--json", "--threads", "1"], &SENTENCES[..2]].concat();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+        let out = command.args(words).env("HF_HUB_CACHE", dir.path()).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()["results"].clone()
+    };
+    let weights = folder.join("model.safetensors");
+    let by_file = embed(&[weights.to_str().unwrap(), "--model", "minilm_l6_embed"]);
+    assert_eq!(embed(&["zoo:minilm_l6_embed"]), by_file);
+}
+
 /// Sentence networks that others wrote as ONNX files: weights of eight bits, pooling in the file or not.
 #[test]
 fn onnx_files_of_others_embed_sentences() {

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
 pub struct Export {
-    /// Run folder, or a file of weights: of a run, or published (.safetensors, or PyTorch's .pth, .pt, .bin; or hf:OWNER/NAME)
+    /// Run folder, or a file of weights: of a run, or published (.safetensors, or PyTorch's .pth, .pt, .bin; or zoo:MODEL
+    /// or hf:OWNER/NAME)
     #[arg(value_name = "RUN|WEIGHTS")]
     path: PathBuf,
-    /// File to write, ONNX or .lacuna [default: model.onnx in the run folder, or beside the weights; here for hf: names]
+    /// File to write, ONNX or .lacuna [default: model.onnx in the run folder, or beside the weights; here for zoo: and hf: names]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Which weights of a run folder

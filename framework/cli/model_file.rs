@@ -69,13 +69,29 @@ pub enum Model {
     },
 }
 
-/// The file that `hf:OWNER/NAME` stands for; other paths as they are.
+/// The file that `zoo:MODEL` or `hf:OWNER/NAME` stands for; other paths as they are.
 pub fn find(path: &Path) -> Result<PathBuf> {
-    Ok(lacuna_weights::hub::find(path, &|address| crate::term::note("download", address))?)
+    let place = match zoo_model(path) {
+        None => path.to_owned(),
+        Some(name) => {
+            let place = training::model(name)?.place().ok_or_else(|| {
+                let what = "no place of published weights is known (`lacuna zoo list` shows those that are)";
+                Failure::usage(format!("zoo:{name}: {what}"))
+            })?;
+            PathBuf::from(format!("hf:{place}"))
+        }
+    };
+    Ok(lacuna_weights::hub::find(&place, &|address| crate::term::note("download", address))?)
 }
 
-/// Opens a MODEL. `model` names the architecture where the file does not.
+/// The model of a path that is `zoo:MODEL`.
+fn zoo_model(path: &Path) -> Option<&str> {
+    path.to_str()?.strip_prefix("zoo:")
+}
+
+/// Opens a MODEL. `model` names the architecture where neither the file nor `zoo:` does.
 pub fn open(path: &Path, name: WeightsName, model: Option<&str>) -> Result<Model> {
+    let model = model.or(zoo_model(path));
     let path = &find(path)?;
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     match extension.as_str() {

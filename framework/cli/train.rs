@@ -84,8 +84,8 @@ pub struct Train {
     /// Steps between checkpoints (0: only at the end of epochs)
     #[arg(long, value_name = "N", default_value_t = 500)]
     checkpoint_steps: u64,
-    /// Weights to start from: of a run, or published (.safetensors, or PyTorch's .pth, .pt, .bin; or hf:OWNER/NAME, from
-    /// Hugging Face's cache)
+    /// Weights to start from: of a run, or published (.safetensors, or PyTorch's .pth, .pt, .bin; or zoo:MODEL or
+    /// hf:OWNER/NAME, from Hugging Face's cache)
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
     /// Start the layer that tells classes apart anew; done without asking where the data has another number of them

@@ -13,7 +13,7 @@ pub struct Zoo {
 
 #[derive(clap::Subcommand, Debug)]
 enum What {
-    /// Every model: its task, input, classes, parameters and source
+    /// Every model: its task, input, classes, parameters, what zoo:MODEL stands for, and its source
     List(List),
 }
 
@@ -46,6 +46,7 @@ pub fn run(options: Zoo) -> Result<()> {
                 "classes": row.classes,
                 "parameters": row.parameters,
                 "source": row.source,
+                "weights": row.place(),
             })
         };
         term::say_json(&json!(rows.iter().map(row).collect::<Vec<_>>()));
@@ -58,10 +59,14 @@ pub fn run(options: Zoo) -> Result<()> {
             row.input.to_string(),
             row.classes.to_string(),
             row.parameters.to_string(),
+            row.place().unwrap_or("-").to_owned(),
             row.source.to_owned(),
         ]
     };
     let lines: Vec<Vec<String>> = rows.iter().map(line).collect();
-    term::say(term::table(&["model", "task", "input", ">classes", ">parameters", "source"], &lines));
+    term::say(term::table(
+        &["model", "task", "input", ">classes", ">parameters", "zoo: weights", "source"],
+        &lines,
+    ));
     Ok(())
 }
