@@ -5,7 +5,8 @@
 //! unless named.
 
 use lacuna_engine::kernels::{
-    CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, QEpilogue, READ_AFTER, READ_BEFORE, Tile,
+    CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, Method, QEpilogue, READ_AFTER, READ_BEFORE,
+    Tile,
 };
 use lacuna_engine::{AlignedBytes, Isa};
 use std::time::{Duration, Instant};
@@ -39,7 +40,8 @@ fn main() {
             _ => (),
         }
         for &(name, h, w, c, oc, k) in LAYERS.iter().filter(|l| l.0.contains(&layer)) {
-            let sparsities: &[f64] = if kernel.sparse { &[0.0, 0.5, 0.8, 0.9, 0.95] } else { &[0.0] };
+            let sparsities: &[f64] =
+                if kernel.method == Method::Sparse { &[0.0, 0.5, 0.8, 0.9, 0.95] } else { &[0.0] };
             for &sparsity in sparsities {
                 time(kernel, name, [h, w, c, oc, k], sparsity);
             }

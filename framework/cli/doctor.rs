@@ -180,7 +180,7 @@ fn caches() -> Vec<Value> {
 }
 
 fn kernels(used: Isa) -> Vec<Value> {
-    let row = |k: &lacuna_engine::kernels::ConvKernel| json!({ "name": k.name, "isa": k.isa.name(), "sparse": k.sparse, "runs_here": k.isa <= used });
+    let row = |k: &lacuna_engine::kernels::ConvKernel| json!({ "name": k.name, "isa": k.isa.name(), "method": k.method.name(), "runs_here": k.isa <= used });
     CONV_KERNELS.iter().map(row).collect()
 }
 
@@ -257,12 +257,7 @@ fn show(report: &Value) {
     let yes = |v: &Value, yes: &str| if v == true { yes.to_owned() } else { String::new() };
     let lines: Vec<Vec<String>> = kernels
         .map(|k| {
-            vec![
-                text(&k["name"]),
-                text(&k["isa"]),
-                yes(&k["sparse"], "sparse"),
-                yes(&k["runs_here"], "runs here"),
-            ]
+            vec![text(&k["name"]), text(&k["isa"]), text(&k["method"]), yes(&k["runs_here"], "runs here")]
         })
         .collect();
     term::say(format_args!("\n{}", term::table(&["convolution kernel", "needs", "", ""], &lines)));

@@ -38,6 +38,12 @@ pub trait Lanes: Copy {
     /// # Safety
     /// As [`Lanes::zero`].
     unsafe fn scale(self, by: f32) -> Self;
+
+    /// Between two bounds; NaN stays NaN.
+    ///
+    /// # Safety
+    /// As [`Lanes::zero`].
+    unsafe fn clamp(self, min: f32, max: f32) -> Self;
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -85,6 +91,13 @@ impl Lanes for __m512 {
         // SAFETY: the processor has AVX-512 by the caller's promise.
         unsafe { _mm512_mul_ps(self, _mm512_set1_ps(by)) }
     }
+
+    #[inline(always)]
+    unsafe fn clamp(self, min: f32, max: f32) -> Self {
+        // Bounds come first: these instructions return their second operand when one is NaN.
+        // SAFETY: the processor has AVX-512 by the caller's promise.
+        unsafe { _mm512_min_ps(_mm512_set1_ps(max), _mm512_max_ps(_mm512_set1_ps(min), self)) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -131,6 +144,13 @@ impl Lanes for __m256 {
     unsafe fn scale(self, by: f32) -> Self {
         // SAFETY: the processor has AVX2 by the caller's promise.
         unsafe { _mm256_mul_ps(self, _mm256_set1_ps(by)) }
+    }
+
+    #[inline(always)]
+    unsafe fn clamp(self, min: f32, max: f32) -> Self {
+        // Bounds come first: these instructions return their second operand when one is NaN.
+        // SAFETY: the processor has AVX2 by the caller's promise.
+        unsafe { _mm256_min_ps(_mm256_set1_ps(max), _mm256_max_ps(_mm256_set1_ps(min), self)) }
     }
 }
 
@@ -182,5 +202,13 @@ impl<const N: usize> Lanes for [f32; N] {
     #[inline(always)]
     unsafe fn scale(self, by: f32) -> Self {
         self.map(|v| v * by)
+    }
+
+    #[inline(always)]
+    unsafe fn clamp(self, min: f32, max: f32) -> Self {
+        self.map(|v| {
+            let v = if v < min { min } else { v };
+            if v > max { max } else { v }
+        })
     }
 }

@@ -8,7 +8,7 @@
 //! Tiles have 4x4 outputs (a quarter of the direct multiplications) or 2x2 (4/9), whichever is less work in all. Rounding
 //! errors, measured against the largest Σ|products| of an image, stay below 5e-6 and 1e-6.
 
-mod transform;
+pub mod transform;
 
 use crate::conv::pass::{Panel, panels};
 use crate::gemm::tile::{self, First, Product, Row};

@@ -131,6 +131,8 @@ unsafe fn run_tile(
             // For few pixels weights take longer to arrive than to be multiplied: runs whose weights fit the second-level
             // cache beside those that are fetched meanwhile.
             let few = pixels as usize <= FEW;
+            // With AVX2 a block's pixels are few, so that weights arrive often.
+            let fetches = few || isa == Isa::Avx2;
             let fit = if few { CHUNK / (run_len * lanes) } else { format.steps / run_len };
             let together = fit.clamp(1, s.table.len());
             for (i, runs) in s.table.chunks(together).enumerate() {
@@ -154,7 +156,7 @@ unsafe fn run_tile(
                     columns,
                     first: First::Zero,
                     last: Some(Last { bias, residual, min, max }),
-                    ahead: few.then(|| (weights.as_ptr().wrapping_add(weights.len()), weights.len())),
+                    ahead: fetches.then(|| (weights.as_ptr().wrapping_add(weights.len()), weights.len())),
                 };
                 // SAFETY: every run is readable, and every channel writable, for pixels of the tile; bias and weights are
                 // cut to the panel's size.

@@ -16,7 +16,9 @@
 //! `f = acc as f32 * mult`, a residual is a separate multiplication and addition, `f` is clamped as a float,
 //! rounded to nearest even, and gets its zero point; then come the table and the late residual, if there are such. Float kernels may sum in any order and fuse
 //! multiplication and addition: `|y - exact| <= 1.01 * (K + 3) * 2^-24 * (Σ|x·w| + |bias| + |residual|)`
-//! for K products, as for any order of summation (Higham, Accuracy and Stability, section 3.1).
+//! for K products, as for any order of summation (Higham, Accuracy and Stability, section 3.1). Rows by Winograd's algorithm
+//! mix the windows of neighbours: for them the largest `Σ|x·w|` of all outputs takes the place of the output's own, and an
+//! infinite input makes NaN of its neighbours.
 
 // Other processors have the portable rows only, and no use for what the vector rows share.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -55,6 +57,8 @@ mod sparse_f32;
 pub mod steps;
 #[cfg(all(test, unix))]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod winograd_f32;
 
 /// Readable bytes that lie behind every activation buffer.
 pub const READ_AFTER: usize = 128;
@@ -164,12 +168,32 @@ pub type PackFn = fn(&ConvWeights<'_>, &ConvGeom) -> Packed;
 /// [`READ_AFTER`] readable bytes around x and the residual. Nobody else writes what this tile reads or writes.
 pub type RunFn = unsafe fn(&ConvGeom, &QEpilogue, &[u8], *const u8, *const u8, *mut u8, &Tile);
 
+/// How a kernel multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Every weight with every pixel under it.
+    Direct,
+    /// Transformed weights with transformed tiles of so many outputs along an axis.
+    Winograd(usize),
+    /// Nonzero weights only: its time falls with their number.
+    Sparse,
+}
+
+impl Method {
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Direct => "dense",
+            Method::Winograd(_) => "winograd",
+            Method::Sparse => "sparse",
+        }
+    }
+}
+
 pub struct ConvKernel {
     pub name: &'static str,
     pub isa: Isa,
     pub dtype: KernelType,
-    /// Its time falls with the number of nonzero weights.
-    pub sparse: bool,
+    pub method: Method,
     /// Tiles start at a multiple of so many output channels.
     pub oc_granule: u32,
     pub supports: fn(&ConvGeom) -> bool,
@@ -183,7 +207,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_i8_1x1_portable",
         isa: Isa::Portable,
         dtype: KernelType::Int8,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 1,
         supports: any,
         pack: portable::pack,
@@ -193,7 +217,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_f32_1x1_portable",
         isa: Isa::Portable,
         dtype: KernelType::F32,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 1,
         supports: any,
         pack: portable::pack,
@@ -203,7 +227,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "dwconv_i8_1x16_portable",
         isa: Isa::Portable,
         dtype: KernelType::Int8,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 16,
         supports: depthwise,
         pack: depthwise::pack,
@@ -213,7 +237,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "dwconv_f32_1x16_portable",
         isa: Isa::Portable,
         dtype: KernelType::F32,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 16,
         supports: depthwise,
         pack: depthwise::pack,
@@ -224,7 +248,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_i8_4x16_avx2",
         isa: Isa::Avx2,
         dtype: KernelType::Int8,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 16,
         supports: one_group,
         pack: dense_avx2::pack_i8,
@@ -235,7 +259,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "dwconv_i8_4x16_avx2",
         isa: Isa::Avx2,
         dtype: KernelType::Int8,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 16,
         supports: depthwise_avx2::supports,
         pack: depthwise::pack,
@@ -246,7 +270,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_i8_6x16_avxvnni",
         isa: Isa::AvxVnni,
         dtype: KernelType::Int8,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 16,
         supports: one_group,
         pack: dense_avx2::pack_avxvnni,
@@ -257,7 +281,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_f32_6x16_avx2",
         isa: Isa::Avx2,
         dtype: KernelType::F32,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 16,
         supports: one_group,
         pack: dense_f32::pack_avx2,
@@ -268,7 +292,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_i8_6x64_avx512vnni",
         isa: Isa::Avx512Vnni,
         dtype: KernelType::Int8,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 64,
         supports: one_group,
         pack: dense_avx512::pack_i8,
@@ -279,7 +303,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "dwconv_i8_4x64_avx512vnni",
         isa: Isa::Avx512Vnni,
         dtype: KernelType::Int8,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 64,
         supports: depthwise_avx512::supports,
         pack: depthwise_avx512::pack,
@@ -290,7 +314,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "dwconv_i8_4x64_avx512vbmi",
         isa: Isa::Avx512Vbmi,
         dtype: KernelType::Int8,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 64,
         supports: depthwise_avx512::supports,
         pack: depthwise_avx512::pack,
@@ -301,7 +325,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_i8_6x64_avx512vbmi",
         isa: Isa::Avx512Vbmi,
         dtype: KernelType::Int8,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 64,
         supports: one_group,
         pack: dense_avx512::pack_i8,
@@ -312,7 +336,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_f32_6x64_avx512vnni",
         isa: Isa::Avx512Vnni,
         dtype: KernelType::F32,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 64,
         supports: one_group,
         pack: dense_f32::pack_avx512,
@@ -320,10 +344,54 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
     },
     #[cfg(target_arch = "x86_64")]
     ConvKernel {
+        name: "conv_f32_4x16_avx2_winograd",
+        isa: Isa::Avx2,
+        dtype: KernelType::F32,
+        method: Method::Winograd(2),
+        oc_granule: 16,
+        supports: winograd_f32::supports,
+        pack: winograd_f32::pack_two_avx2,
+        run: winograd_f32::run_two_avx2,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_f32_16x16_avx2_winograd",
+        isa: Isa::Avx2,
+        dtype: KernelType::F32,
+        method: Method::Winograd(4),
+        oc_granule: 16,
+        supports: winograd_f32::supports,
+        pack: winograd_f32::pack_four_avx2,
+        run: winograd_f32::run_four_avx2,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_f32_4x64_avx512vnni_winograd",
+        isa: Isa::Avx512Vnni,
+        dtype: KernelType::F32,
+        method: Method::Winograd(2),
+        oc_granule: 64,
+        supports: winograd_f32::supports,
+        pack: winograd_f32::pack_two_avx512,
+        run: winograd_f32::run_two_avx512,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_f32_16x64_avx512vnni_winograd",
+        isa: Isa::Avx512Vnni,
+        dtype: KernelType::F32,
+        method: Method::Winograd(4),
+        oc_granule: 64,
+        supports: winograd_f32::supports,
+        pack: winograd_f32::pack_four_avx512,
+        run: winograd_f32::run_four_avx512,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
         name: "conv_i8_32x64_avx2_interleave",
         isa: Isa::Avx2,
         dtype: KernelType::Int8,
-        sparse: true,
+        method: Method::Sparse,
         oc_granule: 64,
         supports: one_group,
         pack: interleave::pack_avx2,
@@ -334,7 +402,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_i8_32x64_avxvnni_interleave",
         isa: Isa::AvxVnni,
         dtype: KernelType::Int8,
-        sparse: true,
+        method: Method::Sparse,
         oc_granule: 64,
         supports: one_group,
         pack: interleave::pack_avxvnni,
@@ -345,7 +413,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_i8_64x64_avx512vnni_interleave",
         isa: Isa::Avx512Vnni,
         dtype: KernelType::Int8,
-        sparse: true,
+        method: Method::Sparse,
         oc_granule: 64,
         supports: one_group,
         pack: interleave::pack_avx512,
@@ -356,7 +424,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_i8_32x32_amx",
         isa: Isa::Amx,
         dtype: KernelType::Int8,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 32,
         supports: one_group,
         pack: amx::pack_i8,
@@ -367,7 +435,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_i8_32x32_amx_expand",
         isa: Isa::Amx,
         dtype: KernelType::Int8,
-        sparse: true,
+        method: Method::Sparse,
         oc_granule: 32,
         supports: amx::expands,
         pack: amx::pack_i8_sparse,
@@ -378,7 +446,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_i8_16x16_avx512vbmi_lanegather",
         isa: Isa::Avx512Vbmi,
         dtype: KernelType::Int8,
-        sparse: true,
+        method: Method::Sparse,
         oc_granule: 16,
         supports: one_group,
         pack: lane_gather::pack,
@@ -389,7 +457,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_f32_64x64_avx2_sparse",
         isa: Isa::Avx2,
         dtype: KernelType::F32,
-        sparse: true,
+        method: Method::Sparse,
         oc_granule: 64,
         supports: one_group,
         pack: sparse_f32::pack,
@@ -400,7 +468,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "conv_f32_64x64_avx512vnni_sparse",
         isa: Isa::Avx512Vnni,
         dtype: KernelType::F32,
-        sparse: true,
+        method: Method::Sparse,
         oc_granule: 64,
         supports: one_group,
         pack: sparse_f32::pack,
@@ -411,7 +479,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "dwconv_f32_4x16_avx2",
         isa: Isa::Avx2,
         dtype: KernelType::F32,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 16,
         supports: depthwise,
         pack: depthwise::pack,
@@ -422,7 +490,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         name: "dwconv_f32_4x16_avx512vnni",
         isa: Isa::Avx512Vnni,
         dtype: KernelType::F32,
-        sparse: false,
+        method: Method::Direct,
         oc_granule: 16,
         supports: depthwise,
         pack: depthwise::pack,

@@ -6,7 +6,7 @@
 
 use crate::target::Isa;
 use lacuna_ir::op::{ClipAttr, QAddAttr, QMulAttr, Requant};
-use lacuna_ir::reference::fixed::{erf_value, sigmoid_value, silu_value};
+use lacuna_ir::reference::fixed::{erf_value, sigmoid_value, sigmoid_values, silu_value, silu_values};
 use std::ops::Range;
 
 #[path = "steps_attention.rs"]
@@ -449,6 +449,9 @@ pub fn in_place(op: MapOp) -> bool {
     matches!(op, Silu | HardSwish | Sigmoid | HardSigmoid(..) | LeakyRelu(_) | Gelu)
 }
 
+/// Elements of several registers.
+const MANY: usize = 64;
+
 by_isa! {
     /// Gives `n` elements the map's values. Other maps than those that [`in_place`] names leave them.
     ///
@@ -462,9 +465,22 @@ unsafe fn map_in_place(op: MapOp, y: *mut f32, n: usize) {
     // SAFETY: the caller's promise.
     let y = unsafe { std::slice::from_raw_parts_mut(y, n) };
     match op {
-        MapOp::Silu => y.iter_mut().for_each(|y| *y = silu_value(*y)),
+        // A closure of so much would stay a function of its own, without this one's instructions.
+        MapOp::Silu => {
+            let (many, rest) = y.as_chunks_mut::<MANY>();
+            for y in many {
+                *y = silu_values(*y);
+            }
+            rest.iter_mut().for_each(|y| *y = silu_value(*y));
+        }
         MapOp::HardSwish => y.iter_mut().for_each(|y| *y = hard_swish_value(*y)),
-        MapOp::Sigmoid => y.iter_mut().for_each(|y| *y = sigmoid_value(*y)),
+        MapOp::Sigmoid => {
+            let (many, rest) = y.as_chunks_mut::<MANY>();
+            for y in many {
+                *y = sigmoid_values(*y);
+            }
+            rest.iter_mut().for_each(|y| *y = sigmoid_value(*y));
+        }
         MapOp::HardSigmoid(a, b) => y.iter_mut().for_each(|y| *y = clamp_unit(a * *y + b)),
         MapOp::LeakyRelu(a) => y.iter_mut().for_each(|y| *y = if *y < 0.0 { a * *y } else { *y }),
         MapOp::Gelu => y.iter_mut().for_each(|y| *y = gelu_value(*y)),

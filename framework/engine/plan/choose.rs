@@ -10,7 +10,9 @@ use super::build::drop_barriers;
 use super::cost::{conv_ns, dense_slots, sparse_slots};
 use super::weights::{Chosen, Request, Weights};
 use super::{Plan, Split};
-use crate::kernels::{CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, Packed, count_nonzeros};
+use crate::kernels::{
+    CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, Method, Packed, count_nonzeros,
+};
 use crate::target::{Isa, Target};
 use std::path::Path;
 
@@ -111,18 +113,21 @@ pub fn rank(
     }
     // The best of each kind, by what packing is expected to give; of equals the later row, which is faster.
     let most = if how.tune { KERNELS_MEASURED } else { 1 };
-    let best = |sparse: bool| {
-        let slots = |k: &ConvKernel| match sparse && k.isa != Isa::Amx {
+    let best = |methods: &[Method]| {
+        let slots = |k: &ConvKernel| match k.method == Method::Sparse && k.isa != Isa::Amx {
             true => sparse_slots(geom, nonzeros),
             false => dense_slots(geom),
         };
-        let rows = CONV_KERNELS.iter().enumerate().filter(|(_, k)| k.sparse == sparse && usable(k));
+        let rows = CONV_KERNELS.iter().enumerate().filter(|(_, k)| methods.contains(&k.method) && usable(k));
         let mut rows: Vec<(f64, usize)> = rows.map(|(i, k)| (conv_ns(k, geom, slots(k)), i)).collect();
         rows.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
         rows.truncate(most);
         rows
     };
-    let (mut sparse, mut dense) = (best(true), best(false));
+    let (mut sparse, mut dense) = (best(&[Method::Sparse]), best(&[Method::Direct]));
+    if !is_whole(weights) {
+        dense.extend(best(&[Method::Winograd(2), Method::Winograd(4)]));
+    }
     match how.choice {
         KernelChoice::Auto if density <= SPARSE_DENSITY_MAX => {}
         KernelChoice::Auto | KernelChoice::Dense if !dense.is_empty() => sparse.clear(),
@@ -137,10 +142,11 @@ pub fn rank(
     let mut reason = format!("density {density:.3}");
     for Candidate { kernel, packed, ns } in &candidates {
         let fill = packed.nonzeros as f64 / packed.slots.max(1) as f64;
-        reason += &match CONV_KERNELS[*kernel].sparse {
-            true => format!("; sparse {:.1} us at slot efficiency {fill:.2}", ns / 1e3),
-            false => format!("; dense {:.1} us", ns / 1e3),
-        };
+        let method = CONV_KERNELS[*kernel].method;
+        reason += &format!("; {} {:.1} us", method.name(), ns / 1e3);
+        if method == Method::Sparse {
+            reason += &format!(" at slot efficiency {fill:.2}");
+        }
     }
     match how.choice {
         _ if candidates.len() > 1 => {}
@@ -160,6 +166,15 @@ fn count(weights: &ConvWeights<'_>) -> (u64, u64) {
     match weights {
         ConvWeights::Int8 { w, .. } => (w.len() as u64, count_nonzeros(w)),
         ConvWeights::F32 { w, .. } => (w.len() as u64, w.iter().filter(|&&x| x != 0.0).count() as u64),
+    }
+}
+
+/// Whether weights are whole numbers: products of integers that run in f32, whose sums are exact without the fractions of
+/// Winograd's transforms.
+fn is_whole(weights: &ConvWeights<'_>) -> bool {
+    match weights {
+        ConvWeights::Int8 { .. } => true,
+        ConvWeights::F32 { w, .. } => w.iter().all(|w| w.fract() == 0.0),
     }
 }
 
@@ -332,7 +347,7 @@ pub fn measure(
 
 impl Entry {
     fn tell(&self) -> String {
-        let kind = if CONV_KERNELS[self.chosen.kernel].sparse { "sparse" } else { "dense" };
+        let kind = CONV_KERNELS[self.chosen.kernel].method.name();
         let isa = CONV_KERNELS[self.chosen.kernel].isa;
         let by = match self.pick.split {
             _ if self.pick.parts == 1 => "on one thread",

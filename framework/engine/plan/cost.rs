@@ -3,7 +3,7 @@
 //! Rates are products per cycle of the innermost loop, as measured on Zen 4 (they rank kernels; they are not a
 //! promise of time). Sparse rows pay per packed slot, dense rows per padded weight, both once per pixel.
 
-use crate::kernels::{ConvGeom, ConvKernel, KernelType};
+use crate::kernels::{ConvGeom, ConvKernel, KernelType, Method};
 use crate::target::Isa;
 
 /// Nominal clock that turns cycles into the estimates shown to people.
@@ -12,6 +12,8 @@ const CYCLES_PER_NS: f64 = 3.5;
 const MAP_BYTES_PER_NS: f64 = 12.0;
 /// Bytes of weights that one thread reads in a cycle.
 const BYTES_PER_CYCLE: f64 = 5.0;
+/// The same, where they are in a cache.
+const WEIGHT_BYTES_PER_CYCLE: f64 = 16.0;
 /// Calling a step, and meeting the other threads.
 const STEP_NS: f64 = 150.0;
 /// Pixels that share one pass over packed sparse weights.
@@ -23,13 +25,16 @@ pub fn conv_ns(kernel: &ConvKernel, geom: &ConvGeom, slots: u64) -> f64 {
     let channels = (geom.oc as f64 / 16.0).ceil();
     let epilogue = pixels * channels * epilogue_cycles(kernel.isa);
     let products = pixels * slots as f64;
-    let work = if kernel.sparse && kernel.dtype == KernelType::F32 {
+    let sparse = kernel.method == Method::Sparse;
+    let work = if let Method::Winograd(out) = kernel.method {
+        winograd_cycles(geom, out, rate(kernel))
+    } else if sparse && kernel.dtype == KernelType::F32 {
         sparse_f32_cycles(geom, slots, kernel.isa)
-    } else if kernel.sparse && kernel.isa < Isa::Avx512Vbmi {
+    } else if sparse && kernel.isa < Isa::Avx512Vbmi {
         interleave_cycles(geom, slots, kernel.isa)
     } else if kernel.isa == Isa::Amx {
-        amx_cycles(geom, slots, kernel.sparse)
-    } else if kernel.sparse {
+        amx_cycles(geom, slots, sparse)
+    } else if sparse {
         // A step of 64 slots feeds a block of pixels: 1.45 cycles each, but never faster than its 128 bytes of
         // indices and weights arrive.
         let block = pixels.clamp(1.0, PIXEL_BLOCK);
@@ -40,7 +45,7 @@ pub fn conv_ns(kernel: &ConvKernel, geom: &ConvGeom, slots: u64) -> f64 {
     };
     // Weights arrive from memory at this rate where few pixels share them.
     let arrival = match kernel.dtype {
-        KernelType::F32 => (slots * if kernel.sparse { 6 } else { 4 }) as f64 / BYTES_PER_CYCLE,
+        KernelType::F32 => (slots * if sparse { 6 } else { 4 }) as f64 / BYTES_PER_CYCLE,
         KernelType::Int8 => 0.0,
     };
     STEP_NS + (work.max(arrival) + epilogue) / CYCLES_PER_NS
@@ -53,6 +58,19 @@ fn sparse_f32_cycles(geom: &ConvGeom, slots: u64, isa: Isa) -> f64 {
     let (of_slot, of_element) = if isa >= Isa::Avx512Vnni { (1.0, 5.0) } else { (2.6, 12.0) };
     let elements = geom.depth() as f64 + geom.oc as f64;
     vectors * (slots as f64 * of_slot + elements * of_element)
+}
+
+/// Of each tile of `out` x `out` outputs so many elements are multiplied, in short products, and transformed on both sides; all
+/// weights arrive for each block of tiles. Measured on Zen 3.
+fn winograd_cycles(geom: &ConvGeom, out: usize, rate: f64) -> f64 {
+    let elements = ((out + 2) * (out + 2)) as f64;
+    let along = |size: u32| (size as f64 / out as f64).ceil();
+    let tiles = geom.rows as f64 / geom.oh as f64 * along(geom.oh) * along(geom.ow);
+    let (c, oc) = (geom.c as f64, geom.oc.next_multiple_of(16) as f64);
+    let of_element = if rate > 20.0 { 0.25 } else { 0.5 };
+    let blocks = (tiles / (1e5 / elements / c).min(48.0)).ceil();
+    let arrival = blocks * elements * 4.0 * c * oc / WEIGHT_BYTES_PER_CYCLE;
+    tiles * elements * (c * oc / rate * 1.1 + of_element * (c + oc)) + arrival
 }
 
 /// Measured on Granite Rapids: products of two tiles with their loads, what it takes to begin and end 256 sums, and weights

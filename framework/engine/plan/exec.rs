@@ -126,7 +126,11 @@ unsafe fn run_conv(
     };
     let Some(then) = s.then else { return run(&tile) };
     // Results become what they are to be while they are in the caches.
-    let lines = (BAND as usize / tile.cols.len()).max(1);
+    let lines = match BAND as usize / tile.cols.len() {
+        // Whole tiles of Winograd's kernels.
+        lines @ LINES.. => lines / LINES * LINES,
+        lines => lines.max(1),
+    };
     let starts = tile.rows.clone().step_by(lines);
     let bands = starts.flat_map(|row| tile.cols.clone().step_by(BAND as usize).map(move |col| (row, col)));
     for (row, col) in bands {
@@ -152,5 +156,7 @@ unsafe fn run_conv(
     }
 }
 
+/// Lines of the largest tiles that kernels cut results into.
+const LINES: usize = 4;
 /// Pixels after which a layer's results become what they are to be: as many as kernels take at a time.
 const BAND: u32 = 480;

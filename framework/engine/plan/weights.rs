@@ -5,7 +5,7 @@
 //! win. Blobs are shared: streams of one model read the same bytes.
 
 use super::choose::{How, Known, Pick, Ranked, rank};
-use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights};
+use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights, Method};
 use crate::memory::AlignedBytes;
 use crate::passes;
 use bytes::Bytes;
@@ -56,7 +56,7 @@ impl Chosen {
     /// Share of a sparse kernel's slots that hold a weight.
     pub fn slot_efficiency(&self) -> Option<f64> {
         let of = |slots: u64| if slots == 0 { 1.0 } else { self.nonzeros as f64 / slots as f64 };
-        CONV_KERNELS[self.kernel].sparse.then(|| of(self.slots))
+        (CONV_KERNELS[self.kernel].method == Method::Sparse).then(|| of(self.slots))
     }
 }
 

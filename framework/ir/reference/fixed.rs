@@ -59,24 +59,42 @@ const EXP_MIN: f32 = -69.0;
 const LOG2_E_REST: f32 = 1.925_963e-8;
 
 /// e^x for x up to 87, to two units in the last place: what many layers in a row may ask for. e^-69 below that.
+///
+/// Operation after operation for all elements, here and below, so that a processor waits for no result where they fill
+/// several registers. Loops, because closures stay functions of their own here, without the caller's instructions.
 #[inline(always)]
-fn exp_near(x: f32) -> f32 {
-    let x = if x > EXP_MIN { x } else { EXP_MIN };
-    let shifted = std::f32::consts::LOG2_E * x + ROUND;
-    // The fraction of x * log2(e), as if that were never rounded.
-    let f = x.mul_add(std::f32::consts::LOG2_E, -(shifted - ROUND));
-    let f = x.mul_add(LOG2_E_REST, f);
-    let mut p = EXP2_SERIES[6];
-    for i in (0..6).rev() {
-        p = p.mul_add(f, EXP2_SERIES[i]);
+fn exp_near<const N: usize>(mut x: [f32; N]) -> [f32; N] {
+    let (mut shifted, mut f) = ([0.0f32; N], [0.0f32; N]);
+    for i in 0..N {
+        x[i] = if x[i] > EXP_MIN { x[i] } else { EXP_MIN };
     }
-    f32::from_bits(p.mul_add(f, 1.0).to_bits().wrapping_add(shifted.to_bits() << 23))
+    for i in 0..N {
+        shifted[i] = std::f32::consts::LOG2_E * x[i] + ROUND;
+    }
+    // The fraction of x * log2(e), as if that were never rounded.
+    for i in 0..N {
+        f[i] = x[i].mul_add(std::f32::consts::LOG2_E, -(shifted[i] - ROUND));
+    }
+    for i in 0..N {
+        f[i] = x[i].mul_add(LOG2_E_REST, f[i]);
+    }
+    let mut p = [EXP2_SERIES[6]; N];
+    for k in (0..6).rev() {
+        for i in 0..N {
+            p[i] = p[i].mul_add(f[i], EXP2_SERIES[k]);
+        }
+    }
+    for i in 0..N {
+        let bits = p[i].mul_add(f[i], 1.0).to_bits().wrapping_add(shifted[i].to_bits() << 23);
+        p[i] = f32::from_bits(bits);
+    }
+    p
 }
 
 /// e^x within 3e-7 of the result, for x from -69 to 87; 0 below.
 #[inline(always)]
 pub fn exp_value(x: f32) -> f32 {
-    let y = exp_near(x);
+    let [y] = exp_near([x]);
     let y = if x < EXP_MIN { 0.0 } else { y };
     if x.is_nan() { x } else { y }
 }
@@ -84,16 +102,53 @@ pub fn exp_value(x: f32) -> f32 {
 /// `x * sigmoid(x)`, within 5e-7 of the result; -0 for x below -87.
 #[inline(always)]
 pub fn silu_value(x: f32) -> f32 {
-    let y = x / (1.0 + exp_near(if x > -EXP_MAX { -x } else { EXP_MAX }));
-    if x <= -EXP_MAX { -0.0 } else { y }
+    let [y] = silu_values([x]);
+    y
+}
+
+/// [`silu_value`] of each.
+#[inline(always)]
+pub fn silu_values<const N: usize>(x: [f32; N]) -> [f32; N] {
+    let mut y = exp_of_opposite(x);
+    for i in 0..N {
+        y[i] = x[i] / (1.0 + y[i]);
+    }
+    for i in 0..N {
+        y[i] = if x[i] <= -EXP_MAX { -0.0 } else { y[i] };
+    }
+    y
 }
 
 /// `1 / (1 + exp(-x))`, within 5e-7 of the result; 0 for x below -87.
 #[inline(always)]
 pub fn sigmoid_value(x: f32) -> f32 {
-    let y = 1.0 / (1.0 + exp_near(if x > -EXP_MAX { -x } else { EXP_MAX }));
-    let y = if x <= -EXP_MAX { 0.0 } else { y };
-    if x.is_nan() { x } else { y }
+    let [y] = sigmoid_values([x]);
+    y
+}
+
+/// [`sigmoid_value`] of each.
+#[inline(always)]
+pub fn sigmoid_values<const N: usize>(x: [f32; N]) -> [f32; N] {
+    let mut y = exp_of_opposite(x);
+    for i in 0..N {
+        y[i] = 1.0 / (1.0 + y[i]);
+    }
+    for i in 0..N {
+        y[i] = if x[i] <= -EXP_MAX { 0.0 } else { y[i] };
+    }
+    for i in 0..N {
+        y[i] = if x[i].is_nan() { x[i] } else { y[i] };
+    }
+    y
+}
+
+/// e^-x, and no more than e^87.
+#[inline(always)]
+fn exp_of_opposite<const N: usize>(mut x: [f32; N]) -> [f32; N] {
+    for i in 0..N {
+        x[i] = if -x[i] < EXP_MAX { -x[i] } else { EXP_MAX };
+    }
+    exp_near(x)
 }
 
 /// The hyperbolic tangent, within 3e-7 of the result.
@@ -108,7 +163,8 @@ pub fn tanh_value(x: f32) -> f32 {
     // The sum of a zero and its opposite has no sign of its own.
     let small = (small * z).mul_add(x, x).copysign(x);
     let twice = if a < 20.0 { 2.0 * a } else { 40.0 };
-    let large = (1.0 - 2.0 / (1.0 + exp_near(twice))).copysign(x);
+    let [e] = exp_near([twice]);
+    let large = (1.0 - 2.0 / (1.0 + e)).copysign(x);
     let y = if a < 0.625 { small } else { large };
     if x.is_nan() { x } else { y }
 }

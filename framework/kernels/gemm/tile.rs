@@ -182,7 +182,7 @@ mod portable {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{First, Product, Row};
+    use super::{First, LINE, Product, Row};
     use std::arch::x86_64::*;
 
     type Tile = unsafe fn(&Product<'_>, *const Row);
@@ -216,8 +216,15 @@ mod avx2 {
                 }
             }
             let mut b = s.b;
+            // With nothing to fetch, a line that is there already.
+            let (mut ahead, ahead_step) = match s.ahead {
+                Some((ahead, 1..)) => (ahead, LINE),
+                _ => (s.b, 0),
+            };
             macro_rules! step {
                 ($at:expr, $k:literal) => {
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                    ahead = ahead.wrapping_add(ahead_step);
                     let w = load(b.add(16 * $k));
                     for p in 0..P {
                         let x = _mm256_set1_ps(*x_rows[p].add($at + $k));
