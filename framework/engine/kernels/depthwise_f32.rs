@@ -42,8 +42,6 @@ trait Vector: Copy {
     unsafe fn zero() -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn load(from: *const f32) -> Self;
-    /// Has a line brought to the nearest cache; any address will do.
-    unsafe fn fetch(line: *const f32);
     unsafe fn multiply_add(self, a: Self, b: Self) -> Self;
     /// Adds the first `lanes` of a residual, clamps, and writes as many.
     unsafe fn finish(self, residual: Option<*const f32>, min: f32, max: f32, lanes: usize, to: *mut f32);
@@ -68,12 +66,6 @@ impl Vector for __m512 {
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller's promise.
         unsafe { _mm512_loadu_ps(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn fetch(line: *const f32) {
-        // SAFETY: the caller's promise.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
 
     #[inline(always)]
@@ -120,12 +112,6 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn fetch(line: *const f32) {
-        // SAFETY: the caller's promise.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
-    }
-
-    #[inline(always)]
     unsafe fn multiply_add(self, a: Self, b: Self) -> Self {
         // SAFETY: the caller's promise.
         unsafe { _mm256_fmadd_ps(a, b, self) }
@@ -168,7 +154,7 @@ unsafe fn outputs<V: Vector, const KW: usize, const S: usize, const P: usize>(jo
                 // Of the last row, which nothing has read yet, what outputs to the right will read.
                 let ahead = x.wrapping_add((job.kh - 1) * job.x_line + 2 * P * S * job.x_column);
                 for i in 0..P * S {
-                    V::fetch(ahead.wrapping_add(i * job.x_column));
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(i * job.x_column).cast());
                 }
             }
             let mut sums = [V::zero(); P];
