@@ -219,10 +219,10 @@ def main():
 
     dense = train(args, "dense", "", [], args.epochs)
     weights = dense / "weights/last.safetensors"
+    teachers = {"dense": weights, "on": args.project / "on/weights/last.safetensors"}
     folders = [("dense", dense, [])]
     for name, label, modifiers, more in ROWS:
         if wanted(name):
-            teachers = {"dense": weights, "on": args.project / "on/weights/last.safetensors"}
             more = ["--weights", weights] + [word.format(**teachers) for word in more]
             folders.append((label, train(args, name, modifiers, more, args.epochs), []))
     print("\nFashion-MNIST, 10,000 test images\n\n" + table([(l, measure(args, f, d)) for l, f, d in folders]))

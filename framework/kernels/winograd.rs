@@ -8,7 +8,7 @@
 //! Tiles have 4x4 outputs (a quarter of the direct multiplications) or 2x2 (4/9), whichever is less work in all. Rounding
 //! errors, measured against the largest Σ|products| of an image, stay below 5e-6 and 1e-6.
 
-pub mod transform;
+mod transform;
 
 use crate::conv::pass::{Panel, panels};
 use crate::gemm::tile::{self, First, Product, Row};
@@ -18,7 +18,8 @@ use crate::shape::ConvShape;
 use crate::shared::Shared;
 use rayon::prelude::*;
 use std::cell::RefCell;
-use transform::{Four, Scheme, Transforms, Two, Window};
+pub use transform::{Four, MOST_SIDE, Scheme, Two};
+use transform::{Transforms, Window};
 
 /// Of a task's transformed input and of one panel of its transformed output, within the second-level cache.
 const BLOCK_BYTES: usize = 768 << 10;

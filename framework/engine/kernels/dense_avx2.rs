@@ -142,8 +142,7 @@ fn for_each_block(
     x: *const u8,
     mut each: impl FnMut(&ConvGeom, Block<'_>, usize, u32, std::ops::Range<u32>),
 ) {
-    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
-    debug_assert!((tile.ocs.start as usize).is_multiple_of(LANES));
+    tile.check(g, LANES);
     let (flat, tile) = g.flattened(tile, residual);
     let panel_bytes = s.table.len() * s.args[0] as usize * LANES * form.lane_bytes;
     for first in tile.ocs.clone().step_by(LANES) {

@@ -514,8 +514,7 @@ unsafe fn run(
     y: *mut u8,
     tile: &Tile,
 ) {
-    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
-    debug_assert!((tile.ocs.start as usize).is_multiple_of(PANEL));
+    tile.check(g, PANEL);
     let s = read(b"D64i", g, packed);
     let y_size = if e.out_f32 { 4 } else { 1 };
     let (flat, tile) = g.flattened(tile, e.has_residual);

@@ -107,8 +107,7 @@ unsafe fn run_tile(
     y: *mut f32,
     tile: &Tile,
 ) {
-    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
-    debug_assert!((tile.ocs.start as usize).is_multiple_of(format.panel));
+    tile.check(g, format.panel);
     let s = read(format.name, g, packed);
     let run_len = s.args[0] as usize;
     let steps = s.table.len() * run_len;

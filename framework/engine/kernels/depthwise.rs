@@ -103,7 +103,7 @@ pub(super) unsafe fn run_f32(
 
 /// Calls `f(first channel, first tap's index in the data, row, col)` for every block of channels of every pixel.
 fn for_each_block(g: &ConvGeom, s: &Sections<'_>, tile: &Tile, mut f: impl FnMut(usize, usize, u32, u32)) {
-    debug_assert!((tile.ocs.start as usize).is_multiple_of(LANES));
+    tile.check(g, LANES);
     for row in tile.rows.clone() {
         for col in tile.cols.clone() {
             for first in tile.ocs.clone().step_by(LANES) {
@@ -112,7 +112,6 @@ fn for_each_block(g: &ConvGeom, s: &Sections<'_>, tile: &Tile, mut f: impl FnMut
             }
         }
     }
-    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
 }
 
 /// Calls `f(elements of x from tap (0, 0), tap)` for every tap.

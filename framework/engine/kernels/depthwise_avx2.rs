@@ -30,8 +30,7 @@ pub(super) unsafe fn run(
     y: *mut u8,
     tile: &Tile,
 ) {
-    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
-    debug_assert!((tile.ocs.start as usize).is_multiple_of(LANES));
+    tile.check(g, LANES);
     const BY_OUTPUTS: [unsafe fn(&Job<'_>, &mut Sums); OUTPUTS] =
         [outputs::<1>, outputs::<2>, outputs::<3>, outputs::<4>];
     let s = read(FORMAT, g, packed);

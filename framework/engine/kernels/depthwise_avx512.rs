@@ -178,8 +178,8 @@ unsafe fn run_with(
     y: *mut u8,
     tile: &Tile,
 ) {
-    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
-    debug_assert!((tile.ocs.start as usize).is_multiple_of(BLOCK) && !e.out_f32);
+    tile.check(g, BLOCK);
+    debug_assert!(!e.out_f32);
     let s = read(FORMAT, g, packed);
     let mut scratch = Scratch(MaybeUninit::uninit());
     let mut row = tile.rows.start;

@@ -272,8 +272,7 @@ unsafe fn run(
     y: *mut f32,
     tile: &Tile,
 ) {
-    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
-    debug_assert!((tile.ocs.start as usize).is_multiple_of(LANES));
+    tile.check(g, LANES);
     let s = read(FORMAT, g, packed);
     let by_outputs = match (g.kw, g.dw, g.sw) {
         (3, 1, 1 | 2) => &functions.three[g.sw as usize - 1],

@@ -281,8 +281,7 @@ unsafe fn run(
     y: *mut u8,
     tile: &Tile,
 ) {
-    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
-    debug_assert!((tile.ocs.start as usize).is_multiple_of(GROUP));
+    tile.check(g, GROUP);
     let s = read(form.format, g, packed);
     let (parts, strips) = (s.args[0] as usize, s.args[1] as usize);
     let (strips, table) = s.table.split_at(strips);

@@ -131,6 +131,14 @@ pub struct Tile {
     pub ocs: Range<u32>,
 }
 
+impl Tile {
+    /// That it lies in the output and starts at a multiple of `granule` channels, in debug builds.
+    fn check(&self, g: &ConvGeom, granule: usize) {
+        debug_assert!(self.rows.end <= g.rows && self.cols.end <= g.ow && self.ocs.end <= g.oc);
+        debug_assert!((self.ocs.start as usize).is_multiple_of(granule));
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelType {
     /// u8 activations, i8 weights, i32 sums.

@@ -193,8 +193,7 @@ unsafe fn run(
     y: *mut f32,
     tile: &Tile,
 ) {
-    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
-    debug_assert!((tile.ocs.start as usize).is_multiple_of(GROUP));
+    tile.check(g, GROUP);
     let s = read(FORMAT, g, packed);
     let [depths, runs, run_len, _] = s.args.map(|v| v as usize);
     let groups = (g.oc as usize).div_ceil(GROUP);

@@ -449,8 +449,17 @@ pub fn in_place(op: MapOp) -> bool {
     matches!(op, Silu | HardSwish | Sigmoid | HardSigmoid(..) | LeakyRelu(_) | Gelu)
 }
 
-/// Elements of several registers.
-const MANY: usize = 64;
+/// Gives each element its value, those of several registers at a time. No function of a closure: one of so much would stay a
+/// function of its own, without the caller's instructions.
+macro_rules! by_many {
+    ($elements:ident, $values:ident, $value:ident) => {{
+        let (many, rest) = $elements.as_chunks_mut::<64>();
+        for y in many {
+            *y = $values(*y);
+        }
+        rest.iter_mut().for_each(|y| *y = $value(*y));
+    }};
+}
 
 by_isa! {
     /// Gives `n` elements the map's values. Other maps than those that [`in_place`] names leave them.
@@ -465,22 +474,9 @@ unsafe fn map_in_place(op: MapOp, y: *mut f32, n: usize) {
     // SAFETY: the caller's promise.
     let y = unsafe { std::slice::from_raw_parts_mut(y, n) };
     match op {
-        // A closure of so much would stay a function of its own, without this one's instructions.
-        MapOp::Silu => {
-            let (many, rest) = y.as_chunks_mut::<MANY>();
-            for y in many {
-                *y = silu_values(*y);
-            }
-            rest.iter_mut().for_each(|y| *y = silu_value(*y));
-        }
+        MapOp::Silu => by_many!(y, silu_values, silu_value),
         MapOp::HardSwish => y.iter_mut().for_each(|y| *y = hard_swish_value(*y)),
-        MapOp::Sigmoid => {
-            let (many, rest) = y.as_chunks_mut::<MANY>();
-            for y in many {
-                *y = sigmoid_values(*y);
-            }
-            rest.iter_mut().for_each(|y| *y = sigmoid_value(*y));
-        }
+        MapOp::Sigmoid => by_many!(y, sigmoid_values, sigmoid_value),
         MapOp::HardSigmoid(a, b) => y.iter_mut().for_each(|y| *y = clamp_unit(a * *y + b)),
         MapOp::LeakyRelu(a) => y.iter_mut().for_each(|y| *y = if *y < 0.0 { a * *y } else { *y }),
         MapOp::Gelu => y.iter_mut().for_each(|y| *y = gelu_value(*y)),

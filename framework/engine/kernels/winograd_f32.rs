@@ -19,7 +19,7 @@ use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile};
 use lacuna_kernels::gemm::tile::{First, Product, Row, run};
 use lacuna_kernels::isa::Isa;
 use lacuna_kernels::lanes::Lanes;
-use lacuna_kernels::winograd::transform::{Four, MOST_SIDE, Scheme, Two};
+use lacuna_kernels::winograd::{Four, MOST_SIDE, Scheme, Two};
 use std::arch::x86_64::{__m256, __m512};
 use std::mem::MaybeUninit;
 
@@ -163,8 +163,7 @@ unsafe fn run_tile<S: Scheme, L: Lanes>(
     y: *mut f32,
     tile: &Tile,
 ) {
-    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
-    debug_assert!((tile.ocs.start as usize).is_multiple_of(format.panel));
+    tile.check(g, format.panel);
     let s = read(format.name, g, packed);
     let (data, bias): (&[f32], &[f32]) = (bytemuck::cast_slice(s.data), bytemuck::cast_slice(s.bias));
     let (c, elements) = (g.c as usize, S::SIDE * S::SIDE);

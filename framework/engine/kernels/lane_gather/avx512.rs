@@ -210,8 +210,7 @@ pub(in crate::kernels) unsafe fn run(
     y: *mut u8,
     tile: &Tile,
 ) {
-    debug_assert!(tile.rows.end <= g.rows && tile.cols.end <= g.ow && tile.ocs.end <= g.oc);
-    debug_assert!((tile.ocs.start as usize).is_multiple_of(LANES));
+    tile.check(g, LANES);
     let s = read(FORMAT, g, packed);
     let y_size = if e.out_f32 { 4 } else { 1 };
     // SAFETY: the caller vouches for the processor.
