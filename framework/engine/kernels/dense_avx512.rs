@@ -52,17 +52,24 @@ impl Rounding {
         }
     }
 
-    /// Clamped and rounded, without the zero point.
+    /// Clamped, without the zero point.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn round(&self, f: __m512) -> __m512i {
-        _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(f, self.lo), self.hi))
+    fn clamp(&self, f: __m512) -> __m512 {
+        _mm512_min_ps(_mm512_max_ps(f, self.lo), self.hi)
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn bytes(&self, f: __m512) -> __m128i {
-        _mm512_cvtepi32_epi8(_mm512_add_epi32(self.round(f), self.zero))
+        _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(self.clamp(f)), self.zero))
+    }
+
+    /// Clamped and rounded to an integer that stays an f32, without the zero point.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn whole(&self, f: __m512) -> __m512 {
+        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.clamp(f))
     }
 
     /// Packing works within 128 bits: dword 4 * k + i of the result holds lanes 4 * k.. of vector i.
@@ -109,7 +116,7 @@ pub(super) struct Requant {
     late_zero: __m512i,
     late_mult: __m512,
     /// What turns a result without its zero point into one without `late_zero`.
-    late_shift: __m512i,
+    late_shift: __m512,
     sum: Rounding,
     lookup: Lookup,
     table: [__m512i; 4],
@@ -147,7 +154,7 @@ impl Requant {
             residual_most: if e.has_residual { 511.0 * e.residual_mult.abs() } else { 0.0 },
             late_zero: _mm512_set1_epi32(late.zero),
             late_mult: _mm512_set1_ps(late.mult),
-            late_shift: _mm512_set1_epi32(e.zero - late.zero),
+            late_shift: _mm512_set1_ps((e.zero - late.zero) as f32),
             sum: Rounding {
                 // Neither of the two bytes adds more than 511 times its scale.
                 bounded: 511.0 * (e.residual_mult.abs() + late.mult.abs()) < (1 << 30) as f32,
@@ -181,8 +188,8 @@ impl Requant {
     /// The sum of rounded results, without `late_zero`, and the residual's bytes.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn late_sum(&self, q: __m512i, r: __m512i) -> __m512 {
-        self.plus_residual(_mm512_mul_ps(_mm512_cvtepi32_ps(q), self.late_mult), r)
+    fn late_sum(&self, q: __m512, r: __m512i) -> __m512 {
+        self.plus_residual(_mm512_mul_ps(q, self.late_mult), r)
     }
 
     /// `table[q]` for every byte.
@@ -227,7 +234,7 @@ impl Requant {
             }
             if self.late {
                 let q = _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), self.late_zero);
-                bytes = self.sum.bytes(self.late_sum(q, residual));
+                bytes = self.sum.bytes(self.late_sum(_mm512_cvtepi32_ps(q), residual));
             }
             if mask == 0xffff {
                 _mm_storeu_si128(y.cast(), bytes);
@@ -284,13 +291,32 @@ impl Requant {
         let mut f = [_mm512_setzero_ps(); 4];
         for i in 0..4 {
             let (acc, mult, _, r) = rows[i];
-            let q = self.out.round(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), mult));
+            let q = self.out.whole(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), mult));
             // SAFETY: 16 channels are readable at `r`.
             let r = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(r.cast())) };
-            f[i] = self.late_sum(_mm512_add_epi32(q, self.late_shift), r);
+            f[i] = self.late_sum(_mm512_add_ps(q, self.late_shift), r);
         }
         // SAFETY: 16 channels may be written at each y.
         unsafe { write_four(in_order(self.sum.four(f)), [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
+    }
+
+    /// Whether results without a residual are looked up in a table: what [`Requant::store_four_table`] does.
+    pub fn is_table(&self) -> bool {
+        !self.out_f32 && !self.has_residual() && self.lookup != Lookup::None
+    }
+
+    /// As [`Requant::store_four_plain`], if `is_table` is true.
+    ///
+    /// # Safety
+    /// As [`Requant::store_four_plain`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn store_four_table(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
+        let sums =
+            [(rows[0].0, rows[0].1), (rows[1].0, rows[1].1), (rows[2].0, rows[2].1), (rows[3].0, rows[3].1)];
+        let bytes = in_order(self.looked_up(self.four_bare(sums)));
+        // SAFETY: 16 channels may be written at each y.
+        unsafe { write_four(bytes, [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
     }
 
     /// As [`Requant::store_four_plain`], for all results that are bytes.
@@ -379,10 +405,10 @@ impl Requant {
         if !self.late {
             return self.looked_up(self.out.four(f));
         }
-        let mut q = [_mm512_setzero_si512(); 4];
+        let mut q = [_mm512_setzero_ps(); 4];
         if self.lookup == Lookup::None {
             for i in 0..4 {
-                q[i] = _mm512_add_epi32(self.out.round(f[i]), self.late_shift);
+                q[i] = _mm512_add_ps(self.out.whole(f[i]), self.late_shift);
             }
         } else {
             let bytes = in_order(self.looked_up(self.out.four(f)));
@@ -393,7 +419,7 @@ impl Requant {
                 _mm512_extracti32x4_epi32::<3>(bytes),
             ];
             for i in 0..4 {
-                q[i] = _mm512_sub_epi32(_mm512_cvtepu8_epi32(rows[i]), self.late_zero);
+                q[i] = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(rows[i]), self.late_zero));
             }
         }
         for i in 0..4 {
@@ -433,18 +459,23 @@ pub(super) fn lanes_before(first: usize, end: usize) -> __mmask16 {
     }
 }
 
-/// Stores the sums of the listed indices, four at a time and then one by one: `row(i, sum)` says what and where.
+/// Stores the sums of the listed indices four at a time, the last ones twice: `row(i, sum)` says what and where. A method of
+/// [`Requant`] loads what it needs of all four before it writes, so that what is stored twice is the same.
 macro_rules! store_fours {
-    ($q:ident, $row:ident, $acc:ident, $a:literal $b:literal $c:literal $d:literal $($rest:literal)*) => {
-        $q.store_four_plain([$row($a, $acc[$a]), $row($b, $acc[$b]), $row($c, $acc[$c]), $row($d, $acc[$d])]);
-        store_fours!($q, $row, $acc, $($rest)*);
+    ($q:ident.$four:ident, $row:ident, $acc:ident, $a:literal $b:literal $c:literal $d:literal $($rest:literal)*) => {
+        $q.$four([$row($a, $acc[$a]), $row($b, $acc[$b]), $row($c, $acc[$c]), $row($d, $acc[$d])]);
+        store_fours!($q.$four, $row, $acc, $($rest)*);
     };
-    ($q:ident, $row:ident, $acc:ident, $($i:literal)*) => {
-        $({
-            let (acc, mult, y, r) = $row($i, $acc[$i]);
-            $q.store(acc, mult, 0xffff, y, r);
-        })*
+    ($q:ident.$four:ident, $row:ident, $acc:ident, $a:literal $b:literal $c:literal) => {
+        store_fours!($q.$four, $row, $acc, $a $b $c $c);
     };
+    ($q:ident.$four:ident, $row:ident, $acc:ident, $a:literal $b:literal) => {
+        store_fours!($q.$four, $row, $acc, $a $b $b $b);
+    };
+    ($q:ident.$four:ident, $row:ident, $acc:ident, $a:literal) => {
+        store_fours!($q.$four, $row, $acc, $a $a $a $a);
+    };
+    ($q:ident.$four:ident, $row:ident, $acc:ident,) => {};
 }
 pub(super) use store_fours;
 

@@ -1,10 +1,7 @@
-//! Images as they come, f32 planes, become quantised pixels of four bytes: what stands before a first convolution.
+//! Images as they come, f32 planes, become quantised pixels of three or four bytes: what stands before a first convolution.
 
 use super::{by_isa, round_small, share};
 use crate::target::Isa;
-
-/// Bytes of a pixel; those past its channels hold anything.
-const PIXEL: usize = 4;
 
 /// Planes of f32 to pixels of u8. Operands y, x, scale (f32), zero point (u8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +9,6 @@ pub struct PixelsStep {
     pub images: usize,
     pub h: usize,
     pub w: usize,
-    /// Two to four.
     pub channels: usize,
     /// Elements of x from image to image, plane to plane, row to row; a row's elements lie side by side.
     pub x_strides: [usize; 3],
@@ -21,7 +17,10 @@ pub struct PixelsStep {
 }
 
 impl PixelsStep {
-    pub const CHANNELS: std::ops::RangeInclusive<usize> = 2..=PIXEL;
+    /// Whether there is a row for pixels of so many channels and bytes. Bytes past the channels hold anything.
+    pub fn is_for(channels: usize, bytes: usize) -> bool {
+        matches!((channels, bytes), (3, 3) | (4, 4))
+    }
 
     pub fn units(&self) -> usize {
         self.images * self.h
@@ -75,7 +74,7 @@ impl Quantise {
 ///
 /// # Safety
 /// As [`super::run_map`]: `p` points at the first elements of y, x, scale and zero point, which hold all that `s`
-/// addresses, four bytes for each pixel of y.
+/// addresses; x is three or four planes, and pixels of y lie side by side.
 pub unsafe fn run_pixels(isa: Isa, s: &PixelsStep, p: [*mut u8; 4], part: usize, parts: usize) {
     // SAFETY: the caller's promise. Rows of AVX2 and above fuse multiplication and addition.
     unsafe {
@@ -98,12 +97,15 @@ unsafe fn pixels(s: &PixelsStep, y: *mut u8, x: *const f32, q: &Quantise, part: 
         unsafe {
             let x = x.add(n * s.x_strides[0] + row * s.x_strides[2]);
             let plane = |c: usize| std::slice::from_raw_parts(x.add(c * s.x_strides[1]), s.w);
-            let y = y.add(n * s.y_strides[0] + row * s.y_strides[1]).cast::<[u8; PIXEL]>();
-            let y = std::slice::from_raw_parts_mut(y, s.w);
+            let y = y.add(n * s.y_strides[0] + row * s.y_strides[1]);
             match s.channels {
-                2 => line([plane(0), plane(1)], y, q),
-                3 => line([plane(0), plane(1), plane(2)], y, q),
-                _ => line([plane(0), plane(1), plane(2), plane(3)], y, q),
+                3 => {
+                    line([plane(0), plane(1), plane(2)], std::slice::from_raw_parts_mut(y.cast(), s.w), q);
+                }
+                _ => {
+                    let planes = [plane(0), plane(1), plane(2), plane(3)];
+                    line(planes, std::slice::from_raw_parts_mut(y.cast(), s.w), q);
+                }
             }
         }
     }
@@ -113,7 +115,7 @@ unsafe fn pixels(s: &PixelsStep, y: *mut u8, x: *const f32, q: &Quantise, part: 
 const BLOCK: usize = 16;
 
 #[inline(always)]
-fn line<const C: usize>(x: [&[f32]; C], y: &mut [[u8; PIXEL]], q: &Quantise) {
+fn line<const C: usize>(x: [&[f32]; C], y: &mut [[u8; C]], q: &Quantise) {
     match q.reciprocal {
         Some(r) => blocks(x, y, q.zero, |x| round_small(q.quotient(q.clamp(x), r))),
         None => blocks(x, y, 0, |x| super::quantize(x, q.scale, q.zero, 0, 255)),
@@ -122,11 +124,11 @@ fn line<const C: usize>(x: [&[f32]; C], y: &mut [[u8; PIXEL]], q: &Quantise) {
 
 /// `f` of each element, plus `zero`, is a byte.
 #[inline(always)]
-fn blocks<const C: usize>(x: [&[f32]; C], y: &mut [[u8; PIXEL]], zero: i32, f: impl Fn(f32) -> i32 + Copy) {
+fn blocks<const C: usize>(x: [&[f32]; C], y: &mut [[u8; C]], zero: i32, f: impl Fn(f32) -> i32 + Copy) {
     let (whole, rest) = y.as_chunks_mut::<BLOCK>();
     let x = x.map(|plane| plane.as_chunks::<BLOCK>());
     for (i, y) in whole.iter_mut().enumerate() {
-        *y = block(x.map(|(whole, _)| &whole[i]), zero, f);
+        write(block(x.map(|(whole, _)| &whole[i]), zero, f), y);
     }
     if !rest.is_empty() {
         let last = x.map(|(_, rest)| {
@@ -134,20 +136,28 @@ fn blocks<const C: usize>(x: [&[f32]; C], y: &mut [[u8; PIXEL]], zero: i32, f: i
             padded[..rest.len()].copy_from_slice(rest);
             padded
         });
-        let n = rest.len();
-        rest.copy_from_slice(&block(last.each_ref(), zero, f)[..n]);
+        write(block(last.each_ref(), zero, f), rest);
     }
 }
 
+/// Channels as the bytes of a word.
 #[inline(always)]
-fn block<const C: usize>(x: [&[f32; BLOCK]; C], zero: i32, f: impl Fn(f32) -> i32) -> [[u8; PIXEL]; BLOCK] {
+fn block<const C: usize>(x: [&[f32; BLOCK]; C], zero: i32, f: impl Fn(f32) -> i32) -> [i32; BLOCK] {
     let mut pixels = [0i32; BLOCK];
     for c in 0..C {
         for i in 0..BLOCK {
             pixels[i] += (f(x[c][i]) + zero) << (8 * c);
         }
     }
-    pixels.map(i32::to_le_bytes)
+    pixels
+}
+
+/// The first `C` bytes of each word.
+#[inline(always)]
+fn write<const C: usize>(words: [i32; BLOCK], y: &mut [[u8; C]]) {
+    for (y, word) in y.iter_mut().zip(words) {
+        y.copy_from_slice(&word.to_le_bytes()[..C]);
+    }
 }
 
 #[cfg(test)]
@@ -174,19 +184,21 @@ mod tests {
                     let at = i as f32 * 0.5 * scale;
                     x.extend([at, at.next_up(), at.next_down(), at * 1.0001, i as f32 * 0.371 * scale]);
                 }
-                x.resize(x.len().next_multiple_of(3), 0.5);
-                let w = x.len() / 3;
-                let s =
-                    PixelsStep { images: 1, h: 1, w, channels: 3, x_strides: [0, w, 0], y_strides: [0, 0] };
-                for isa in Isa::available() {
-                    let mut y = vec![9u8; w * PIXEL];
+                x.resize(x.len().next_multiple_of(12), 0.5);
+                for (channels, isa) in
+                    [3, 4].into_iter().flat_map(|c| Isa::available().map(move |isa| (c, isa)))
+                {
+                    let w = x.len() / channels;
+                    let (x_strides, y_strides) = ([0, w, 0], [0, 0]);
+                    let s = PixelsStep { images: 1, h: 1, w, channels, x_strides, y_strides };
+                    let mut y = vec![9u8; w * channels];
                     let (mut scale, mut zero) = (scale, zero);
                     let p = [y.as_mut_ptr(), x.as_mut_ptr().cast(), (&raw mut scale).cast(), &raw mut zero];
-                    // SAFETY: one row of `w` pixels, three planes of `w` elements.
+                    // SAFETY: one row of `w` pixels, as many planes of `w` elements as they have bytes.
                     unsafe { run_pixels(isa, &s, p, 0, 1) };
                     for (i, &x) in x.iter().enumerate() {
                         let want = lacuna_ir::reference::quant::quantize_value(x, scale, zero as i32, 0, 255);
-                        let got = y[i % w * PIXEL + i / w] as i32;
+                        let got = y[i % w * channels + i / w] as i32;
                         assert_eq!(got, want, "{x} / {scale} + {zero} on {isa}");
                     }
                 }

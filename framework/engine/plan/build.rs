@@ -1145,9 +1145,9 @@ pub(super) fn push<T>(table: &mut Vec<T>, row: T) -> u32 {
     u32::try_from(table.len() - 1).expect("a table holds fewer than 2^32 rows")
 }
 
-/// Whether x is planes and y has a quad of bytes for each pixel.
+/// Whether x is planes and y has three or four bytes for each pixel.
 fn is_image(x: &Place, y: &Place) -> bool {
-    y.dims.len() == 4 && PixelsStep::CHANNELS.contains(&y.dims[3]) && x.strides[2] == 1 && y.strides[2] == 4
+    y.dims.len() == 4 && PixelsStep::is_for(y.dims[3], y.strides[2]) && x.strides[2] == 1
 }
 
 pub(super) fn operand(p: &Place, dtype: DType) -> Operand {

@@ -64,10 +64,12 @@ pub fn dense_strides(dims: &[usize]) -> Vec<usize> {
     strides
 }
 
-/// Elements from pixel to pixel: whole quads for the dot products, whole registers once there are that many.
+/// Elements from pixel to pixel: whole quads for the dot products, whole registers once there are that many. Pictures keep
+/// their three: a row of a first convolution's window is one run of bytes, and a quarter of it would be nothing.
 pub fn pixel_stride(dtype: DType, c: usize) -> usize {
     match (dtype, c) {
         (DType::U8, 16..) => c.next_multiple_of(16),
+        (DType::U8, 3) => 3,
         (DType::U8, 2..16) => c.next_multiple_of(4),
         _ => c,
     }

@@ -137,12 +137,17 @@ macro_rules! int8_blocks {
                     let (y, r) = addresses(panel, q, at, (i / V, i % V));
                     (acc, mult[i % V], y, r)
                 };
-                if !q.is_plain() || masks[V - 1] != 0xffff {
+                let whole = masks[V - 1] == 0xffff;
+                if whole && q.is_plain() {
+                    store_fours!(q.store_four_plain, row, acc, $($($i)*)*);
+                } else if whole && q.is_late() {
+                    store_fours!(q.store_four_late, row, acc, $($($i)*)*);
+                } else if whole && q.is_table() {
+                    store_fours!(q.store_four_table, row, acc, $($($i)*)*);
+                } else {
                     // A copy: sums whose address is taken would live in memory from the start.
                     let sums = [$($(acc[$i]),*),*];
                     store_each(panel, q, at, &mult, &sums);
-                } else {
-                    store_fours!(q, row, acc, $($($i)*)*);
                 }
             }
         }

@@ -157,12 +157,16 @@ macro_rules! block_loop {
                         let (y, r) = block.addresses($q, i, channel);
                         (acc, mult, y, r)
                     };
-                    if !q.is_plain() || mask != 0xffff {
+                    if mask == 0xffff && q.is_plain() {
+                        store_fours!(q.store_four_plain, row, acc, $($i)*);
+                    } else if mask == 0xffff && q.is_late() {
+                        store_fours!(q.store_four_late, row, acc, $($i)*);
+                    } else if mask == 0xffff && q.is_table() {
+                        store_fours!(q.store_four_table, row, acc, $($i)*);
+                    } else {
                         // A copy: sums whose address is taken would live in memory from the start.
                         let sums = [$(acc[$i]),*];
                         store_each(block, $q, channel, mult, &sums);
-                    } else {
-                        store_fours!(q, row, acc, $($i)*);
                     }
                 }
             }
