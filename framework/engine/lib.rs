@@ -4,6 +4,7 @@
 //! arena; [`kernels`] do the work; `workers` share it out; a [`Session`] is what callers hold.
 
 mod affinity;
+mod batch;
 mod binding;
 pub mod error;
 pub mod kernels;

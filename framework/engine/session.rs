@@ -1,5 +1,6 @@
 //! What callers hold: a compiled graph that runs.
 
+use crate::batch::{separable, ways};
 use crate::binding::{Binding, Tail, specialise};
 use crate::error::{Error, Result};
 use crate::memory::AlignedBytes;
@@ -11,8 +12,9 @@ use crate::plan::{
 use crate::target::{Isa, Target};
 use crate::workers::Workers;
 use lacuna_ir::bind::shape_inputs;
-use lacuna_ir::{DType, Dim, Graph, Id, Tensor, ValueId};
+use lacuna_ir::{DType, Dim, Graph, Id, SymbolId, Tensor, ValueId};
 use serde::Serialize;
+use std::time::{Duration, Instant};
 
 /// Whether kernels are chosen by measurement. Integer results never depend on it; f32 results differ within the
 /// bound of [`crate::kernels`].
@@ -157,6 +159,9 @@ pub struct Session {
     blobs: Blobs,
     /// What each symbol is bound to.
     symbols: Vec<u64>,
+    cut: Option<Cut>,
+    /// Runs of the plan that make a run of the session, each for the next images of the batch.
+    pieces: usize,
     /// Inputs whose contents decide shapes, and what they held when the session was bound last.
     shape_inputs: Vec<usize>,
     contents: Vec<(usize, Tensor)>,
@@ -174,6 +179,28 @@ pub struct Session {
     /// Scratch for the symbols of a run.
     wanted: Vec<u64>,
     fault: Fault,
+}
+
+/// Batches of a multiple of `images` are run so many images at a time.
+#[derive(Clone, Copy)]
+struct Cut {
+    batch: SymbolId,
+    images: u64,
+}
+
+impl Cut {
+    /// Symbols of one piece, and how many pieces there are.
+    fn apply(cut: Option<Cut>, symbols: &[u64]) -> (Vec<u64>, usize) {
+        let mut symbols = symbols.to_vec();
+        let Some(Cut { batch, images }) = cut else { return (symbols, 1) };
+        let all = &mut symbols[batch.index()];
+        if images == 0 || !all.is_multiple_of(images) {
+            return (symbols, 1);
+        }
+        let pieces = *all / images;
+        *all = images;
+        (symbols, pieces as usize)
+    }
 }
 
 fn port(g: &Graph, v: ValueId) -> Port {
@@ -223,10 +250,55 @@ impl Trial<'_> {
             isa: self.isa,
             fault: &fault,
         };
-        // SAFETY: the arena is as large as the plan asks for, inputs and outputs are as large as the dims the plan
-        // was built for, and every blob that the plan's rows name is in the table.
+        // SAFETY: the arena is as large as the plan asks for, inputs and outputs are at least as large as the dims the
+        // plan was built for, and every blob that the plan's rows name is in the table.
         unsafe { self.workers.run(plan, &bases, Some(times)) };
     }
+
+    /// The best of a few runs.
+    fn time(&mut self, plan: &Plan, blobs: &[Blob], runs: usize) -> Duration {
+        let mut times = vec![0; plan.steps()];
+        let run = |_| {
+            let start = Instant::now();
+            self.run(plan, blobs, &mut times);
+            start.elapsed()
+        };
+        (0..runs).map(run).min().unwrap_or_default()
+    }
+}
+
+/// How many images of a batch are best run at a time; 0 for all. `plan` is that of the whole batch.
+fn measure_pieces(
+    (g, symbols, batch): (&Graph, &[u64], SymbolId),
+    plan: &Plan,
+    weights: &mut Weights,
+    target: &Target,
+    choice: KernelChoice,
+    trial: &mut Trial<'_>,
+) -> Result<u64> {
+    /// A run of pieces must be faster than one of the whole batch by this factor.
+    const GAIN: f64 = 0.97;
+    /// Runs of the whole batch, and of each number of pieces.
+    const RUNS: usize = 2;
+    let how = How { target, choice, tune: false, cache: None };
+    let all = symbols[batch.index()];
+    let mut best = (0, trial.time(plan, &weights.table(), RUNS).mul_f64(GAIN));
+    for pieces in ways(all, target.threads) {
+        let images = all / pieces;
+        let (symbols, _) = Cut::apply(Some(Cut { batch, images }), symbols);
+        let bound = specialise(g, &symbols, &[])?;
+        let piece = build(bound.graph, &bound.computed, &how, false, weights, || ())?.plan;
+        if piece.arena_bytes <= plan.arena_bytes {
+            let time = trial.time(&piece, &weights.table(), RUNS * pieces as usize) * pieces as u32;
+            match time < best.1 {
+                true => best = (images, time),
+                // The fewer images, the more often weights are read.
+                false if best.0 > 0 => break,
+                false => {}
+            }
+        }
+    }
+    Ok(best.0)
 }
 
 /// Sets every symbol that is the first dimension of an input.
@@ -280,15 +352,23 @@ impl Session {
         // Sizes of inputs and outputs, for measuring runs.
         let ends = Graph { op_kind: Default::default(), consts: Default::default(), ..head.clone() };
         let built = build(head, &bound.computed, &how, options.keep_values, &mut weights, emptied)?;
-        let Built { mut plan, contests, key } = built;
+        let Built { mut plan, contests, key, kept_images } = built;
         let mut workers = start_workers(target.threads, options.first_core)?;
         let mut arena = new_arena(&plan)?;
-        if !contests.is_empty() {
+        let mut images = kept_images.unwrap_or(0);
+        let batch = separable(&graph).filter(|_| whole && !options.keep_values);
+        if how.tune && kept_images.is_none() {
             let mut trial = Trial::new(&ends, target.isa, &mut arena, &mut workers);
-            let blobs = weights.table();
-            measure(&mut plan, &mut weights, contests, |plan, times| trial.run(plan, &blobs, times));
+            if !contests.is_empty() {
+                let blobs = weights.table();
+                measure(&mut plan, &mut weights, contests, |plan, times| trial.run(plan, &blobs, times));
+            }
+            if let Some(batch) = batch {
+                let of = (&graph, &symbols[..], batch);
+                images = measure_pieces(of, &plan, &mut weights, &target, options.kernels, &mut trial)?;
+            }
             if let (Some(folder), Some(key)) = (&cache, key) {
-                store_choices(folder, key, &plan);
+                store_choices(folder, key, &plan, images);
             }
         }
         let inputs: Vec<Port> = graph.inputs.iter().map(|&v| port(&graph, v)).collect();
@@ -316,11 +396,17 @@ impl Session {
             target,
             weights,
             symbols,
+            cut: batch.map(|batch| Cut { batch, images }),
+            pieces: 1,
             plan,
             workers,
             fault: Fault::default(),
         };
-        session.adopt(bound);
+        session.adopt(bound, 1);
+        if Cut::apply(session.cut, &session.symbols).1 > 1 {
+            session.rebind(Vec::new())?;
+            session.arena = new_arena(&session.plan)?;
+        }
         Ok(session)
     }
 
@@ -334,7 +420,8 @@ impl Session {
             ..self.options
         };
         let mut weights = self.weights.clone();
-        let mut bound = specialise(&self.graph, &self.symbols, &self.contents)?;
+        let (symbols, pieces) = Cut::apply(self.cut, &self.symbols);
+        let mut bound = specialise(&self.graph, &symbols, &self.contents)?;
         let plan = match threads == self.target.threads {
             true => self.plan.clone(),
             false => {
@@ -353,6 +440,8 @@ impl Session {
             blobs: Blobs(weights.table()),
             weights,
             symbols: self.symbols.clone(),
+            cut: self.cut,
+            pieces,
             shape_inputs: self.shape_inputs.clone(),
             contents: self.contents.clone(),
             head_outputs: Vec::new(),
@@ -367,7 +456,7 @@ impl Session {
             wanted: self.symbols.clone(),
             fault: Fault::default(),
         };
-        session.adopt(bound);
+        session.adopt(bound, pieces);
         Ok(session)
     }
 
@@ -439,7 +528,8 @@ impl Session {
     }
 
     fn rebind(&mut self, contents: Vec<(usize, Tensor)>) -> Result<()> {
-        let mut bound = specialise(&self.graph, &self.wanted, &contents)?;
+        let (symbols, pieces) = Cut::apply(self.cut, &self.wanted);
+        let mut bound = specialise(&self.graph, &symbols, &contents)?;
         // A new batch finds its weights packed; what is new is chosen by the cost model.
         let how = How { target: &self.target, choice: self.options.kernels, tune: false, cache: None };
         let head = std::mem::take(&mut bound.graph);
@@ -456,16 +546,20 @@ impl Session {
         self.plan = plan;
         self.contents = contents;
         self.symbols.clone_from(&self.wanted);
-        self.adopt(bound);
+        self.adopt(bound, pieces);
         Ok(())
     }
 
-    fn adopt(&mut self, bound: Binding) {
+    fn adopt(&mut self, bound: Binding, pieces: usize) {
+        self.pieces = pieces;
         let ranks = |i: usize| self.outputs[i].dims.iter().map(|d| d.unwrap_or(0)).collect();
         self.output_is_sized = bound.output_dims.iter().map(Option::is_some).collect();
         self.output_dims =
             bound.output_dims.into_iter().enumerate().map(|(i, d)| d.unwrap_or_else(|| ranks(i))).collect();
         let crossing = bound.tail.as_ref().map_or(0, |t| t.inputs.len());
+        if pieces > 1 {
+            self.output_dims.iter_mut().for_each(|dims| dims[0] *= pieces);
+        }
         self.output_pointers.0 = vec![std::ptr::null_mut(); bound.head_outputs.len() + crossing];
         self.head_outputs = bound.head_outputs;
         self.tail = bound.tail;
@@ -569,36 +663,49 @@ impl Session {
         &mut self,
         inputs: &[InputRef<'_>],
         outputs: &mut [OutputMut<'_>],
-        times: Option<&mut [u64]>,
+        mut times: Option<&mut [u64]>,
     ) -> Result<Vec<Tensor>> {
         self.check_indices(inputs)?;
-        for (p, input) in self.input_pointers.0.iter_mut().zip(inputs) {
-            *p = input.bytes.as_ptr().cast_mut();
+        let mut of_piece = Vec::new();
+        if let Some(times) = times.as_deref_mut().filter(|_| self.pieces > 1) {
+            times.fill(0);
+            of_piece = vec![0; times.len()];
         }
-        let (head, crossing) = self.output_pointers.0.split_at_mut(self.head_outputs.len());
-        for (p, &i) in head.iter_mut().zip(&self.head_outputs) {
-            *p = outputs[i].bytes.as_mut_ptr();
-        }
-        for (p, t) in crossing.iter_mut().zip(self.tail.iter_mut().flat_map(|tail| &mut tail.inputs)) {
-            *p = output_of(t).bytes.as_mut_ptr();
-        }
-        let bases = Bases {
-            arena: self.arena.as_mut_ptr(),
-            weights: self.blobs.0.as_ptr(),
-            inputs: self.input_pointers.0.as_ptr().cast(),
-            outputs: self.output_pointers.0.as_ptr(),
-            isa: self.target.isa,
-            fault: &self.fault,
-        };
-        // Threads meet after the last step: there must be one.
-        if self.plan.steps() > 0 {
-            // SAFETY: the arena is as large as the plan asks for; inputs and outputs were checked to have the dtypes,
-            // dims and lengths the plan was built for (those of the tail were made so), their types guarantee
-            // alignment, and the steps write no input.
-            unsafe { self.workers.run(&self.plan, &bases, times) };
-        }
-        if let Some(fault) = self.fault.take() {
-            return Err(fault_error(&self.plan, fault));
+        for piece in 0..self.pieces {
+            // Images of a batch lie one after another, and pieces have equally many.
+            let begin = |bytes: usize| piece * (bytes / self.pieces);
+            for (p, input) in self.input_pointers.0.iter_mut().zip(inputs) {
+                *p = input.bytes[begin(input.bytes.len())..].as_ptr().cast_mut();
+            }
+            let (head, crossing) = self.output_pointers.0.split_at_mut(self.head_outputs.len());
+            for (p, &i) in head.iter_mut().zip(&self.head_outputs) {
+                let first = begin(outputs[i].bytes.len());
+                *p = outputs[i].bytes[first..].as_mut_ptr();
+            }
+            for (p, t) in crossing.iter_mut().zip(self.tail.iter_mut().flat_map(|tail| &mut tail.inputs)) {
+                *p = output_of(t).bytes.as_mut_ptr();
+            }
+            let bases = Bases {
+                arena: self.arena.as_mut_ptr(),
+                weights: self.blobs.0.as_ptr(),
+                inputs: self.input_pointers.0.as_ptr().cast(),
+                outputs: self.output_pointers.0.as_ptr(),
+                isa: self.target.isa,
+                fault: &self.fault,
+            };
+            let of_run = if of_piece.is_empty() { times.as_deref_mut() } else { Some(&mut of_piece[..]) };
+            // Threads meet after the last step: there must be one.
+            if self.plan.steps() > 0 {
+                // SAFETY: the arena is as large as the plan asks for; inputs and outputs were checked to have the
+                // dtypes, dims and lengths the plan was built for, or as many times that as there are pieces (those of
+                // the tail were made so), their types guarantee alignment, and the steps write no input.
+                unsafe { self.workers.run(&self.plan, &bases, of_run) };
+            }
+            if let Some(fault) = self.fault.take() {
+                return Err(fault_error(&self.plan, fault));
+            }
+            let total = times.as_deref_mut().unwrap_or_default();
+            total.iter_mut().zip(&of_piece).for_each(|(total, ns)| *total += ns);
         }
         let Some(tail) = &self.tail else { return Ok(Vec::new()) };
         let made = tail.run()?;

@@ -9,7 +9,7 @@
 //! format "LG16"; G = ceil(oc / 16) groups, S steps
 //! table:  u32 first[G + 1]     steps of group g: first[g]..first[g + 1]
 //!         u32 offset[S]        bytes from tap (0, 0) of a pixel to the step's window; a multiple of 32
-//! args:   S
+//! args:   S, whether results are bounded ([`bounded`])
 //! data:   per step { u8 index[16 lanes][4], i8 weight[16 lanes][4] }
 //! ```
 //!
@@ -18,7 +18,7 @@
 //! a later window covers all that was still optional. Positions are plain byte offsets over all taps, so windows
 //! slide across taps and never care about window shape, stride or dilation.
 
-use super::packed::{LANES, count_nonzeros, expect, read, write};
+use super::packed::{LANES, bounded, count_nonzeros, expect, read, write};
 use super::{ConvGeom, ConvWeights, KernelType, Packed};
 
 #[cfg(target_arch = "x86_64")]
@@ -47,7 +47,7 @@ pub fn pack(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     }
     let steps = offsets.len();
     first.extend_from_slice(&offsets);
-    let args = [steps as u32, 0, 0, 0];
+    let args = [steps as u32, u32::from(bounded(weights, g)), 0, 0];
     let mut packed = write(FORMAT, weights, g, (args, &first), data.len(), |out| out.copy_from_slice(&data));
     packed.steps = steps as u64;
     packed.slots = steps as u64 * WINDOW as u64;

@@ -78,6 +78,8 @@ pub struct Built {
     pub contests: Vec<Contest>,
     /// What measured choices are to be kept under.
     pub key: Option<u128>,
+    /// How many images of a batch are best run at a time (0: all), if that was kept.
+    pub kept_images: Option<u64>,
 }
 
 /// Plans `g`, whose dimensions are all fixed. With `keep_values` no buffer is used twice, so that every value
@@ -137,15 +139,16 @@ pub fn build(
     emitted();
     let key = how.cache.filter(|_| !layers.is_empty()).map(|_| cache::key(&layers, &sources, how));
     let kept = how.cache.zip(key).and_then(|(folder, key)| cache::load(folder, key, layers.len()));
+    let (known, kept_images) = kept.map_or_else(Default::default, |kept| (kept.layers, Some(kept.images)));
     let mut ranked = Vec::with_capacity(layers.len());
-    for (found, layer) in pack(&layers, sources, &kept.unwrap_or_default(), how).into_iter().zip(&layers) {
+    for (found, layer) in pack(&layers, sources, &known, how).into_iter().zip(&layers) {
         let StepInfo { op, kind, .. } = &plan.step_info[layer.step];
         let none = || Error::Op { op: op.clone(), kind, why: "no kernel runs this convolution".to_string() };
         ranked.push(found.ok_or_else(none)?);
     }
     let contests = settle(&mut plan, weights, layers, ranked, how);
     drop_barriers(&mut plan);
-    Ok(Built { plan, contests, key })
+    Ok(Built { plan, contests, key, kept_images })
 }
 
 fn last_reads(g: &Graph) -> Vec<usize> {

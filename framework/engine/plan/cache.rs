@@ -1,8 +1,9 @@
 //! Measured choices on disk: one small text file per model, machine and binding.
 //!
 //! ```text
-//! lacuna kernels 1
+//! lacuna kernels 2
 //! <key, 32 hexadecimal digits>
+//! images <of a batch at a time, 0 for all>
 //! <kernel> rows|cols|channels <block> <threads> <what was measured>      one line per layer
 //! end <layers>
 //! ```
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::{env, fs, io, process};
 
-const HEAD: &str = "lacuna kernels 1";
+const HEAD: &str = "lacuna kernels 2";
 /// Largest file that is read.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -51,8 +52,15 @@ pub fn key(layers: &[Request], sources: &[Source], how: &How<'_>) -> u128 {
     hash.finish()
 }
 
+/// What was measured before.
+pub struct Kept {
+    pub layers: Vec<Known>,
+    /// Images of a batch that are run at a time; 0 for all.
+    pub images: u64,
+}
+
 /// What was measured for these many layers, if a file says so.
-pub fn load(folder: &Path, key: u128, layers: usize) -> Option<Vec<Known>> {
+pub fn load(folder: &Path, key: u128, layers: usize) -> Option<Kept> {
     let path = path(folder, key);
     if fs::metadata(&path).ok()?.len() > FILE_BYTES_MAX {
         return None;
@@ -60,13 +68,15 @@ pub fn load(folder: &Path, key: u128, layers: usize) -> Option<Vec<Known>> {
     parse(&fs::read_to_string(path).ok()?, key, layers)
 }
 
-fn parse(text: &str, key: u128, layers: usize) -> Option<Vec<Known>> {
+fn parse(text: &str, key: u128, layers: usize) -> Option<Kept> {
     let mut lines = text.lines();
     if lines.next()? != HEAD || lines.next()? != format!("{key:032x}") {
         return None;
     }
+    let images = lines.next()?.strip_prefix("images ")?.parse().ok()?;
     let known: Vec<Known> = (0..layers).map(|_| known(lines.next()?)).collect::<Option<_>>()?;
-    (lines.next()? == format!("end {layers}") && lines.next().is_none()).then_some(known)
+    (lines.next()? == format!("end {layers}") && lines.next().is_none())
+        .then_some(Kept { layers: known, images })
 }
 
 fn known(line: &str) -> Option<Known> {
@@ -86,13 +96,14 @@ fn known(line: &str) -> Option<Known> {
     (parts > 0).then_some(Known { kernel, pick: Pick { split, parts }, reason })
 }
 
-/// Keeps the choices of a plan. A cache that cannot be written is no error: the next session measures again.
-pub fn store(folder: &Path, key: u128, plan: &Plan) {
-    let _ = write(folder, key, &text(key, plan));
+/// Keeps the choices of a plan, and how many images of a batch are run at a time. A cache that cannot be written is no
+/// error: the next session measures again.
+pub fn store(folder: &Path, key: u128, plan: &Plan, images: u64) {
+    let _ = write(folder, key, &text(key, plan, images));
 }
 
-fn text(key: u128, plan: &Plan) -> String {
-    let mut text = format!("{HEAD}\n{key:032x}\n");
+fn text(key: u128, plan: &Plan, images: u64) -> String {
+    let mut text = format!("{HEAD}\n{key:032x}\nimages {images}\n");
     for step in (0..plan.steps()).filter(|&i| plan.step_kind[i] == StepKind::Conv) {
         let conv = &plan.convs[plan.step_row[step] as usize];
         let (split, block) = match conv.split {
@@ -169,7 +180,7 @@ mod tests {
     const KEY: u128 = 77;
 
     fn file(lines: &[&str]) -> String {
-        format!("{HEAD}\n{KEY:032x}\n{}\nend {}\n", lines.join("\n"), lines.len())
+        format!("{HEAD}\n{KEY:032x}\nimages 4\n{}\nend {}\n", lines.join("\n"), lines.len())
     }
 
     #[test]
@@ -178,8 +189,9 @@ mod tests {
             ["conv_i8_1x1_portable rows 1 2 measured a", "conv_f32_1x1_portable cols 16 1 measured b"];
         let good = file(&lines);
         let read = parse(&good, KEY, 2).unwrap();
-        assert_eq!(read[1].pick, Pick { split: Split::Cols(16), parts: 1 });
-        assert_eq!(read[0].reason, "measured a");
+        assert_eq!(read.images, 4);
+        assert_eq!(read.layers[1].pick, Pick { split: Split::Cols(16), parts: 1 });
+        assert_eq!(read.layers[0].reason, "measured a");
         assert!(parse(&good, KEY + 1, 2).is_none());
         assert!(parse(&good, KEY, 1).is_none() && parse(&good, KEY, 3).is_none());
         // Nothing that is cut off reads, except for the last line's end.

@@ -35,6 +35,13 @@ fn choices_are_kept_found_again_and_written_anew_when_they_are_broken() {
     // What was measured stands in the file, and is not measured again.
     assert_eq!(reasons(&run()), first);
 
+    // Results are the same however many images run at a time; numbers that do not divide the batch count as all of it.
+    let images = text.lines().find(|l| l.starts_with("images ")).unwrap();
+    for n in [0, 1, 2, 4, 5, 8, 16, 32] {
+        fs::write(file, text.replace(images, &format!("images {n}"))).unwrap();
+        run();
+    }
+
     // Whatever stands there instead, results are the same, and a whole file is there afterwards.
     let cut = text.as_bytes()[..text.len() / 2].to_vec();
     let foreign = b"\xff\xfe something else".to_vec();

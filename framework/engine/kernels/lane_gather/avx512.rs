@@ -16,6 +16,10 @@ use std::ops::Range;
 /// The most pixels from one address, and of one row of a pair.
 const HALF: u32 = 8;
 
+/// Bytes of steps that are multiplied with all pixels before the next are: from the second pixels on they come from the
+/// second-level cache, and the next are on their way there.
+const CHUNK: usize = 64 << 10;
+
 /// A block of pixels: addresses of its first pixel, of its second part relative to that, and strides. Bytes.
 struct Block<'a> {
     sections: &'a Sections<'a>,
@@ -34,6 +38,8 @@ struct Block<'a> {
     r: *const u8,
     r_stride: usize,
     r_second: usize,
+    /// Bytes from a step to a line that is fetched with it.
+    ahead: usize,
 }
 
 impl Block<'_> {
@@ -123,6 +129,7 @@ macro_rules! block_loop {
                             "lea {b}, [{a} + {second}]",
                             "vmovdqa64 zmm30, [{data}]",
                             "vmovdqa64 zmm31, [{data} + 64]",
+                            "prefetcht1 [{data} + {ahead}]",
                             "sub {data}, -128",
                             $(
                                 concat!("vpermb ", $tmp, ", zmm30, ", operand!($pixel)),
@@ -134,6 +141,7 @@ macro_rules! block_loop {
                             data = inout(reg) data.as_ptr() => _,
                             n = inout(reg) offset.len() => _,
                             x = in(reg) block.x,
+                            ahead = in(reg) block.ahead,
                             second = in(reg) block.x_second,
                             s = in(reg) block.x_stride,
                             s3 = in(reg) block.x_stride.wrapping_mul(3),
@@ -218,14 +226,14 @@ pub(in crate::kernels) unsafe fn run(
     let s = read(FORMAT, g, packed);
     let y_size = if e.out_f32 { 4 } else { 1 };
     // SAFETY: the caller vouches for the processor.
-    let requant = unsafe { Requant::new_vbmi(e) };
+    let requant = unsafe { Requant::new_vbmi(e) }.bounded(s.args[1] != 0);
     let (g, tile) = g.flattened(tile, e.has_residual);
     let cols = tile.cols.len() as u32;
     // Bytes from the first to another pixel of a row.
     let (x_step, y_step, r_step) = (g.x_step(), g.y_pixel as usize * y_size, g.r_pixel as usize);
     let mut block = Block {
         sections: &s,
-        groups: tile.ocs.start as usize / LANES..(tile.ocs.end as usize).div_ceil(LANES),
+        groups: 0..0,
         end: tile.ocs.end as usize,
         requant: &requant,
         x,
@@ -238,42 +246,57 @@ pub(in crate::kernels) unsafe fn run(
         r,
         r_stride: r_step,
         r_second: 0,
+        ahead: 0,
     };
     let row_at = |row: u32| {
         let r = if e.has_residual { g.r_at(row, tile.cols.start) } else { 0 };
         (g.x_at(row, tile.cols.start), g.y_at(row, tile.cols.start) * y_size, r)
     };
-    let mut row = tile.rows.start;
-    while row < tile.rows.end && cols > 0 {
-        let (x_at, y_at, r_at) = row_at(row);
-        if cols <= HALF && row + 1 < tile.rows.end {
-            let (x_below, y_below, r_below) = row_at(row + 1);
-            (block.x, block.y, block.r) = (x.wrapping_add(x_at), y.wrapping_add(y_at), r.wrapping_add(r_at));
-            block.x_second = x_below.wrapping_sub(x_at);
-            block.y_second = y_below.wrapping_sub(y_at);
-            block.r_second = r_below.wrapping_sub(r_at);
-            // SAFETY: both rows belong to the tile.
-            unsafe { EVEN[cols as usize - 1](&block) };
-            row += 2;
-            continue;
+    let groups = tile.ocs.start as usize / LANES..(tile.ocs.end as usize).div_ceil(LANES);
+    let bytes = |groups: Range<usize>| (s.table[groups.end] - s.table[groups.start]) as usize * STEP_BYTES;
+    block.groups = groups.start..groups.start;
+    while block.groups.end < groups.end {
+        let begin = block.groups.end;
+        let more = |end: &usize| bytes(begin..*end) <= CHUNK;
+        block.groups = begin..(begin + 1..=groups.end).take_while(more).last().unwrap_or(begin + 1);
+        // The first two blocks of pixels fetch both lines of the step that is as far into the next chunk.
+        let next = if block.groups.end < groups.end { bytes(block.groups.clone()) } else { 0 };
+        let mut lines = (next..).step_by(64).take(if next > 0 { 2 } else { 0 });
+        let mut row = tile.rows.start;
+        while row < tile.rows.end && cols > 0 {
+            let (x_at, y_at, r_at) = row_at(row);
+            if cols <= HALF && row + 1 < tile.rows.end {
+                let (x_below, y_below, r_below) = row_at(row + 1);
+                (block.x, block.y, block.r) =
+                    (x.wrapping_add(x_at), y.wrapping_add(y_at), r.wrapping_add(r_at));
+                block.x_second = x_below.wrapping_sub(x_at);
+                block.y_second = y_below.wrapping_sub(y_at);
+                block.r_second = r_below.wrapping_sub(r_at);
+                block.ahead = lines.next().unwrap_or(0);
+                // SAFETY: both rows belong to the tile.
+                unsafe { EVEN[cols as usize - 1](&block) };
+                row += 2;
+                continue;
+            }
+            for part in blocks(0..cols, 2 * HALF) {
+                let pixels = part.len();
+                let (q, f) = match pixels {
+                    ..=8 => (pixels, SINGLE[pixels - 1]),
+                    _ if pixels % 2 == 0 => (pixels / 2, EVEN[pixels / 2 - 1]),
+                    _ => (pixels / 2 + 1, ODD[pixels / 2 + 1 - 5]),
+                };
+                let nth = part.start as usize;
+                block.x = x.wrapping_add(x_at + nth * block.x_stride);
+                block.y = y.wrapping_add(y_at + nth * block.y_stride);
+                block.r = r.wrapping_add(r_at + nth * block.r_stride);
+                block.x_second = q * block.x_stride;
+                block.y_second = q * block.y_stride;
+                block.r_second = q * block.r_stride;
+                block.ahead = lines.next().unwrap_or(0);
+                // SAFETY: the pixels of `part` belong to the tile.
+                unsafe { f(&block) };
+            }
+            row += 1;
         }
-        for part in blocks(0..cols, 2 * HALF) {
-            let pixels = part.len();
-            let (q, f) = match pixels {
-                ..=8 => (pixels, SINGLE[pixels - 1]),
-                _ if pixels % 2 == 0 => (pixels / 2, EVEN[pixels / 2 - 1]),
-                _ => (pixels / 2 + 1, ODD[pixels / 2 + 1 - 5]),
-            };
-            let nth = part.start as usize;
-            block.x = x.wrapping_add(x_at + nth * block.x_stride);
-            block.y = y.wrapping_add(y_at + nth * block.y_stride);
-            block.r = r.wrapping_add(r_at + nth * block.r_stride);
-            block.x_second = q * block.x_stride;
-            block.y_second = q * block.y_stride;
-            block.r_second = q * block.r_stride;
-            // SAFETY: the pixels of `part` belong to the tile.
-            unsafe { f(&block) };
-        }
-        row += 1;
     }
 }

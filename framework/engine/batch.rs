@@ -1,0 +1,134 @@
+//! Large batches, a few images at a time: what a step writes is still in the nearest caches when the next step reads it.
+//!
+//! A session may run its plan several times, each time for the next images of the batch, if no op mixes images. Symbolic
+//! shapes say so: what depends on an input has the batch as its first dimension from the inputs to the outputs, and every
+//! op on the way is one of [`keeps_images_apart`].
+
+use lacuna_ir::op::{Attr, OpKind};
+use lacuna_ir::{Def, Dim, Graph, Id, OpId, SymbolId, ValueId};
+
+/// The symbol that counts the images, if they can be run one after another.
+pub fn separable(g: &Graph) -> Option<SymbolId> {
+    let &Dim::Symbol(batch) = g.shape(*g.inputs.first()?).first()? else { return None };
+    let is_batch = |v: ValueId| {
+        let dims = g.shape(v);
+        dims.first() == Some(&Dim::Symbol(batch)) && !dims[1..].contains(&Dim::Symbol(batch))
+    };
+    // Constants, and what ops make of them alone, are the same for all images.
+    let mut same = vec![false; g.value_name.len()];
+    for v in g.value_name.ids() {
+        same[v.index()] = matches!(g.value_def[v], Def::Const(_));
+    }
+    for &op in &g.order {
+        let read = || g.inputs_of(op).iter().copied().filter(|v| !v.is_none());
+        if read().all(|v| same[v.index()]) {
+            g.outputs_of(op).iter().for_each(|v| same[v.index()] = true);
+            continue;
+        }
+        let fits = g.outputs_of(op).iter().all(|&v| is_batch(v))
+            && read().all(|v| same[v.index()] || is_batch(v))
+            && keeps_images_apart(g, op, &same);
+        if !fits {
+            return None;
+        }
+    }
+    let ends = g.inputs.iter().chain(&g.outputs);
+    ends.copied().all(|v| !same[v.index()] && is_batch(v)).then_some(batch)
+}
+
+/// Whether image i of the results is made of image i of the operands and of what is `same` for all. Every operand that is
+/// not has the batch as its first dimension, and so have the results.
+fn keeps_images_apart(g: &Graph, op: OpId, same: &[bool]) -> bool {
+    use OpKind::*;
+    let inputs = g.inputs_of(op);
+    let rank = g.shape(g.outputs_of(op)[0]).len();
+    let is_same = |i: usize| inputs.get(i).is_none_or(|v| v.is_none() || same[v.index()]);
+    match (g.op_kind[op], &g.op_attr[op]) {
+        (
+            Relu | Sigmoid | Clip | Identity | Add | Sub | Mul | Div | Sqrt | Tanh | Erf | Silu | HardSwish
+            | HardSigmoid | LeakyRelu | Gelu | QLookup | QMul | QAdd,
+            _,
+        ) => {
+            // Operands meet at their last dimensions.
+            inputs.iter().filter(|v| !v.is_none()).all(|&v| match same[v.index()] {
+                true => g.shape(v).len() < rank || g.shape(v).first() == Some(&Dim::Fixed(1)),
+                false => g.shape(v).len() == rank,
+            })
+        }
+        (Conv | FusedConv | QConv | Gemm | QGemm | BatchNormalization, _) => is_same(1) && is_same(2),
+        (
+            MaxPool | AveragePool | GlobalAveragePool | MaxPoolNhwc | AveragePoolNhwc | GlobalAvgPoolNhwc
+            | QGlobalAvgPool | Resize | ResizeNhwc | Flatten,
+            _,
+        ) => true,
+        (Reshape, _) => is_same(1),
+        (Concat, Attr::Axis(axis)) => *axis != 0 && -*axis != rank as i32,
+        (Transpose, Attr::Perm(perm)) => perm.as_slice().first() == Some(&0),
+        (Softmax, Attr::Axis(axis)) => *axis != 0 && -*axis != rank as i32,
+        (QuantizeLinear | DequantizeLinear | QuantizeSilu, Attr::Axis(axis)) => {
+            is_same(1)
+                && is_same(2)
+                && (rank > 1 && *axis != 0 && -*axis != rank as i32 || g.shape(inputs[1]).is_empty())
+        }
+        _ => false,
+    }
+}
+
+/// Into how many pieces a batch is cut to find the best: down to one image for each thread.
+pub fn ways(batch: u64, threads: usize) -> impl Iterator<Item = u64> {
+    (1..).map(|i| 1 << i).take_while(move |&n| batch.is_multiple_of(n) && batch / n >= threads as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lacuna_ir::op::Axes;
+    use lacuna_ir::{DType, Tensor};
+
+    /// `x[N,3,N or 3]`, one op, a ReLU.
+    fn network(kind: OpKind, attr: Attr, constant: Option<&[usize]>, square: bool) -> Graph {
+        let mut g = Graph::new("test");
+        let n = Dim::Symbol(g.symbol("N"));
+        let x = g.add_input("x", DType::F32, &[n, Dim::Fixed(3), if square { n } else { Dim::Fixed(3) }]);
+        let mut inputs = vec![x];
+        inputs.extend(constant.map(|dims| g.add_tensor("c", &Tensor::zeros(DType::F32, dims))));
+        let y = g.add_op(kind, attr, "op", &inputs, &["y"]).unwrap()[0];
+        let z = g.add_op(OpKind::Relu, Attr::None, "relu", &[y], &["z"]).unwrap()[0];
+        g.outputs.push(z);
+        g
+    }
+
+    #[test]
+    fn ops_that_mix_images_keep_a_batch_whole() {
+        use OpKind::*;
+        let perm = |axes: &[i64]| Attr::Perm(Axes::new(axes).unwrap());
+        let apart = |kind, attr, constant| separable(&network(kind, attr, constant, false)).is_some();
+        assert!(apart(Sigmoid, Attr::None, None));
+        assert!(apart(Softmax, Attr::Axis(-1), None) && apart(Softmax, Attr::Axis(1), None));
+        assert!(!apart(Softmax, Attr::Axis(0), None) && !apart(Softmax, Attr::Axis(-3), None));
+        assert!(apart(Add, Attr::None, Some(&[3])) && apart(Add, Attr::None, Some(&[1, 3, 1])));
+        assert!(apart(Transpose, perm(&[0, 2, 1]), None) && !apart(Transpose, perm(&[1, 0, 2]), None));
+        // Not listed: scales of all images together.
+        assert!(!apart(Hardmax, Attr::Axis(0), None));
+        // Rows and columns that are equally many are not told apart.
+        assert!(separable(&network(Transpose, perm(&[2, 1, 0]), None, true)).is_none());
+        assert!(separable(&network(Sigmoid, Attr::None, None, true)).is_none());
+    }
+
+    #[test]
+    fn a_batch_of_fixed_size_is_not_cut() {
+        let mut g = Graph::new("test");
+        let x = g.add_input("x", DType::F32, &[Dim::Fixed(16), Dim::Fixed(3)]);
+        let y = g.add_op(OpKind::Relu, Attr::None, "relu", &[x], &["y"]).unwrap()[0];
+        g.outputs.push(y);
+        assert!(separable(&g).is_none());
+    }
+
+    #[test]
+    fn every_thread_keeps_an_image() {
+        assert_eq!(ways(16, 2).collect::<Vec<_>>(), [2, 4, 8]);
+        assert_eq!(ways(16, 1).collect::<Vec<_>>(), [2, 4, 8, 16]);
+        assert_eq!(ways(12, 4).collect::<Vec<_>>(), [2]);
+        assert_eq!(ways(1, 1).count() + ways(7, 2).count(), 0);
+    }
+}
