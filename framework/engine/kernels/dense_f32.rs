@@ -37,8 +37,7 @@ struct Format {
 
 /// Panels are narrow, so that x is read four times as often as with AVX-512.
 const AVX2: Format = Format { panel: 16, lanes: 8, name: b"D16f", block: 48 << 10, steps: 160 };
-const AVX512: Format =
-    Format { panel: 64, lanes: LANES, name: b"D64f", block: usize::MAX, steps: usize::MAX };
+const AVX512: Format = Format { panel: 64, lanes: LANES, name: b"D64f", block: 128 << 10, steps: 512 };
 
 pub(super) fn pack_avx2(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     pack(&AVX2, weights, g)

@@ -8,6 +8,7 @@ mod activations;
 mod add_norm;
 mod attention;
 mod chosen_rows;
+mod detectors;
 mod dynamic;
 mod fuse_bytes;
 mod lower_qdq;
@@ -46,6 +47,8 @@ pub const PASSES: &[Pass] = &[
     Pass { name: "fold_batch_norm", run: fold_all_norms },
     Pass { name: "drop_identity", run: |g, _| Ok(lacuna_ir::passes::drop_identity(g)?) },
     Pass { name: "drop_dead", run: |g, _| Ok(lacuna_ir::passes::drop_dead(g)?) },
+    Pass { name: "join_phases", run: detectors::join_phases },
+    Pass { name: "turn_heads_first", run: detectors::turn_heads_first },
     Pass { name: "lower_dynamic", run: dynamic::lower_dynamic },
     Pass { name: "lower_qdq", run: lower_qdq::lower_qdq },
     Pass { name: "fuse_activations", run: activations::fuse_activations },
