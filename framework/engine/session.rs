@@ -332,11 +332,36 @@ impl Session {
     /// Compiles `g`: runs the passes, packs the weights, plans for [`Options::batch`] (every other symbol is
     /// [`LENGTH`]).
     pub fn new(g: &Graph, options: &Options) -> Result<Session> {
+        Session::bound(g, options, |g| first_binding(g, options.batch.unwrap_or(1)))
+    }
+
+    /// Compiles `g` for inputs of the sizes that these have.
+    pub(crate) fn for_inputs(g: &Graph, options: &Options, inputs: &[Tensor]) -> Result<Session> {
+        Session::bound(g, options, |g| {
+            let mut symbols = vec![LENGTH; g.symbols.len()];
+            for (&v, input) in g.inputs.iter().zip(inputs) {
+                for (dim, &size) in g.shape(v).iter().zip(&input.dims) {
+                    if let Dim::Symbol(s) = dim {
+                        symbols[s.index()] = size as u64;
+                    }
+                }
+            }
+            let bound = specialise(g, &symbols, &[])?;
+            Ok((symbols, bound))
+        })
+    }
+
+    /// `bind` says what the symbols of the lowered graph are.
+    fn bound(
+        g: &Graph,
+        options: &Options,
+        bind: impl FnOnce(&Graph) -> Result<(Vec<u64>, Binding)>,
+    ) -> Result<Session> {
         let target = Target::new(options.isa, options.threads)?;
         let (mut graph, reports) = lower(g, &target)?;
         let mut weights = Weights::default();
         let shape_inputs = shape_inputs(&graph);
-        let (symbols, mut bound) = first_binding(&graph, options.batch.unwrap_or(1))?;
+        let (symbols, mut bound) = bind(&graph)?;
         let cache = cache_folder().filter(|_| options.tune == Tune::Cached);
         let how = How {
             target: &target,

@@ -498,7 +498,12 @@ impl Builder<'_> {
         self.skipped.clear();
         let fast = if flow::has_bodies(&g.op_attr[op]) {
             let ops = flow::inner_ops(&g.bodies, &g.op_attr[op]);
-            self.error(format!("the interpreter runs its body: {ops} ops"))
+            match g.op_kind[op] {
+                OpKind::If => {
+                    self.error(format!("the chosen body runs as a session of its own: {ops} ops in all"))
+                }
+                _ => self.error(format!("the interpreter runs its body: {ops} ops")),
+            }
         } else if g.inputs_of(op).first().is_none_or(|v| v.is_none()) || several {
             self.error("no kernel runs this op")
         } else if empty {

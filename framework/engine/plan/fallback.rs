@@ -8,10 +8,13 @@ use super::exec::Bases;
 use super::place::Place;
 use super::{Plan, Slot, StepKind};
 use crate::error::{Error, Result};
-use lacuna_ir::flow;
-use lacuna_ir::{Attr, DType, Def, OpId, OpKind, Tensor};
-use std::sync::Mutex;
+use crate::session::{Options, Session};
+use crate::target::Isa;
+use lacuna_ir::flow::{self, Bodies};
+use lacuna_ir::op::IfAttr;
+use lacuna_ir::{Attr, BodyId, DType, Def, OpId, OpKind, Tensor};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard};
 
 /// How an operand lies in its space, from its slot on.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +32,45 @@ pub struct ReferenceStep {
     /// Absent inputs are `None` and have no slot. Slots are those of outputs, then those of inputs.
     pub outputs: Vec<Strided>,
     pub inputs: Vec<Option<Strided>>,
+}
+
+/// Sessions of the bodies of choices, each made when its body is first chosen. `None`: only the interpreter runs it.
+#[derive(Default)]
+pub struct BodySessions(Mutex<Vec<(BodyId, Option<Session>)>>);
+
+impl Clone for BodySessions {
+    /// They are a run's to make.
+    fn clone(&self) -> BodySessions {
+        BodySessions::default()
+    }
+}
+
+impl std::fmt::Debug for BodySessions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("BodySessions").field(&self.lock().len()).finish()
+    }
+}
+
+impl BodySessions {
+    fn lock(&self) -> MutexGuard<'_, Vec<(BodyId, Option<Session>)>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// What the chosen body makes. `None` if no session runs it, or not with these inputs: then the interpreter does, or says
+    /// what is wrong.
+    fn choose(&self, bodies: &Bodies, a: IfAttr, isa: Isa, inputs: &[Option<Tensor>]) -> Option<Vec<Tensor>> {
+        let holds = *inputs.first()?.as_ref()?.as_bool()?.first()? != 0;
+        let body = if holds { a.then_body } else { a.else_body? };
+        let read: Vec<Tensor> = inputs[1..].iter().cloned().collect::<Option<_>>()?;
+        let mut sessions = self.lock();
+        let at = sessions.iter().position(|(id, _)| *id == body).unwrap_or_else(|| {
+            let options = Options { threads: Some(1), isa: Some(isa), ..Options::default() };
+            let session = bodies.get(body).and_then(|body| Session::for_inputs(body, &options, &read).ok());
+            sessions.push((body, session));
+            sessions.len() - 1
+        });
+        sessions[at].1.as_mut()?.run(&read).ok()
+    }
 }
 
 /// What went wrong in a run: the first step that failed.
@@ -125,9 +167,14 @@ pub unsafe fn run_reference(plan: &Plan, at: usize, slots: &[Slot], bases: &Base
     }
     let inputs: Vec<Option<&Tensor>> = tensors.iter().map(Option::as_ref).collect();
     let row = step.kind.row();
-    let made = match flow::has_bodies(&step.attr) {
-        true => flow::evaluate(&plan.bodies, &step.attr, &inputs),
-        false => lacuna_ir::shape::infer_tensors(row.infer, &step.attr, &inputs)
+    let chosen = match step.attr {
+        Attr::If(a) => plan.body_sessions.choose(&plan.bodies, a, bases.isa, &tensors),
+        _ => None,
+    };
+    let made = match chosen {
+        Some(made) => Ok(made),
+        None if flow::has_bodies(&step.attr) => flow::evaluate(&plan.bodies, &step.attr, &inputs),
+        None => lacuna_ir::shape::infer_tensors(row.infer, &step.attr, &inputs)
             .and_then(|_| (row.eval)(&step.attr, &inputs)),
     };
     let made = match made {

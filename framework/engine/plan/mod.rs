@@ -34,7 +34,7 @@ pub use cache::store as store_choices;
 pub use choose::{How, KernelChoice, measure};
 pub use conv::packed_constants;
 pub use exec::{Bases, run_step};
-pub use fallback::{Fault, ReferenceStep, fault_error};
+pub use fallback::{BodySessions, Fault, ReferenceStep, fault_error};
 pub use place::{Place, Root};
 pub use weights::{Blob, Weights};
 
@@ -150,6 +150,7 @@ pub struct Plan {
     pub references: Vec<ReferenceStep>,
     /// Graphs that ops of the reference path run.
     pub bodies: Bodies,
+    pub body_sessions: BodySessions,
 
     /// Inputs whose elements are indices, and how many there are to choose from.
     pub index_limits: Vec<(usize, usize)>,
