@@ -868,8 +868,8 @@ unsafe fn write_four<const KIND: u8>(
             };
         }
         match KIND {
-            PLAIN => call.requant.store_four_plain([row!(0), row!(1), row!(2), row!(3)]),
-            LATE => call.requant.store_four_late([row!(0), row!(1), row!(2), row!(3)]),
+            PLAIN => call.requant.store_four_plain::<false>([row!(0), row!(1), row!(2), row!(3)]),
+            LATE => call.requant.store_four_late::<false>([row!(0), row!(1), row!(2), row!(3)]),
             _ => call.requant.store_four([row!(0), row!(1), row!(2), row!(3)]),
         }
     }

@@ -254,14 +254,17 @@ impl Requant {
         !self.out_f32 && !self.late && self.lookup == Lookup::None
     }
 
-    /// Writes 16 channels of each of four pixels (or 64 of one): `rows` are the four sums, their multipliers, and
-    /// where y and the residual of each begin. For plain results only: kernels inline this where registers are few.
+    /// Writes 16 channels of each of four pixels, or 64 of one (then they are `JOINED`): `rows` are the four sums, their
+    /// multipliers, and where y and the residual of each begin. For plain results only: kernels inline this where registers are few.
     ///
     /// # Safety
     /// All 16 channels may be written at each y and, with a residual, read at each r; `is_plain` is true.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub unsafe fn store_four_plain(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
+    pub unsafe fn store_four_plain<const JOINED: bool>(
+        &self,
+        rows: [(__m512i, __m512, *mut u8, *const u8); 4],
+    ) {
         let mut f = [_mm512_setzero_ps(); 4];
         for i in 0..4 {
             let (acc, mult, _, r) = rows[i];
@@ -273,7 +276,9 @@ impl Requant {
             }
         }
         // SAFETY: 16 channels may be written at each y.
-        unsafe { write_four(in_order(self.out.four(f)), [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
+        unsafe {
+            write_four::<JOINED>(in_order(self.out.four(f)), [rows[0].2, rows[1].2, rows[2].2, rows[3].2])
+        };
     }
 
     /// Whether a residual is added to the rounded result and no table is looked up: what [`Requant::store_four_late`] does.
@@ -287,7 +292,10 @@ impl Requant {
     /// As [`Requant::store_four_plain`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub unsafe fn store_four_late(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
+    pub unsafe fn store_four_late<const JOINED: bool>(
+        &self,
+        rows: [(__m512i, __m512, *mut u8, *const u8); 4],
+    ) {
         let mut f = [_mm512_setzero_ps(); 4];
         for i in 0..4 {
             let (acc, mult, _, r) = rows[i];
@@ -297,7 +305,9 @@ impl Requant {
             f[i] = self.late_sum(_mm512_add_ps(q, self.late_shift), r);
         }
         // SAFETY: 16 channels may be written at each y.
-        unsafe { write_four(in_order(self.sum.four(f)), [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
+        unsafe {
+            write_four::<JOINED>(in_order(self.sum.four(f)), [rows[0].2, rows[1].2, rows[2].2, rows[3].2])
+        };
     }
 
     /// Whether results without a residual are looked up in a table: what [`Requant::store_four_table`] does.
@@ -311,12 +321,15 @@ impl Requant {
     /// As [`Requant::store_four_plain`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub unsafe fn store_four_table(&self, rows: [(__m512i, __m512, *mut u8, *const u8); 4]) {
+    pub unsafe fn store_four_table<const JOINED: bool>(
+        &self,
+        rows: [(__m512i, __m512, *mut u8, *const u8); 4],
+    ) {
         let sums =
             [(rows[0].0, rows[0].1), (rows[1].0, rows[1].1), (rows[2].0, rows[2].1), (rows[3].0, rows[3].1)];
         let bytes = in_order(self.looked_up(self.four_bare(sums)));
         // SAFETY: 16 channels may be written at each y.
-        unsafe { write_four(bytes, [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
+        unsafe { write_four::<JOINED>(bytes, [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
     }
 
     /// As [`Requant::store_four_plain`], for all results that are bytes.
@@ -337,7 +350,7 @@ impl Requant {
             [(rows[0].0, rows[0].1), (rows[1].0, rows[1].1), (rows[2].0, rows[2].1), (rows[3].0, rows[3].1)];
         let bytes = in_order(self.four_as_bytes(sums, residual));
         // SAFETY: 16 channels may be written at each y.
-        unsafe { write_four(bytes, [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
+        unsafe { write_four::<false>(bytes, [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
     }
 
     /// Writes the channels in `mask` of any number of pixels, whatever the epilogue: `row(i)` is the multiplier of sum
@@ -429,13 +442,18 @@ impl Requant {
     }
 }
 
+/// If `JOINED`, the four addresses lie 16 bytes after each other.
+///
 /// # Safety
 /// 16 bytes may be written at each address.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn write_four(bytes: __m512i, y: [*mut u8; 4]) {
+unsafe fn write_four<const JOINED: bool>(bytes: __m512i, y: [*mut u8; 4]) {
     // SAFETY: the caller's promise.
     unsafe {
+        if JOINED {
+            return _mm512_storeu_si512(y[0].cast(), bytes);
+        }
         _mm_storeu_si128(y[0].cast(), _mm512_castsi512_si128(bytes));
         _mm_storeu_si128(y[1].cast(), _mm512_extracti32x4_epi32::<1>(bytes));
         _mm_storeu_si128(y[2].cast(), _mm512_extracti32x4_epi32::<2>(bytes));
@@ -462,20 +480,20 @@ pub(super) fn lanes_before(first: usize, end: usize) -> __mmask16 {
 /// Stores the sums of the listed indices four at a time, the last ones twice: `row(i, sum)` says what and where. A method of
 /// [`Requant`] loads what it needs of all four before it writes, so that what is stored twice is the same.
 macro_rules! store_fours {
-    ($q:ident.$four:ident, $row:ident, $acc:ident, $a:literal $b:literal $c:literal $d:literal $($rest:literal)*) => {
-        $q.$four([$row($a, $acc[$a]), $row($b, $acc[$b]), $row($c, $acc[$c]), $row($d, $acc[$d])]);
-        store_fours!($q.$four, $row, $acc, $($rest)*);
+    ($q:ident.$four:ident<$joined:tt>, $row:ident, $acc:ident, $a:literal $b:literal $c:literal $d:literal $($rest:literal)*) => {
+        $q.$four::<$joined>([$row($a, $acc[$a]), $row($b, $acc[$b]), $row($c, $acc[$c]), $row($d, $acc[$d])]);
+        store_fours!($q.$four<$joined>, $row, $acc, $($rest)*);
     };
-    ($q:ident.$four:ident, $row:ident, $acc:ident, $a:literal $b:literal $c:literal) => {
-        store_fours!($q.$four, $row, $acc, $a $b $c $c);
+    ($q:ident.$four:ident<$joined:tt>, $row:ident, $acc:ident, $a:literal $b:literal $c:literal) => {
+        store_fours!($q.$four<$joined>, $row, $acc, $a $b $c $c);
     };
-    ($q:ident.$four:ident, $row:ident, $acc:ident, $a:literal $b:literal) => {
-        store_fours!($q.$four, $row, $acc, $a $b $b $b);
+    ($q:ident.$four:ident<$joined:tt>, $row:ident, $acc:ident, $a:literal $b:literal) => {
+        store_fours!($q.$four<$joined>, $row, $acc, $a $b $b $b);
     };
-    ($q:ident.$four:ident, $row:ident, $acc:ident, $a:literal) => {
-        store_fours!($q.$four, $row, $acc, $a $a $a $a);
+    ($q:ident.$four:ident<$joined:tt>, $row:ident, $acc:ident, $a:literal) => {
+        store_fours!($q.$four<$joined>, $row, $acc, $a $a $a $a);
     };
-    ($q:ident.$four:ident, $row:ident, $acc:ident,) => {};
+    ($q:ident.$four:ident<$joined:tt>, $row:ident, $acc:ident,) => {};
 }
 pub(super) use store_fours;
 

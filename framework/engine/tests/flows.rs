@@ -47,7 +47,7 @@ output %y
         }
         let step = session.analyze().into_iter().find(|s| s.op == "choose").expect("the choice is a step");
         assert_eq!((step.kind, step.kernel), ("If", "reference"));
-        assert!(step.reason.contains("runs its body: 2 ops"), "{}", step.reason);
+        assert!(step.reason.contains("body runs as a session of its own: 2 ops"), "{}", step.reason);
     }
 }
 

@@ -81,6 +81,7 @@ macro_rules! int8_blocks {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         unsafe fn $name(panel: &Panel<'_>, q: &Requant, at: Pixels) {
             const V: usize = $v;
+            const JOINED: bool = V == 4;
             let s = panel.sections;
             // SAFETY: `read` and `for_each_block` cut bias, mult, table and weights to the panel's size; every run and
             // its last step (at most 3 bytes past the run) is readable for pixels of the tile. A convolution has at
@@ -139,11 +140,11 @@ macro_rules! int8_blocks {
                 };
                 let whole = masks[V - 1] == 0xffff;
                 if whole && q.is_plain() {
-                    store_fours!(q.store_four_plain, row, acc, $($($i)*)*);
+                    store_fours!(q.store_four_plain<JOINED>, row, acc, $($($i)*)*);
                 } else if whole && q.is_late() {
-                    store_fours!(q.store_four_late, row, acc, $($($i)*)*);
+                    store_fours!(q.store_four_late<JOINED>, row, acc, $($($i)*)*);
                 } else if whole && q.is_table() {
-                    store_fours!(q.store_four_table, row, acc, $($($i)*)*);
+                    store_fours!(q.store_four_table<JOINED>, row, acc, $($($i)*)*);
                 } else {
                     // A copy: sums whose address is taken would live in memory from the start.
                     let sums = [$($(acc[$i]),*),*];

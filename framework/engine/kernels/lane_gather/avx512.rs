@@ -166,11 +166,11 @@ macro_rules! block_loop {
                         (acc, mult, y, r)
                     };
                     if mask == 0xffff && q.is_plain() {
-                        store_fours!(q.store_four_plain, row, acc, $($i)*);
+                        store_fours!(q.store_four_plain<false>, row, acc, $($i)*);
                     } else if mask == 0xffff && q.is_late() {
-                        store_fours!(q.store_four_late, row, acc, $($i)*);
+                        store_fours!(q.store_four_late<false>, row, acc, $($i)*);
                     } else if mask == 0xffff && q.is_table() {
-                        store_fours!(q.store_four_table, row, acc, $($i)*);
+                        store_fours!(q.store_four_table<false>, row, acc, $($i)*);
                     } else {
                         // A copy: sums whose address is taken would live in memory from the start.
                         let sums = [$(acc[$i]),*];
