@@ -117,6 +117,8 @@ pub(super) struct Requant {
     late_mult: __m512,
     /// What turns a result without its zero point into one without `late_zero`.
     late_shift: __m512,
+    /// Whether that is anything.
+    shifts: bool,
     sum: Rounding,
     lookup: Lookup,
     table: [__m512i; 4],
@@ -155,6 +157,7 @@ impl Requant {
             late_zero: _mm512_set1_epi32(late.zero),
             late_mult: _mm512_set1_ps(late.mult),
             late_shift: _mm512_set1_ps((e.zero - late.zero) as f32),
+            shifts: e.zero != late.zero,
             sum: Rounding {
                 // Neither of the two bytes adds more than 511 times its scale.
                 bounded: 511.0 * (e.residual_mult.abs() + late.mult.abs()) < (1 << 30) as f32,
@@ -281,9 +284,10 @@ impl Requant {
         };
     }
 
-    /// Whether a residual is added to the rounded result and no table is looked up: what [`Requant::store_four_late`] does.
+    /// Whether a residual is added to the rounded result, which has one zero point before and after and is not looked up in a
+    /// table: what [`Requant::store_four_late`] does.
     pub fn is_late(&self) -> bool {
-        !self.out_f32 && self.late && self.lookup == Lookup::None
+        !self.out_f32 && self.late && self.lookup == Lookup::None && !self.shifts
     }
 
     /// As [`Requant::store_four_plain`], if `is_late` is true.
@@ -302,7 +306,7 @@ impl Requant {
             let q = self.out.whole(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), mult));
             // SAFETY: 16 channels are readable at `r`.
             let r = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(r.cast())) };
-            f[i] = self.late_sum(_mm512_add_ps(q, self.late_shift), r);
+            f[i] = self.late_sum(q, r);
         }
         // SAFETY: 16 channels may be written at each y.
         unsafe {
@@ -310,9 +314,9 @@ impl Requant {
         };
     }
 
-    /// Whether results without a residual are looked up in a table: what [`Requant::store_four_table`] does.
+    /// Whether results without a residual are looked up in a table, with VBMI: what [`Requant::store_four_table`] does.
     pub fn is_table(&self) -> bool {
-        !self.out_f32 && !self.has_residual() && self.lookup != Lookup::None
+        !self.out_f32 && !self.has_residual() && self.lookup == Lookup::Permute
     }
 
     /// As [`Requant::store_four_plain`], if `is_table` is true.
@@ -327,7 +331,8 @@ impl Requant {
     ) {
         let sums =
             [(rows[0].0, rows[0].1), (rows[1].0, rows[1].1), (rows[2].0, rows[2].1), (rows[3].0, rows[3].1)];
-        let bytes = in_order(self.looked_up(self.four_bare(sums)));
+        // SAFETY: only rows that ask for VBMI look up so.
+        let bytes = in_order(unsafe { lookup::permute(&self.table, self.four_bare(sums)) });
         // SAFETY: 16 channels may be written at each y.
         unsafe { write_four::<JOINED>(bytes, [rows[0].2, rows[1].2, rows[2].2, rows[3].2]) };
     }
