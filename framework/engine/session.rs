@@ -288,14 +288,16 @@ fn measure_pieces(
         let (symbols, _) = Cut::apply(Some(Cut { batch, images }), symbols);
         let bound = specialise(g, &symbols, &[])?;
         let piece = build(bound.graph, &bound.computed, &how, false, weights, || ())?.plan;
-        if piece.arena_bytes <= plan.arena_bytes {
-            let time = trial.time(&piece, &weights.table(), RUNS * pieces as usize) * pieces as u32;
-            match time < best.1 {
-                true => best = (images, time),
-                // The fewer images, the more often weights are read.
-                false if best.0 > 0 => break,
-                false => {}
-            }
+        let time = match piece.arena_bytes <= plan.arena_bytes {
+            true => trial.time(&piece, &weights.table(), RUNS * pieces as usize) * pieces as u32,
+            false => Duration::MAX,
+        };
+        piece.computed_blobs.iter().for_each(|&blob| weights.reuse(blob));
+        match time < best.1 {
+            true => best = (images, time),
+            // The fewer images, the more often weights are read.
+            false if best.0 > 0 => break,
+            false => {}
         }
     }
     Ok(best.0)
