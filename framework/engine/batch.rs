@@ -42,6 +42,8 @@ fn keeps_images_apart(g: &Graph, op: OpId, same: &[bool]) -> bool {
     use OpKind::*;
     let inputs = g.inputs_of(op);
     let rank = g.shape(g.outputs_of(op)[0]).len();
+    // The results have a first dimension.
+    let is_inner = |axis: i32| axis.rem_euclid(rank as i32) != 0;
     let is_same = |i: usize| inputs.get(i).is_none_or(|v| v.is_none() || same[v.index()]);
     match (g.op_kind[op], &g.op_attr[op]) {
         (
@@ -55,20 +57,22 @@ fn keeps_images_apart(g: &Graph, op: OpId, same: &[bool]) -> bool {
                 false => g.shape(v).len() == rank,
             })
         }
-        (Conv | FusedConv | QConv | Gemm | QGemm | BatchNormalization, _) => is_same(1) && is_same(2),
+        (Conv | FusedConv | QConv | QGemm | BatchNormalization, _) => is_same(1) && is_same(2),
+        // What is added may not have a row for each image.
+        (Gemm, _) => {
+            let rows = inputs.get(2).filter(|v| !v.is_none()).map(|&c| g.shape(c));
+            is_same(1) && is_same(2) && rows.is_none_or(|c| c.len() < 2 || c[0] == Dim::Fixed(1))
+        }
         (
             MaxPool | AveragePool | GlobalAveragePool | MaxPoolNhwc | AveragePoolNhwc | GlobalAvgPoolNhwc
             | QGlobalAvgPool | Resize | ResizeNhwc | Flatten,
             _,
         ) => true,
         (Reshape, _) => is_same(1),
-        (Concat, Attr::Axis(axis)) => *axis != 0 && -*axis != rank as i32,
         (Transpose, Attr::Perm(perm)) => perm.as_slice().first() == Some(&0),
-        (Softmax, Attr::Axis(axis)) => *axis != 0 && -*axis != rank as i32,
+        (Concat | Softmax, Attr::Axis(axis)) => is_inner(*axis),
         (QuantizeLinear | DequantizeLinear | QuantizeSilu, Attr::Axis(axis)) => {
-            is_same(1)
-                && is_same(2)
-                && (rank > 1 && *axis != 0 && -*axis != rank as i32 || g.shape(inputs[1]).is_empty())
+            is_same(1) && is_same(2) && (is_inner(*axis) || g.shape(inputs[1]).is_empty())
         }
         _ => false,
     }

@@ -275,7 +275,7 @@ fn measure_pieces(
     target: &Target,
     choice: KernelChoice,
     trial: &mut Trial<'_>,
-) -> Result<u64> {
+) -> u64 {
     /// A run of pieces must be faster than one of the whole batch by this factor.
     const GAIN: f64 = 0.97;
     /// Runs of the whole batch, and of each number of pieces.
@@ -286,8 +286,10 @@ fn measure_pieces(
     for pieces in ways(all, target.threads) {
         let images = all / pieces;
         let (symbols, _) = Cut::apply(Some(Cut { batch, images }), symbols);
-        let bound = specialise(g, &symbols, &[])?;
-        let piece = build(bound.graph, &bound.computed, &how, false, weights, || ())?.plan;
+        // What does not bind or plan for fewer images runs whole.
+        let Ok(bound) = specialise(g, &symbols, &[]) else { break };
+        let Ok(built) = build(bound.graph, &bound.computed, &how, false, weights, || ()) else { break };
+        let piece = built.plan;
         let time = match piece.arena_bytes <= plan.arena_bytes {
             true => trial.time(&piece, &weights.table(), RUNS * pieces as usize) * pieces as u32,
             false => Duration::MAX,
@@ -300,7 +302,7 @@ fn measure_pieces(
             false => {}
         }
     }
-    Ok(best.0)
+    best.0
 }
 
 /// Sets every symbol that is the first dimension of an input.
@@ -392,7 +394,7 @@ impl Session {
             }
             if let Some(batch) = batch {
                 let of = (&graph, &symbols[..], batch);
-                images = measure_pieces(of, &plan, &mut weights, &target, options.kernels, &mut trial)?;
+                images = measure_pieces(of, &plan, &mut weights, &target, options.kernels, &mut trial);
             }
             if let (Some(folder), Some(key)) = (&cache, key) {
                 store_choices(folder, key, &plan, images);

@@ -36,9 +36,10 @@ struct Phases {
 
 fn phases_before(g: &Graph, uses: &Uses, op: OpId) -> Option<Phases> {
     let Attr::Conv(attr) = g.op_attr[op] else { return None };
-    (attr.group == 1 && attr.window.dilation == [1, 1]).then_some(())?;
+    let window = attr.window;
+    let doubles = window.stride.iter().chain(&window.pads).all(|n| n.checked_mul(2).is_some());
+    (attr.group == 1 && window.dilation == [1, 1] && doubles).then_some(())?;
     let mut x = g.input_of(op, 0)?;
-    sole_use(g, uses, x)?;
     let mut quantise = None;
     if let Some(after) = made_by(g, x, OpKind::DequantizeLinear) {
         let before = made_by(g, g.input_of(after, 0)?, OpKind::QuantizeLinear)?;
@@ -47,6 +48,7 @@ fn phases_before(g: &Graph, uses: &Uses, op: OpId) -> Option<Phases> {
         x = g.input_of(before, 0)?;
     }
     let concat = made_by(g, x, OpKind::Concat).filter(|&c| g.op_attr[c] == Attr::Axis(1))?;
+    sole_use(g, uses, g.input_of(op, 0)?)?;
     let cuts: Vec<_> = g.inputs_of(concat).iter().map(|&v| phase(g, v)).collect::<Option<_>>()?;
     let image = cuts.first()?.0;
     let begin: Vec<[usize; 2]> = cuts.iter().map(|&(_, begin)| begin).collect();
@@ -136,8 +138,8 @@ fn spread(w: &[u8], size: usize, [o, c, kh, kw]: [usize; 4], begin: &[[usize; 2]
 /// reshaped, which costs nothing where its channels come last anyway.
 pub fn turn_heads_first(g: &mut Graph, _: &Target) -> Result<usize> {
     let mut changes = 0;
+    let uses = g.uses();
     for op in g.order.clone() {
-        let uses = g.uses();
         if let Some(heads) = heads_before(g, &uses, op) {
             turn_each(g, op, &heads)?;
             changes += 1;
@@ -158,8 +160,8 @@ fn heads_before(g: &Graph, uses: &Uses, op: OpId) -> Option<Vec<ValueId>> {
         let head = g.input_of(reshape, 0)?;
         let (from, to) = (g.shape(head), g.shape(flat));
         let channels = from.get(1)?.fixed()?;
-        (from.len() == 4 && to.len() == 3 && from[..2] == to[..2] && i64::try_from(channels).is_ok())
-            .then_some(head)
+        let channels = i64::try_from(channels).ok().filter(|&n| n > 0);
+        (from.len() == 4 && to.len() == 3 && from[..2] == to[..2] && channels.is_some()).then_some(head)
     };
     g.inputs_of(concat).iter().map(head).collect()
 }

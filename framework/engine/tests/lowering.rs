@@ -365,6 +365,19 @@ fn a_convolution_of_four_phases_is_one_of_the_image() {
     runs_near(&twice);
 }
 
+/// The second convolution reads a value that the pass has made.
+#[test]
+fn a_convolution_may_follow_that_of_four_phases() {
+    let (mut n, x) = Net::new("focus", false, 0.0, &[3, 12, 8]);
+    let parts = [[0, 0], [1, 0], [0, 1], [1, 1]].map(|begin| phase(&mut n, x, begin, true));
+    let y = n.op(OpKind::Concat, Attr::Axis(1), &parts);
+    let y = n.conv(y, 8, 3, 1, 1);
+    let y = n.conv(y, 8, 3, 1, 1);
+    let g = n.finish(&[y]);
+    assert!(!kinds(&lowered(&g)).contains(&OpKind::Concat));
+    runs_near(&g);
+}
+
 #[test]
 fn heads_are_turned_before_they_are_joined() {
     for quantised in [false, true] {
