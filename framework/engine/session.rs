@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::memory::AlignedBytes;
 use crate::passes::{PassReport, lower};
 use crate::plan::{
-    Bases, Blob, Built, Fault, How, KernelChoice, Plan, Root, StepInfo, Weights, build, cache_folder,
+    Bases, Blob, Built, Fault, How, KernelChoice, Orders, Plan, Root, StepInfo, Weights, build, cache_folder,
     fault_error, measure, packed_constants, store_choices,
 };
 use crate::target::{Isa, Target};
@@ -363,7 +363,6 @@ impl Session {
     ) -> Result<Session> {
         let target = Target::new(options.isa, options.threads)?;
         let (mut graph, reports) = lower(g, &target)?;
-        let mut weights = Weights::default();
         let shape_inputs = shape_inputs(&graph);
         let (symbols, mut bound) = bind(&graph)?;
         let cache = cache_folder().filter(|_| options.tune == Tune::Cached);
@@ -375,6 +374,10 @@ impl Session {
         };
         // What is not planned yet may need them later.
         let whole = bound.tail.is_none() && shape_inputs.is_empty();
+        let mut weights = Weights::default();
+        if whole && !options.keep_values {
+            weights.orders = Orders::of(&graph, &target);
+        }
         let release = if options.release_weights && whole { packed_constants(&graph) } else { Vec::new() };
         let emptied = || release.iter().for_each(|&c| graph.consts[c] = Default::default());
         let head = std::mem::take(&mut bound.graph);

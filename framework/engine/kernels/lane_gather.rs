@@ -18,11 +18,14 @@
 //! a later window covers all that was still optional. Positions are plain byte offsets over all taps, so windows
 //! slide across taps and never care about window shape, stride or dilation.
 
-use super::packed::{LANES, bounded, count_nonzeros, expect, read, write};
+use super::packed::{LANES, bounded, count_nonzeros, each_nonzero, expect, read, write};
 use super::{ConvGeom, ConvWeights, KernelType, Packed};
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+mod order;
+
+pub(crate) use order::{Counts, order};
 
 const FORMAT: &[u8; 4] = b"LG16";
 const WINDOW: u32 = 64;
@@ -67,17 +70,7 @@ fn nonzeros(w: &[i8], g: &ConvGeom, taps: &[u32], o: usize) -> Vec<(u32, i8)> {
     let row = &w[o * g.depth()..][..g.depth()];
     let mut found = Vec::with_capacity(count_nonzeros(row) as usize);
     for (tap, &at) in row.chunks_exact(g.c as usize).zip(taps) {
-        for (eight, at) in tap.chunks(8).zip((at..).step_by(8)) {
-            // Most weights are zero: one look at eight of them skips many.
-            let mut word = [0u8; 8];
-            word[..eight.len()].copy_from_slice(bytemuck::cast_slice(eight));
-            let mut left = u64::from_le_bytes(word);
-            while left != 0 {
-                let byte = left.trailing_zeros() / 8;
-                found.push((at + byte, (left >> (8 * byte)) as i8));
-                left &= !(0xff << (8 * byte));
-            }
-        }
+        each_nonzero(tap, |i, v| found.push((at + i as u32, v)));
     }
     // Rows of x may overlap (a view of a signal as lines): then a later tap can lie before an earlier one.
     found.sort_by_key(|&(at, _)| at);

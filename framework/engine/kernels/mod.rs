@@ -23,7 +23,7 @@
 // Other processors have the portable rows only, and no use for what the vector rows share.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
-pub(crate) use packed::count_nonzeros;
+pub(crate) use packed::{count_nonzeros, each_nonzero};
 
 use crate::memory::AlignedBytes;
 use crate::target::Isa;

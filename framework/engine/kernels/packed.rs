@@ -100,6 +100,21 @@ pub(crate) fn count_nonzeros(w: &[i8]) -> u64 {
     w.chunks(BLOCK).map(|w| w.iter().map(|&v| u8::from(v != 0)).sum::<u8>() as u64).sum()
 }
 
+/// Calls `f` with the place and value of every weight that is not zero.
+pub(crate) fn each_nonzero(w: &[i8], mut f: impl FnMut(usize, i8)) {
+    for (eight, at) in w.chunks(8).zip((0..).step_by(8)) {
+        // Most weights are zero: one look at eight of them skips many.
+        let mut word = [0u8; 8];
+        word[..eight.len()].copy_from_slice(bytemuck::cast_slice(eight));
+        let mut left = u64::from_le_bytes(word);
+        while left != 0 {
+            let byte = left.trailing_zeros() / 8;
+            f(at + byte as usize, (left >> (8 * byte)) as i8);
+            left &= !(0xff << (8 * byte));
+        }
+    }
+}
+
 /// Dense panels: all weights of up to `width` neighbouring channels, step by step.
 ///
 /// ```text

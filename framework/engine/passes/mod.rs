@@ -17,7 +17,7 @@ mod settle_layout;
 mod tables;
 mod to_nhwc;
 
-pub(crate) use rewrite::transposed;
+pub(crate) use rewrite::{tensor_params, transposed};
 
 use crate::error::{Error, Result};
 use crate::target::Target;

@@ -1,7 +1,7 @@
 //! Measured choices on disk: one small text file per model, machine and binding.
 //!
 //! ```text
-//! lacuna kernels 2
+//! lacuna kernels 3
 //! <key, 32 hexadecimal digits>
 //! images <of a batch at a time, 0 for all>
 //! <kernel> rows|cols|channels <block> <threads> <what was measured>      one line per layer
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::{env, fs, io, process};
 
-const HEAD: &str = "lacuna kernels 2";
+const HEAD: &str = "lacuna kernels 3";
 /// Largest file that is read.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 

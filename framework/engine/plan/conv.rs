@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{ConvGeom, QEpilogue};
 use bytes::Bytes;
 use lacuna_ir::op::{ConvAttr, FusedConvAttr, GemmAttr, QConvAttr, Requant};
-use lacuna_ir::{Attr, ConstId, DType, Def, Graph, Id, OpId, OpKind, ValueId};
+use lacuna_ir::{Attr, ConstId, DType, Def, Dim, Graph, Id, OpId, OpKind, ValueId};
 
 /// The value that `op` convolves, and the border it needs around it.
 pub fn demand(g: &Graph, op: OpId) -> Option<(ValueId, Demand)> {
@@ -188,7 +188,7 @@ pub fn emit_conv(b: &mut Builder<'_>, op: OpId) -> Result<()> {
     };
     let epilogue = QEpilogue { has_residual: residual.is_some(), ..epilogue };
     let geom = conv_geom(b, &conv, &x, &y, residual.as_ref())?;
-    let source = source(g, op, dtype, epilogue.x_zero);
+    let source = source(b, op, dtype, epilogue.x_zero);
     emit(b, Key::new(op, 0, &geom), geom, epilogue, then, [Some(&x), Some(&y), residual.as_ref()], source)
 }
 
@@ -273,7 +273,7 @@ pub fn emit_gemm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
         y_pixel: narrow(b, y_pixel)?,
         ..ConvGeom::product(narrow(b, m)?, k, narrow(b, n)?)
     };
-    let mut source = source(g, op, dtype, epilogue.x_zero);
+    let mut source = source(b, op, dtype, epilogue.x_zero);
     if let (Some(Source::F32 { bias, .. }), Some(added)) = (&mut source, tail.bias) {
         *bias = Some(added);
     }
@@ -317,11 +317,17 @@ pub fn emit(
 }
 
 /// The weights of `op`, if they are constants.
-fn source(g: &Graph, op: OpId, dtype: DType, x_zero: i32) -> Option<Source> {
+fn source(b: &Builder<'_>, op: OpId, dtype: DType, x_zero: i32) -> Option<Source> {
+    let g = b.g;
     let inputs = g.inputs_of(op);
     let constant = |i: usize| g.const_bytes(inputs[i]).cloned();
     if dtype == DType::U8 {
-        return Some(Source::Int8 { w: constant(1)?, bias: constant(2)?, mult: constant(3)?, x_zero });
+        let (w, bias, mult) = (constant(1)?, constant(2)?, constant(3)?);
+        // A weight of a depthwise layer has one channel.
+        let one = g.shape(inputs[1]).last() == Some(&Dim::Fixed(1));
+        let from = b.weights.orders.get(inputs[0]).filter(|_| !one);
+        let to = b.weights.orders.get(g.outputs_of(op)[0]);
+        return Some(Source::Int8 { w, bias, mult, x_zero, from, to });
     }
     gemm_weights(g, op).or_else(|| {
         let channels = g.fixed_shape(inputs[2])?.iter().product();

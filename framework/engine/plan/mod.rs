@@ -14,6 +14,7 @@ mod cost;
 mod exec;
 mod fallback;
 mod join;
+mod order;
 mod place;
 mod recurrent;
 mod rows;
@@ -35,6 +36,7 @@ pub use choose::{How, KernelChoice, measure};
 pub use conv::packed_constants;
 pub use exec::{Bases, run_step};
 pub use fallback::{BodySessions, Fault, ReferenceStep, fault_error};
+pub use order::Orders;
 pub use place::{Place, Root};
 pub use weights::{Blob, Weights};
 

@@ -5,7 +5,8 @@
 //! win. Blobs are shared: streams of one model read the same bytes.
 
 use super::choose::{How, Known, Pick, Ranked, rank};
-use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights, Method};
+use super::order::{self, Orders};
+use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights, Method, each_nonzero};
 use crate::memory::AlignedBytes;
 use crate::passes;
 use bytes::Bytes;
@@ -68,6 +69,9 @@ pub enum Source {
         bias: Bytes,
         mult: Bytes,
         x_zero: i32,
+        /// New orders of input and output channels, if they have one.
+        from: Option<Arc<[u32]>>,
+        to: Option<Arc<[u32]>>,
     },
     F32 {
         w: Bytes,
@@ -87,6 +91,28 @@ fn elements<T: bytemuck::Pod>(bytes: &Bytes) -> Cow<'_, [T]> {
     }
 }
 
+/// Weights `[to][taps][from]`: rows and columns in their new orders.
+fn weights_in_order(w: &[i8], rows: usize, from: Option<&[u32]>, to: Option<&[u32]>) -> Vec<i8> {
+    let row = w.len() / rows.max(1);
+    let places = from.map(order::inverse);
+    let mut ordered = vec![0; w.len()];
+    for (o, ordered) in ordered.chunks_exact_mut(row.max(1)).enumerate() {
+        let row = &w[to.map_or(o, |to| to[o] as usize) * row..][..row];
+        let Some(places) = &places else {
+            ordered.copy_from_slice(row);
+            continue;
+        };
+        for (tap, ordered) in row.chunks_exact(places.len()).zip(ordered.chunks_exact_mut(places.len())) {
+            each_nonzero(tap, |i, v| ordered[places[i] as usize] = v);
+        }
+    }
+    ordered
+}
+
+fn in_order<T: Copy>(x: &[T], order: &[u32]) -> Vec<T> {
+    order.iter().map(|&from| x[from as usize]).collect()
+}
+
 impl Source {
     /// Whether the bytes were given back after an earlier packing.
     pub fn is_released(&self) -> bool {
@@ -102,8 +128,14 @@ impl Source {
     /// Calls `f` with the weights as kernels pack them.
     fn with<R>(&self, f: impl FnOnce(&ConvWeights<'_>) -> R) -> R {
         match self {
-            Source::Int8 { w, bias, mult, x_zero } => {
-                let (w, bias, mult) = (elements(w), elements(bias), elements(mult));
+            Source::Int8 { w, bias, mult, x_zero, from, to } => {
+                let (mut w, mut bias, mut mult) = (elements(w), elements(bias), elements(mult));
+                if from.is_some() || to.is_some() {
+                    w = Cow::Owned(weights_in_order(&w, bias.len(), from.as_deref(), to.as_deref()));
+                }
+                if let Some(to) = to {
+                    (bias, mult) = (in_order(&bias, to).into(), in_order(&mult, to).into());
+                }
                 f(&ConvWeights::Int8 { w: &w, bias: &bias, mult: &mult, x_zero: *x_zero })
             }
             Source::F32 { w, bias, channels, transposed } => {
@@ -143,6 +175,8 @@ pub struct Requests {
 
 #[derive(Clone, Debug, Default)]
 pub struct Weights {
+    /// Orders of channels, for as long as anything is packed.
+    pub orders: Orders,
     blobs: Vec<Arc<AlignedBytes>>,
     chosen: HashMap<Key, Chosen>,
     constants: HashMap<ValueId, u32>,
