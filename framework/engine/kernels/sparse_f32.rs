@@ -105,7 +105,7 @@ struct Multiply<'a> {
 #[derive(Default)]
 struct Ahead {
     /// Stretches of lines: where they begin, how many.
-    stretches: [(usize, usize); 2],
+    stretches: [(usize, usize); 3],
 }
 
 impl Ahead {
@@ -125,7 +125,8 @@ impl Ahead {
 
     /// The next lines of one stretch, at most `most`.
     fn take(&mut self, most: usize) -> (*const i8, usize) {
-        let stretch = &mut self.stretches[usize::from(self.stretches[0].1 == 0)];
+        let nth = self.stretches.iter().position(|s| s.1 > 0).unwrap_or(0);
+        let stretch = &mut self.stretches[nth];
         let (begin, lines) = (stretch.0, stretch.1.min(most));
         *stretch = (begin + lines * Ahead::LINE, stretch.1 - lines);
         (std::ptr::without_provenance(begin), lines)
@@ -231,14 +232,15 @@ unsafe fn run(
             let end = pixels.min((block.end + block.len() as u32) * VECTOR as u32);
             let (begin, last) = (next(block.end * VECTOR as u32), next(end - 1));
             let tap = runs[runs.len() - 1] as usize;
-            ahead.add(0, x, begin + tap..last + tap + run_len, filled * g.c as usize);
+            ahead.add(1, x, begin + tap..last + tap + run_len, filled * g.c as usize);
         }
         for channels in tile.ocs.clone().step_by(CHANNELS) {
             let end = tile.ocs.end.min(channels + CHANNELS as u32) as usize;
             let channels = channels as usize;
+            ahead.add(0, y, y_at[0] + channels..y_at[used - 1] + end, used * (end - channels));
             if e.has_residual {
                 let (begin, last) = (r_at[0] + channels, r_at[used - 1] + end);
-                ahead.add(1, r, begin..last, used * (end - channels));
+                ahead.add(2, r, begin..last, used * (end - channels));
             }
             let each = ahead.lines().div_ceil(depths * (end - channels));
             for depth in 0..depths {
