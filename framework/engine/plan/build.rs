@@ -356,7 +356,8 @@ impl Builder<'_> {
         Ok(place)
     }
 
-    /// The first output of the current op over `residual`, which it adds (f32 only, see the contract of kernels), or a new buffer where that cannot be: where
+    /// The first output of the current op over `residual`, which it adds (f32 only, see the contract of
+    /// kernels), or a new buffer where that cannot be: where
     /// something reads the residual's buffer later, or the output's layout is another.
     pub fn output_over(&mut self, x: &Place, residual: &Place) -> Result<Place> {
         let v = self.g.outputs_of(self.op)[0];
