@@ -4,8 +4,13 @@
 //! shapes say so: what depends on an input has the batch as its first dimension from the inputs to the outputs, and every
 //! op on the way is one of [`keeps_images_apart`].
 
+use crate::binding::specialise;
+use crate::plan::{How, KernelChoice, Plan, Weights, build};
+use crate::target::Target;
+use crate::trial::Trial;
 use lacuna_ir::op::{Attr, OpKind};
 use lacuna_ir::{Def, Dim, Graph, Id, OpId, SymbolId, ValueId};
+use std::time::Duration;
 
 /// The symbol that counts the images, if they can be run one after another.
 pub fn separable(g: &Graph) -> Option<SymbolId> {
@@ -81,6 +86,66 @@ fn keeps_images_apart(g: &Graph, op: OpId, same: &[bool]) -> bool {
 /// Into how many pieces a batch is cut to find the best: down to one image for each thread.
 pub fn ways(batch: u64, threads: usize) -> impl Iterator<Item = u64> {
     (1..).map(|i| 1 << i).take_while(move |&n| batch.is_multiple_of(n) && batch / n >= threads as u64)
+}
+
+/// Batches of a multiple of `images` are run so many images at a time.
+#[derive(Clone, Copy)]
+pub struct Cut {
+    pub batch: SymbolId,
+    pub images: u64,
+}
+
+impl Cut {
+    /// Symbols of one piece, and how many pieces there are.
+    pub fn apply(cut: Option<Cut>, symbols: &[u64]) -> (Vec<u64>, usize) {
+        let mut symbols = symbols.to_vec();
+        let Some(Cut { batch, images }) = cut else { return (symbols, 1) };
+        let all = &mut symbols[batch.index()];
+        if images == 0 || !all.is_multiple_of(images) {
+            return (symbols, 1);
+        }
+        let pieces = *all / images;
+        *all = images;
+        (symbols, pieces as usize)
+    }
+}
+
+/// How many images of a batch are best run at a time; 0 for all. `plan` is that of the whole batch.
+pub fn measure_pieces(
+    (g, symbols, batch): (&Graph, &[u64], SymbolId),
+    plan: &Plan,
+    weights: &mut Weights,
+    target: &Target,
+    choice: KernelChoice,
+    trial: &mut Trial<'_>,
+) -> u64 {
+    /// A run of pieces must be faster than one of the whole batch by this factor.
+    const GAIN: f64 = 0.97;
+    /// Runs of the whole batch, and of each number of pieces.
+    const RUNS: usize = 2;
+    let how = How { target, choice, tune: false, cache: None };
+    let all = symbols[batch.index()];
+    let mut best = (0, trial.time(plan, &weights.table(), RUNS).mul_f64(GAIN));
+    for pieces in ways(all, target.threads) {
+        let images = all / pieces;
+        let (symbols, _) = Cut::apply(Some(Cut { batch, images }), symbols);
+        // What does not bind or plan for fewer images runs whole.
+        let Ok(bound) = specialise(g, &symbols, &[]) else { break };
+        let Ok(built) = build(bound.graph, &bound.computed, &how, false, weights, || ()) else { break };
+        let piece = built.plan;
+        let time = match piece.arena_bytes <= plan.arena_bytes {
+            true => trial.time(&piece, &weights.table(), RUNS * pieces as usize) * pieces as u32,
+            false => Duration::MAX,
+        };
+        piece.computed_blobs.iter().for_each(|&blob| weights.reuse(blob));
+        match time < best.1 {
+            true => best = (images, time),
+            // The fewer images, the more often weights are read.
+            false if best.0 > 0 => break,
+            false => {}
+        }
+    }
+    best.0
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod plan;
 pub mod pool;
 pub mod session;
 pub mod target;
+mod trial;
 mod workers;
 
 pub use affinity::pin_thread;

@@ -1,6 +1,6 @@
 //! What callers hold: a compiled graph that runs.
 
-use crate::batch::{separable, ways};
+use crate::batch::{Cut, measure_pieces, separable};
 use crate::binding::{Binding, Tail, specialise};
 use crate::error::{Error, Result};
 use crate::memory::AlignedBytes;
@@ -10,11 +10,11 @@ use crate::plan::{
     fault_error, measure, packed_constants, store_choices,
 };
 use crate::target::{Isa, Target};
+use crate::trial::Trial;
 use crate::workers::Workers;
 use lacuna_ir::bind::shape_inputs;
-use lacuna_ir::{DType, Dim, Graph, Id, SymbolId, Tensor, ValueId};
+use lacuna_ir::{DType, Dim, Graph, Id, Tensor, ValueId};
 use serde::Serialize;
-use std::time::{Duration, Instant};
 
 /// Whether kernels are chosen by measurement. Integer results never depend on it; f32 results differ within the
 /// bound of [`crate::kernels`].
@@ -181,28 +181,6 @@ pub struct Session {
     fault: Fault,
 }
 
-/// Batches of a multiple of `images` are run so many images at a time.
-#[derive(Clone, Copy)]
-struct Cut {
-    batch: SymbolId,
-    images: u64,
-}
-
-impl Cut {
-    /// Symbols of one piece, and how many pieces there are.
-    fn apply(cut: Option<Cut>, symbols: &[u64]) -> (Vec<u64>, usize) {
-        let mut symbols = symbols.to_vec();
-        let Some(Cut { batch, images }) = cut else { return (symbols, 1) };
-        let all = &mut symbols[batch.index()];
-        if images == 0 || !all.is_multiple_of(images) {
-            return (symbols, 1);
-        }
-        let pieces = *all / images;
-        *all = images;
-        (symbols, pieces as usize)
-    }
-}
-
 fn port(g: &Graph, v: ValueId) -> Port {
     let dims = g.shape(v).iter().map(|d| d.fixed().map(|n| n as usize)).collect();
     Port { name: g.value_name[v].clone(), dtype: g.value_dtype[v], dims }
@@ -216,93 +194,6 @@ fn new_arena(plan: &Plan) -> Result<AlignedBytes> {
 fn start_workers(threads: usize, first_core: Option<usize>) -> Result<Workers> {
     Workers::start(threads, first_core)
         .map_err(|e| Error::Options(format!("cannot start {threads} threads: {e}")))
-}
-
-/// Runs of a plan whose results nobody wants: inputs are zeros.
-struct Trial<'a> {
-    arena: &'a mut AlignedBytes,
-    workers: &'a mut Workers,
-    isa: Isa,
-    inputs: Vec<AlignedBytes>,
-    outputs: Vec<AlignedBytes>,
-}
-
-impl Trial<'_> {
-    fn new<'a>(g: &Graph, isa: Isa, arena: &'a mut AlignedBytes, workers: &'a mut Workers) -> Trial<'a> {
-        let zeros = |&v: &ValueId| {
-            let dims = g.fixed_shape(v).unwrap_or_default();
-            AlignedBytes::zeroed(dims.iter().product::<usize>() * g.value_dtype[v].size())
-        };
-        let [inputs, outputs] = [&g.inputs, &g.outputs].map(|list| list.iter().map(zeros).collect());
-        Trial { arena, workers, isa, inputs, outputs }
-    }
-
-    fn run(&mut self, plan: &Plan, blobs: &[Blob], times: &mut [u64]) {
-        let inputs: Vec<*const u8> = self.inputs.iter().map(|x| x.as_ptr()).collect();
-        let outputs: Vec<*mut u8> = self.outputs.iter_mut().map(|y| y.as_mut_ptr()).collect();
-        // Zeros may be refused by an op: that is no matter here.
-        let fault = Fault::default();
-        let bases = Bases {
-            arena: self.arena.as_mut_ptr(),
-            weights: blobs.as_ptr(),
-            inputs: inputs.as_ptr(),
-            outputs: outputs.as_ptr(),
-            isa: self.isa,
-            fault: &fault,
-        };
-        // SAFETY: the arena is as large as the plan asks for, inputs and outputs are at least as large as the dims the
-        // plan was built for, and every blob that the plan's rows name is in the table.
-        unsafe { self.workers.run(plan, &bases, Some(times)) };
-    }
-
-    /// The best of a few runs.
-    fn time(&mut self, plan: &Plan, blobs: &[Blob], runs: usize) -> Duration {
-        let mut times = vec![0; plan.steps()];
-        let run = |_| {
-            let start = Instant::now();
-            self.run(plan, blobs, &mut times);
-            start.elapsed()
-        };
-        (0..runs).map(run).min().unwrap_or_default()
-    }
-}
-
-/// How many images of a batch are best run at a time; 0 for all. `plan` is that of the whole batch.
-fn measure_pieces(
-    (g, symbols, batch): (&Graph, &[u64], SymbolId),
-    plan: &Plan,
-    weights: &mut Weights,
-    target: &Target,
-    choice: KernelChoice,
-    trial: &mut Trial<'_>,
-) -> u64 {
-    /// A run of pieces must be faster than one of the whole batch by this factor.
-    const GAIN: f64 = 0.97;
-    /// Runs of the whole batch, and of each number of pieces.
-    const RUNS: usize = 2;
-    let how = How { target, choice, tune: false, cache: None };
-    let all = symbols[batch.index()];
-    let mut best = (0, trial.time(plan, &weights.table(), RUNS).mul_f64(GAIN));
-    for pieces in ways(all, target.threads) {
-        let images = all / pieces;
-        let (symbols, _) = Cut::apply(Some(Cut { batch, images }), symbols);
-        // What does not bind or plan for fewer images runs whole.
-        let Ok(bound) = specialise(g, &symbols, &[]) else { break };
-        let Ok(built) = build(bound.graph, &bound.computed, &how, false, weights, || ()) else { break };
-        let piece = built.plan;
-        let time = match piece.arena_bytes <= plan.arena_bytes {
-            true => trial.time(&piece, &weights.table(), RUNS * pieces as usize) * pieces as u32,
-            false => Duration::MAX,
-        };
-        piece.computed_blobs.iter().for_each(|&blob| weights.reuse(blob));
-        match time < best.1 {
-            true => best = (images, time),
-            // The fewer images, the more often weights are read.
-            false if best.0 > 0 => break,
-            false => {}
-        }
-    }
-    best.0
 }
 
 /// Sets every symbol that is the first dimension of an input.
