@@ -83,66 +83,93 @@ fn keeps_images_apart(g: &Graph, op: OpId, same: &[bool]) -> bool {
     }
 }
 
-/// Into how many pieces a batch is cut to find the best: down to one image for each thread.
+/// Into how many pieces a batch is cut to find the best: down to as many images as there are threads.
 pub fn ways(batch: u64, threads: usize) -> impl Iterator<Item = u64> {
     (1..).map(|i| 1 << i).take_while(move |&n| batch.is_multiple_of(n) && batch / n >= threads as u64)
 }
 
-/// Batches of a multiple of `images` are run so many images at a time.
+/// How a batch is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// Images at a time, of a batch that is a multiple of it; 0 for all.
+    pub images: u64,
+    /// Each thread runs images of its own, alone. Otherwise threads share the work on every image.
+    pub apart: bool,
+}
+
+/// A way for batches counted by a symbol.
 #[derive(Clone, Copy)]
 pub struct Cut {
     pub batch: SymbolId,
-    pub images: u64,
+    pub way: Way,
 }
 
-impl Cut {
-    /// Symbols of one piece, and how many pieces there are.
-    pub fn apply(cut: Option<Cut>, symbols: &[u64]) -> (Vec<u64>, usize) {
-        let mut symbols = symbols.to_vec();
-        let Some(Cut { batch, images }) = cut else { return (symbols, 1) };
-        let all = &mut symbols[batch.index()];
-        if images == 0 || !all.is_multiple_of(images) {
-            return (symbols, 1);
+/// One binding of a session that may be cut.
+pub struct Cutting {
+    /// Symbols of one piece.
+    pub symbols: Vec<u64>,
+    pub pieces: usize,
+    /// What the plan of a piece is for.
+    pub target: Target,
+}
+
+impl Cutting {
+    pub fn of(cut: Option<Cut>, symbols: &[u64], target: &Target) -> Cutting {
+        let mut cutting = Cutting { symbols: symbols.to_vec(), pieces: 1, target: *target };
+        let Some(Cut { batch, way }) = cut else { return cutting };
+        let all = &mut cutting.symbols[batch.index()];
+        if way.images > 0 && all.is_multiple_of(way.images) {
+            cutting.pieces = (*all / way.images) as usize;
+            *all = way.images;
         }
-        let pieces = *all / images;
-        *all = images;
-        (symbols, pieces as usize)
+        if way.apart && cutting.pieces > 1 {
+            cutting.target.threads = 1;
+        }
+        cutting
     }
 }
 
-/// How many images of a batch are best run at a time; 0 for all. `plan` is that of the whole batch.
-pub fn measure_pieces(
+/// How a batch is best run. `plan` is that of the whole batch.
+pub fn measure_ways(
     (g, symbols, batch): (&Graph, &[u64], SymbolId),
     plan: &Plan,
     weights: &mut Weights,
     target: &Target,
     choice: KernelChoice,
     trial: &mut Trial<'_>,
-) -> u64 {
+) -> Way {
     /// A run of pieces must be faster than one of the whole batch by this factor.
     const GAIN: f64 = 0.97;
     /// Runs of the whole batch, and of each number of pieces.
     const RUNS: usize = 2;
-    let how = How { target, choice, tune: false, cache: None };
+    let mut best = (Way::default(), trial.time(plan, &weights.table(), RUNS).mul_f64(GAIN));
     let all = symbols[batch.index()];
-    let mut best = (0, trial.time(plan, &weights.table(), RUNS).mul_f64(GAIN));
-    for pieces in ways(all, target.threads) {
-        let images = all / pieces;
-        let (symbols, _) = Cut::apply(Some(Cut { batch, images }), symbols);
-        // What does not bind or plan for fewer images runs whole.
-        let Ok(bound) = specialise(g, &symbols, &[]) else { break };
-        let Ok(built) = build(bound.graph, &bound.computed, &how, false, weights, || ()) else { break };
-        let piece = built.plan;
-        let time = match piece.arena_bytes <= plan.arena_bytes {
-            true => trial.time(&piece, &weights.table(), RUNS * pieces as usize) * pieces as u32,
-            false => Duration::MAX,
-        };
-        piece.computed_blobs.iter().for_each(|&blob| weights.reuse(blob));
-        match time < best.1 {
-            true => best = (images, time),
-            // The fewer images, the more often weights are read.
-            false if best.0 > 0 => break,
-            false => {}
+    for apart in [false, true].into_iter().take(target.threads.min(2)) {
+        let before = best.0;
+        for pieces in ways(all, target.threads) {
+            let way = Way { images: all / pieces, apart };
+            let cutting = Cutting::of(Some(Cut { batch, way }), symbols, target);
+            let how = How { target: &cutting.target, choice, tune: false, cache: None };
+            // What does not bind or plan for fewer images runs whole.
+            let Ok(bound) = specialise(g, &cutting.symbols, &[]) else { break };
+            let Ok(built) = build(bound.graph, &bound.computed, &how, false, weights, || ()) else { break };
+            let piece = built.plan;
+            let copies = if apart { target.threads } else { 1 };
+            let fits = piece.arena_bytes * copies <= plan.arena_bytes;
+            let time = match (fits, apart && piece.may_fail()) {
+                (true, false) if apart => trial.time_apart(&piece, &weights.table(), cutting.pieces, RUNS),
+                (true, false) => {
+                    trial.time(&piece, &weights.table(), RUNS * cutting.pieces) * cutting.pieces as u32
+                }
+                _ => Duration::MAX,
+            };
+            piece.computed_blobs.iter().for_each(|&blob| weights.reuse(blob));
+            match time < best.1 {
+                true => best = (way, time),
+                // The fewer images, the more often weights are read.
+                false if best.0 != before => break,
+                false => {}
+            }
         }
     }
     best.0

@@ -1,6 +1,6 @@
 //! What callers hold: a compiled graph that runs.
 
-use crate::batch::{Cut, measure_pieces, separable};
+use crate::batch::{Cut, Cutting, measure_ways, separable};
 use crate::binding::{Binding, Tail, specialise};
 use crate::error::{Error, Result};
 use crate::memory::AlignedBytes;
@@ -11,7 +11,7 @@ use crate::plan::{
 };
 use crate::target::{Isa, Target};
 use crate::trial::Trial;
-use crate::workers::Workers;
+use crate::workers::{Apart, Workers};
 use lacuna_ir::bind::shape_inputs;
 use lacuna_ir::{DType, Dim, Graph, Id, Tensor, ValueId};
 use serde::Serialize;
@@ -162,6 +162,8 @@ pub struct Session {
     cut: Option<Cut>,
     /// Runs of the plan that make a run of the session, each for the next images of the batch.
     pieces: usize,
+    /// More than one if each piece is one thread's: then each thread has an arena of its own.
+    arenas: usize,
     /// Inputs whose contents decide shapes, and what they held when the session was bound last.
     shape_inputs: Vec<usize>,
     contents: Vec<(usize, Tensor)>,
@@ -186,9 +188,16 @@ fn port(g: &Graph, v: ValueId) -> Port {
     Port { name: g.value_name[v].clone(), dtype: g.value_dtype[v], dims }
 }
 
-fn new_arena(plan: &Plan) -> Result<AlignedBytes> {
-    let bytes = plan.arena_bytes;
+/// As many arenas as `copies`, one after another.
+fn new_arena(plan: &Plan, copies: usize) -> Result<AlignedBytes> {
+    let bytes = plan.arena_bytes * copies;
     AlignedBytes::try_zeroed(bytes).ok_or(Error::OutOfMemory { bytes: bytes as u64 })
+}
+
+/// How many arenas runs of this plan need: steps that may fail stop all threads, which then run together.
+fn arenas(cutting: &Cutting, plan: &Plan, target: &Target) -> usize {
+    let apart = cutting.target.threads < target.threads && !plan.may_fail();
+    if apart { target.threads } else { 1 }
 }
 
 fn start_workers(threads: usize, first_core: Option<usize>) -> Result<Workers> {
@@ -275,12 +284,12 @@ impl Session {
         // Sizes of inputs and outputs, for measuring runs.
         let ends = Graph { op_kind: Default::default(), consts: Default::default(), ..head.clone() };
         let built = build(head, &bound.computed, &how, options.keep_values, &mut weights, emptied)?;
-        let Built { mut plan, contests, key, kept_images } = built;
+        let Built { mut plan, contests, key, kept_way } = built;
         let mut workers = start_workers(target.threads, options.first_core)?;
-        let mut arena = new_arena(&plan)?;
-        let mut images = kept_images.unwrap_or(0);
+        let mut arena = new_arena(&plan, 1)?;
+        let mut way = kept_way.unwrap_or_default();
         let batch = separable(&graph).filter(|_| whole && !options.keep_values);
-        if how.tune && kept_images.is_none() {
+        if how.tune && kept_way.is_none() {
             let mut trial = Trial::new(&ends, target.isa, &mut arena, &mut workers);
             if !contests.is_empty() {
                 let blobs = weights.table();
@@ -288,10 +297,10 @@ impl Session {
             }
             if let Some(batch) = batch {
                 let of = (&graph, &symbols[..], batch);
-                images = measure_pieces(of, &plan, &mut weights, &target, options.kernels, &mut trial);
+                way = measure_ways(of, &plan, &mut weights, &target, options.kernels, &mut trial);
             }
             if let (Some(folder), Some(key)) = (&cache, key) {
-                store_choices(folder, key, &plan, images);
+                store_choices(folder, key, &plan, way);
             }
         }
         let inputs: Vec<Port> = graph.inputs.iter().map(|&v| port(&graph, v)).collect();
@@ -300,7 +309,7 @@ impl Session {
             .map(|(&old, &new)| Port { name: g.value_name[old].clone(), ..port(&graph, new) })
             .collect();
         let mut session = Session {
-            input_pointers: Pointers(vec![std::ptr::null_mut(); inputs.len()]),
+            input_pointers: Pointers::default(),
             output_pointers: Pointers::default(),
             arena,
             blobs: Blobs(weights.table()),
@@ -319,16 +328,17 @@ impl Session {
             target,
             weights,
             symbols,
-            cut: batch.map(|batch| Cut { batch, images }),
+            cut: batch.map(|batch| Cut { batch, way }),
             pieces: 1,
+            arenas: 1,
             plan,
             workers,
             fault: Fault::default(),
         };
-        session.adopt(bound, 1);
-        if Cut::apply(session.cut, &session.symbols).1 > 1 {
+        session.adopt(bound, &Cutting::of(None, &session.symbols, &target));
+        if Cutting::of(session.cut, &session.symbols, &target).pieces > 1 {
             session.rebind(Vec::new())?;
-            session.arena = new_arena(&session.plan)?;
+            session.arena = new_arena(&session.plan, session.arenas)?;
         }
         Ok(session)
     }
@@ -343,12 +353,12 @@ impl Session {
             ..self.options
         };
         let mut weights = self.weights.clone();
-        let (symbols, pieces) = Cut::apply(self.cut, &self.symbols);
-        let mut bound = specialise(&self.graph, &symbols, &self.contents)?;
+        let cutting = Cutting::of(self.cut, &self.symbols, &target);
+        let mut bound = specialise(&self.graph, &cutting.symbols, &self.contents)?;
         let plan = match threads == self.target.threads {
             true => self.plan.clone(),
             false => {
-                let how = How { target: &target, choice: options.kernels, tune: false, cache: None };
+                let how = How { target: &cutting.target, choice: options.kernels, tune: false, cache: None };
                 let head = std::mem::take(&mut bound.graph);
                 build(head, &bound.computed, &how, options.keep_values, &mut weights, || ())?.plan
             }
@@ -364,22 +374,24 @@ impl Session {
             weights,
             symbols: self.symbols.clone(),
             cut: self.cut,
-            pieces,
+            pieces: 1,
+            arenas: 1,
             shape_inputs: self.shape_inputs.clone(),
             contents: self.contents.clone(),
             head_outputs: Vec::new(),
             tail: None,
             output_dims: Vec::new(),
             output_is_sized: Vec::new(),
-            arena: new_arena(&plan)?,
+            arena: AlignedBytes::default(),
             plan,
             workers: start_workers(threads, options.first_core)?,
-            input_pointers: Pointers(vec![std::ptr::null_mut(); self.inputs.len()]),
+            input_pointers: Pointers::default(),
             output_pointers: Pointers::default(),
             wanted: self.symbols.clone(),
             fault: Fault::default(),
         };
-        session.adopt(bound, pieces);
+        session.adopt(bound, &cutting);
+        session.arena = new_arena(&session.plan, session.arenas)?;
         Ok(session)
     }
 
@@ -451,15 +463,16 @@ impl Session {
     }
 
     fn rebind(&mut self, contents: Vec<(usize, Tensor)>) -> Result<()> {
-        let (symbols, pieces) = Cut::apply(self.cut, &self.wanted);
-        let mut bound = specialise(&self.graph, &symbols, &contents)?;
+        let cutting = Cutting::of(self.cut, &self.wanted, &self.target);
+        let mut bound = specialise(&self.graph, &cutting.symbols, &contents)?;
         // A new batch finds its weights packed; what is new is chosen by the cost model.
-        let how = How { target: &self.target, choice: self.options.kernels, tune: false, cache: None };
+        let how = How { target: &cutting.target, choice: self.options.kernels, tune: false, cache: None };
         let head = std::mem::take(&mut bound.graph);
         let mut weights = self.weights.clone();
         let plan = build(head, &bound.computed, &how, self.options.keep_values, &mut weights, || ())?.plan;
-        if plan.arena_bytes > self.arena.len() {
-            self.arena = new_arena(&plan)?;
+        let arenas = arenas(&cutting, &plan, &self.target);
+        if plan.arena_bytes * arenas > self.arena.len() {
+            self.arena = new_arena(&plan, arenas)?;
         }
         for &blob in &self.plan.computed_blobs {
             weights.reuse(blob);
@@ -469,12 +482,15 @@ impl Session {
         self.plan = plan;
         self.contents = contents;
         self.symbols.clone_from(&self.wanted);
-        self.adopt(bound, pieces);
+        self.adopt(bound, &cutting);
         Ok(())
     }
 
-    fn adopt(&mut self, bound: Binding, pieces: usize) {
+    /// Takes over a binding of the plan that is there.
+    fn adopt(&mut self, bound: Binding, cutting: &Cutting) {
+        let pieces = cutting.pieces;
         self.pieces = pieces;
+        self.arenas = arenas(cutting, &self.plan, &self.target);
         let ranks = |i: usize| self.outputs[i].dims.iter().map(|d| d.unwrap_or(0)).collect();
         self.output_is_sized = bound.output_dims.iter().map(Option::is_some).collect();
         self.output_dims =
@@ -483,7 +499,8 @@ impl Session {
         if pieces > 1 {
             self.output_dims.iter_mut().for_each(|dims| dims[0] *= pieces);
         }
-        self.output_pointers.0 = vec![std::ptr::null_mut(); bound.head_outputs.len() + crossing];
+        self.input_pointers.0 = vec![std::ptr::null_mut(); pieces * self.inputs.len()];
+        self.output_pointers.0 = vec![std::ptr::null_mut(); pieces * (bound.head_outputs.len() + crossing)];
         self.head_outputs = bound.head_outputs;
         self.tail = bound.tail;
     }
@@ -594,41 +611,42 @@ impl Session {
             times.fill(0);
             of_piece = vec![0; times.len()];
         }
-        for piece in 0..self.pieces {
-            // Images of a batch lie one after another, and pieces have equally many.
-            let begin = |bytes: usize| piece * (bytes / self.pieces);
-            for (p, input) in self.input_pointers.0.iter_mut().zip(inputs) {
-                *p = input.bytes[begin(input.bytes.len())..].as_ptr().cast_mut();
+        self.point_at(inputs, outputs);
+        let (of_inputs, of_outputs) =
+            (self.input_pointers.0.len() / self.pieces, self.output_pointers.0.len() / self.pieces);
+        let bases = Bases {
+            arena: self.arena.as_mut_ptr(),
+            weights: self.blobs.0.as_ptr(),
+            inputs: self.input_pointers.0.as_ptr().cast(),
+            outputs: self.output_pointers.0.as_ptr(),
+            isa: self.target.isa,
+            fault: &self.fault,
+        };
+        // SAFETY, of both: the arena is as large as the plan asks for, as many times as there are arenas; inputs and
+        // outputs were checked to have the dtypes, dims and lengths the plan was built for, or as many times that as there
+        // are pieces (those of the tail were made so), their types guarantee alignment, and the steps write no input.
+        if self.arenas > 1 {
+            let arena_bytes = self.plan.arena_bytes;
+            let apart = Apart { pieces: self.pieces, arena_bytes, inputs: of_inputs, outputs: of_outputs };
+            unsafe { self.workers.run_apart(&self.plan, &bases, apart, times) };
+        } else {
+            for piece in 0..self.pieces {
+                let bases = Bases {
+                    inputs: bases.inputs.wrapping_add(piece * of_inputs),
+                    outputs: bases.outputs.wrapping_add(piece * of_outputs),
+                    ..bases
+                };
+                let of_run = if of_piece.is_empty() { times.as_deref_mut() } else { Some(&mut of_piece[..]) };
+                // Threads meet after the last step: there must be one.
+                if self.plan.steps() > 0 {
+                    unsafe { self.workers.run(&self.plan, &bases, of_run) };
+                }
+                if let Some(fault) = self.fault.take() {
+                    return Err(fault_error(&self.plan, fault));
+                }
+                let total = times.as_deref_mut().unwrap_or_default();
+                total.iter_mut().zip(&of_piece).for_each(|(total, ns)| *total += ns);
             }
-            let (head, crossing) = self.output_pointers.0.split_at_mut(self.head_outputs.len());
-            for (p, &i) in head.iter_mut().zip(&self.head_outputs) {
-                let first = begin(outputs[i].bytes.len());
-                *p = outputs[i].bytes[first..].as_mut_ptr();
-            }
-            for (p, t) in crossing.iter_mut().zip(self.tail.iter_mut().flat_map(|tail| &mut tail.inputs)) {
-                *p = output_of(t).bytes.as_mut_ptr();
-            }
-            let bases = Bases {
-                arena: self.arena.as_mut_ptr(),
-                weights: self.blobs.0.as_ptr(),
-                inputs: self.input_pointers.0.as_ptr().cast(),
-                outputs: self.output_pointers.0.as_ptr(),
-                isa: self.target.isa,
-                fault: &self.fault,
-            };
-            let of_run = if of_piece.is_empty() { times.as_deref_mut() } else { Some(&mut of_piece[..]) };
-            // Threads meet after the last step: there must be one.
-            if self.plan.steps() > 0 {
-                // SAFETY: the arena is as large as the plan asks for; inputs and outputs were checked to have the
-                // dtypes, dims and lengths the plan was built for, or as many times that as there are pieces (those of
-                // the tail were made so), their types guarantee alignment, and the steps write no input.
-                unsafe { self.workers.run(&self.plan, &bases, of_run) };
-            }
-            if let Some(fault) = self.fault.take() {
-                return Err(fault_error(&self.plan, fault));
-            }
-            let total = times.as_deref_mut().unwrap_or_default();
-            total.iter_mut().zip(&of_piece).for_each(|(total, ns)| *total += ns);
         }
         let Some(tail) = &self.tail else { return Ok(Vec::new()) };
         let made = tail.run()?;
@@ -636,6 +654,28 @@ impl Session {
             self.output_dims[i].clone_from(&t.dims);
         }
         Ok(made)
+    }
+
+    /// Sets the addresses of a run, piece by piece: images of a batch lie one after another, and pieces have equally many.
+    fn point_at(&mut self, inputs: &[InputRef<'_>], outputs: &mut [OutputMut<'_>]) {
+        let of_inputs = self.input_pointers.0.chunks_exact_mut(inputs.len().max(1));
+        for (piece, row) in of_inputs.enumerate() {
+            for (p, input) in row.iter_mut().zip(inputs) {
+                let first = piece * (input.bytes.len() / self.pieces);
+                *p = input.bytes[first..].as_ptr().cast_mut();
+            }
+        }
+        let of_outputs = self.output_pointers.0.len() / self.pieces;
+        for (piece, row) in self.output_pointers.0.chunks_exact_mut(of_outputs.max(1)).enumerate() {
+            let (head, crossing) = row.split_at_mut(self.head_outputs.len());
+            for (p, &i) in head.iter_mut().zip(&self.head_outputs) {
+                let first = piece * (outputs[i].bytes.len() / self.pieces);
+                *p = outputs[i].bytes[first..].as_mut_ptr();
+            }
+            for (p, t) in crossing.iter_mut().zip(self.tail.iter_mut().flat_map(|tail| &mut tail.inputs)) {
+                *p = output_of(t).bytes.as_mut_ptr();
+            }
+        }
     }
 
     /// Indices among the inputs must find a row of what they look up.

@@ -3,7 +3,7 @@
 use crate::memory::AlignedBytes;
 use crate::plan::{Bases, Blob, Fault, Plan};
 use crate::target::Isa;
-use crate::workers::Workers;
+use crate::workers::{Apart, Workers};
 use lacuna_ir::{Graph, ValueId};
 use std::time::{Duration, Instant};
 
@@ -47,11 +47,48 @@ impl Trial<'_> {
     /// The best of a few runs.
     pub fn time(&mut self, plan: &Plan, blobs: &[Blob], runs: usize) -> Duration {
         let mut times = vec![0; plan.steps()];
-        let run = |_| {
-            let start = Instant::now();
-            self.run(plan, blobs, &mut times);
-            start.elapsed()
-        };
-        (0..runs).map(run).min().unwrap_or_default()
+        best_of(runs, || self.run(plan, blobs, &mut times))
     }
+
+    /// The best of a few runs of all pieces of a batch, each on a thread of its own.
+    pub fn time_apart(&mut self, plan: &Plan, blobs: &[Blob], pieces: usize, runs: usize) -> Duration {
+        let inputs = rows_of_pieces(&mut self.inputs, pieces);
+        let outputs = rows_of_pieces(&mut self.outputs, pieces);
+        let fault = Fault::default();
+        let bases = Bases {
+            arena: self.arena.as_mut_ptr(),
+            weights: blobs.as_ptr(),
+            inputs: inputs.as_ptr().cast(),
+            outputs: outputs.as_ptr(),
+            isa: self.isa,
+            fault: &fault,
+        };
+        let apart = Apart {
+            pieces,
+            arena_bytes: plan.arena_bytes,
+            inputs: self.inputs.len(),
+            outputs: self.outputs.len(),
+        };
+        // SAFETY: as in `run`; the arena is large enough for all threads ([`crate::batch::measure_ways`]), and pieces are
+        // parts of inputs and outputs of the whole batch.
+        best_of(runs, || unsafe { self.workers.run_apart(plan, &bases, apart, None) })
+    }
+}
+
+/// Where each operand of each piece begins.
+fn rows_of_pieces(operands: &mut [AlignedBytes], pieces: usize) -> Vec<*mut u8> {
+    let starts: Vec<(*mut u8, usize)> =
+        operands.iter_mut().map(|bytes| (bytes.as_mut_ptr(), bytes.len() / pieces)).collect();
+    (0..pieces)
+        .flat_map(|piece| starts.iter().map(move |&(start, each)| start.wrapping_add(piece * each)))
+        .collect()
+}
+
+fn best_of(runs: usize, mut run: impl FnMut()) -> Duration {
+    let time = |_| {
+        let start = Instant::now();
+        run();
+        start.elapsed()
+    };
+    (0..runs).map(time).min().unwrap_or_default()
 }

@@ -2,6 +2,8 @@
 //!
 //! Threads meet after a step by one growing counter; who waits spins a little, then parks. The caller is thread
 //! 0. With one thread there is no counter and no meeting: a straight loop over the same steps.
+//!
+//! Or each thread runs all steps of a plan for one thread by itself, for pieces of a batch of its own, and they meet once.
 
 use crate::affinity::pin_thread;
 use crate::plan::{Bases, Plan, run_step};
@@ -22,6 +24,19 @@ struct Job {
     base: u64,
     /// Meet after every step, so that each can be timed.
     every_step: bool,
+    /// Each thread takes pieces of its own.
+    apart: Option<Apart>,
+}
+
+/// A batch in pieces, each of which a thread runs alone. Tables of pointers have a row for each piece.
+#[derive(Clone, Copy, Debug)]
+pub struct Apart {
+    pub pieces: usize,
+    /// From one thread's arena to the next.
+    pub arena_bytes: usize,
+    /// Pointers of a row.
+    pub inputs: usize,
+    pub outputs: usize,
 }
 
 struct Shared {
@@ -88,6 +103,30 @@ impl Workers {
     /// # Safety
     /// As `plan::run_step`, for the whole plan.
     pub unsafe fn run(&mut self, plan: &Plan, bases: &Bases, times: Option<&mut [u64]>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.run_job(plan, bases, None, times) };
+    }
+
+    /// Runs a plan for one thread, which cannot fail, for every piece: each thread takes every so many. `times` gets the
+    /// nanoseconds of each step of the caller's pieces together.
+    ///
+    /// # Safety
+    /// As `plan::run_step`, for the whole plan and every piece: there are as many arenas as threads, and the tables of
+    /// pointers have a row for each piece. Rows of outputs share no memory.
+    pub unsafe fn run_apart(&mut self, plan: &Plan, bases: &Bases, apart: Apart, times: Option<&mut [u64]>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.run_job(plan, bases, Some(apart), times) };
+    }
+
+    /// # Safety
+    /// As [`Workers::run`] or [`Workers::run_apart`].
+    unsafe fn run_job(
+        &mut self,
+        plan: &Plan,
+        bases: &Bases,
+        apart: Option<Apart>,
+        times: Option<&mut [u64]>,
+    ) {
         let _guard = AbortOnPanic;
         let s = &*self.shared;
         let job = Job {
@@ -96,6 +135,7 @@ impl Workers {
             caller: std::thread::current(),
             base: s.arrived.load(SeqCst),
             every_step: times.is_some(),
+            apart,
         };
         if s.threads > 1 {
             s.job.store((&raw const job).cast_mut(), SeqCst);
@@ -172,6 +212,24 @@ unsafe fn follow(s: &Shared, job: &Job, me: usize, wake: impl Fn(usize), mut tim
     let (bases, base, every_step) = (job.bases, job.base, job.every_step);
     // SAFETY: the plan outlives the run.
     let plan = unsafe { &*job.plan };
+    if let Some(apart) = job.apart {
+        for piece in (me..apart.pieces).step_by(s.threads) {
+            // SAFETY: the promise of `Workers::run_apart`: this thread's arena, this piece's rows.
+            unsafe {
+                let bases = Bases {
+                    arena: bases.arena.add(me * apart.arena_bytes),
+                    inputs: bases.inputs.add(piece * apart.inputs),
+                    outputs: bases.outputs.add(piece * apart.outputs),
+                    ..bases
+                };
+                run_alone(plan, &bases, times.as_deref_mut());
+            }
+        }
+        if s.threads > 1 {
+            meet(s, base + s.threads as u64, me, &wake);
+        }
+        return;
+    }
     // SAFETY: as above.
     let fault = unsafe { &*bases.fault };
     let steps = plan.steps();
@@ -201,6 +259,21 @@ unsafe fn follow(s: &Shared, job: &Job, me: usize, wake: impl Fn(usize), mut tim
                 meet(s, base + (meetings + 1) * s.threads as u64, me, &wake);
             }
             return;
+        }
+    }
+}
+
+/// All steps on this thread. `times` get the nanoseconds of each added.
+///
+/// # Safety
+/// As `plan::run_step`, for the whole plan.
+unsafe fn run_alone(plan: &Plan, bases: &Bases, mut times: Option<&mut [u64]>) {
+    for step in 0..plan.steps() {
+        let before = times.is_some().then(Instant::now);
+        // SAFETY: the caller's promise; steps follow each other.
+        unsafe { run_step(plan, bases, step, 0, 1) };
+        if let (Some(times), Some(before)) = (times.as_deref_mut(), before) {
+            times[step] += before.elapsed().as_nanos() as u64;
         }
     }
 }

@@ -16,6 +16,7 @@ use super::rows;
 use super::spread;
 use super::weights::{Requests, Weights, pack};
 use super::{ARENA_BYTES_MAX, Plan, Slot, Space, StepInfo, StepKind, Then};
+use crate::batch::Way;
 use crate::error::{Error, Result};
 use crate::kernels::steps::*;
 use crate::kernels::{READ_AFTER, READ_BEFORE};
@@ -78,8 +79,8 @@ pub struct Built {
     pub contests: Vec<Contest>,
     /// What measured choices are to be kept under.
     pub key: Option<u128>,
-    /// How many images of a batch are best run at a time (0: all), if that was kept.
-    pub kept_images: Option<u64>,
+    /// How a batch is best run, if that was kept.
+    pub kept_way: Option<Way>,
 }
 
 /// Plans `g`, whose dimensions are all fixed. With `keep_values` no buffer is used twice, so that every value
@@ -139,7 +140,7 @@ pub fn build(
     emitted();
     let key = how.cache.filter(|_| !layers.is_empty()).map(|_| cache::key(&layers, &sources, how));
     let kept = how.cache.zip(key).and_then(|(folder, key)| cache::load(folder, key, layers.len()));
-    let (known, kept_images) = kept.map_or_else(Default::default, |kept| (kept.layers, Some(kept.images)));
+    let (known, kept_way) = kept.map_or_else(Default::default, |kept| (kept.layers, Some(kept.way)));
     let mut ranked = Vec::with_capacity(layers.len());
     for (found, layer) in pack(&layers, sources, &known, how).into_iter().zip(&layers) {
         let StepInfo { op, kind, .. } = &plan.step_info[layer.step];
@@ -148,7 +149,7 @@ pub fn build(
     }
     let contests = settle(&mut plan, weights, layers, ranked, how);
     drop_barriers(&mut plan);
-    Ok(Built { plan, contests, key, kept_images })
+    Ok(Built { plan, contests, key, kept_way })
 }
 
 fn last_reads(g: &Graph) -> Vec<usize> {

@@ -3,7 +3,7 @@
 //! ```text
 //! lacuna kernels 3
 //! <key, 32 hexadecimal digits>
-//! images <of a batch at a time, 0 for all>
+//! images <of a batch at a time, 0 for all>[ apart]
 //! <kernel> rows|cols|channels <block> <threads> <what was measured>      one line per layer
 //! end <layers>
 //! ```
@@ -14,6 +14,7 @@
 use super::choose::{How, Known, Pick};
 use super::weights::{Request, Source};
 use super::{Plan, Split, StepKind};
+use crate::batch::Way;
 use crate::kernels::CONV_KERNELS;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -55,8 +56,7 @@ pub fn key(layers: &[Request], sources: &[Source], how: &How<'_>) -> u128 {
 /// What was measured before.
 pub struct Kept {
     pub layers: Vec<Known>,
-    /// Images of a batch that are run at a time; 0 for all.
-    pub images: u64,
+    pub way: Way,
 }
 
 /// What was measured for these many layers, if a file says so.
@@ -73,10 +73,12 @@ fn parse(text: &str, key: u128, layers: usize) -> Option<Kept> {
     if lines.next()? != HEAD || lines.next()? != format!("{key:032x}") {
         return None;
     }
-    let images = lines.next()?.strip_prefix("images ")?.parse().ok()?;
+    let way = lines.next()?.strip_prefix("images ")?;
+    let (images, apart) = way.strip_suffix(" apart").map_or((way, false), |images| (images, true));
+    let way = Way { images: images.parse().ok()?, apart };
     let known: Vec<Known> = (0..layers).map(|_| known(lines.next()?)).collect::<Option<_>>()?;
     (lines.next()? == format!("end {layers}") && lines.next().is_none())
-        .then_some(Kept { layers: known, images })
+        .then_some(Kept { layers: known, way })
 }
 
 fn known(line: &str) -> Option<Known> {
@@ -96,14 +98,16 @@ fn known(line: &str) -> Option<Known> {
     (parts > 0).then_some(Known { kernel, pick: Pick { split, parts }, reason })
 }
 
-/// Keeps the choices of a plan, and how many images of a batch are run at a time. A cache that cannot be written is no
+/// Keeps the choices of a plan, and how a batch is run. A cache that cannot be written is no
 /// error: the next session measures again.
-pub fn store(folder: &Path, key: u128, plan: &Plan, images: u64) {
-    let _ = write(folder, key, &text(key, plan, images));
+pub fn store(folder: &Path, key: u128, plan: &Plan, way: Way) {
+    let _ = write(folder, key, &text(key, plan, way));
 }
 
-fn text(key: u128, plan: &Plan, images: u64) -> String {
-    let mut text = format!("{HEAD}\n{key:032x}\nimages {images}\n");
+fn text(key: u128, plan: &Plan, way: Way) -> String {
+    let Way { images, apart } = way;
+    let apart = if apart { " apart" } else { "" };
+    let mut text = format!("{HEAD}\n{key:032x}\nimages {images}{apart}\n");
     for step in (0..plan.steps()).filter(|&i| plan.step_kind[i] == StepKind::Conv) {
         let conv = &plan.convs[plan.step_row[step] as usize];
         let (split, block) = match conv.split {
@@ -180,7 +184,7 @@ mod tests {
     const KEY: u128 = 77;
 
     fn file(lines: &[&str]) -> String {
-        format!("{HEAD}\n{KEY:032x}\nimages 4\n{}\nend {}\n", lines.join("\n"), lines.len())
+        format!("{HEAD}\n{KEY:032x}\nimages 4 apart\n{}\nend {}\n", lines.join("\n"), lines.len())
     }
 
     #[test]
@@ -189,7 +193,10 @@ mod tests {
             ["conv_i8_1x1_portable rows 1 2 measured a", "conv_f32_1x1_portable cols 16 1 measured b"];
         let good = file(&lines);
         let read = parse(&good, KEY, 2).unwrap();
-        assert_eq!(read.images, 4);
+        assert_eq!(read.way, Way { images: 4, apart: true });
+        let shared = parse(&good.replace(" apart", ""), KEY, 2).unwrap();
+        assert_eq!(shared.way, Way { images: 4, apart: false });
+        assert!(parse(&good.replace(" apart", " together"), KEY, 2).is_none());
         assert_eq!(read.layers[1].pick, Pick { split: Split::Cols(16), parts: 1 });
         assert_eq!(read.layers[0].reason, "measured a");
         assert!(parse(&good, KEY + 1, 2).is_none());

@@ -167,6 +167,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether a step may find that it cannot be done.
+    pub fn may_fail(&self) -> bool {
+        self.step_kind.contains(&StepKind::Reference)
+    }
+
     pub fn steps(&self) -> usize {
         self.step_kind.len()
     }

@@ -19,12 +19,19 @@ fn choices_are_kept_found_again_and_written_anew_when_they_are_broken() {
     unsafe { env::set_var("LACUNA_CACHE", &folder) };
     let g = resnet(true, 0.8);
     let options = Options { tune: Tune::Cached, threads: Some(2), batch: Some(16), ..Options::default() };
-    let x = [input(&g, 16, 5)];
-    let want =
-        Session::new(&g, &Options { threads: Some(1), ..Options::default() }).unwrap().run(&x).unwrap();
+    let batches = [16, 15].map(|n| [input(&g, n, 5)]);
+    let mut plain = Session::new(&g, &Options { threads: Some(1), ..Options::default() }).unwrap();
+    let want = batches.each_ref().map(|x| plain.run(x).unwrap());
     let run = || {
         let mut session = Session::new(&g, &options).unwrap();
-        assert_eq!(session.run(&x).unwrap(), want);
+        let mut streams = [1, 2].map(|threads| session.stream(threads, 0).unwrap());
+        for (x, want) in batches.iter().zip(&want) {
+            assert_eq!(session.run(x).unwrap(), *want);
+            for stream in &mut streams {
+                assert_eq!(stream.run(x).unwrap(), *want);
+            }
+        }
+        assert!(session.profile(&batches[0], 1).unwrap().iter().all(|step| step.measured_ns.is_some()));
         session.analyze()
     };
     let reasons = |steps: &[StepProfile]| steps.iter().map(|s| s.reason.clone()).collect::<Vec<_>>();
@@ -35,11 +42,14 @@ fn choices_are_kept_found_again_and_written_anew_when_they_are_broken() {
     // What was measured stands in the file, and is not measured again.
     assert_eq!(reasons(&run()), first);
 
-    // Results are the same however many images run at a time; numbers that do not divide the batch count as all of it.
+    // Results are the same however many images run at a time, and whether threads share them; numbers that do not divide
+    // the batch count as all of it.
     let images = text.lines().find(|l| l.starts_with("images ")).unwrap();
     for n in [0, 1, 2, 4, 5, 8, 16, 32] {
-        fs::write(file, text.replace(images, &format!("images {n}"))).unwrap();
-        run();
+        for apart in ["", " apart"] {
+            fs::write(file, text.replace(images, &format!("images {n}{apart}"))).unwrap();
+            run();
+        }
     }
 
     // Whatever stands there instead, results are the same, and a whole file is there afterwards.
