@@ -127,7 +127,12 @@ pub const THREADS_MAX: usize = 1024;
 pub struct Target {
     pub isa: Isa,
     pub threads: usize,
+    /// Bytes of a core's second-level cache, for what is done in pieces.
+    pub cache: usize,
 }
+
+/// What most processors' cores have, or more.
+const CACHE: usize = 1 << 20;
 
 impl Target {
     /// This machine: `LACUNA_ISA` or the best row there is, and all cores.
@@ -156,7 +161,7 @@ impl Target {
         if threads == 0 || threads > THREADS_MAX {
             return Err(Error::Options(format!("{threads} threads asked for; use 1 to {THREADS_MAX}")));
         }
-        Ok(Target { isa, threads })
+        Ok(Target { isa, threads, cache: CACHE })
     }
 }
 

@@ -238,9 +238,10 @@ unsafe fn follow(s: &Shared, job: &Job, me: usize, wake: impl Fn(usize), mut tim
     for step in 0..steps {
         // A step that fails does so on the caller's thread, before the next meeting: there all threads see it, and
         // all leave.
+        let mut inside = 0;
         if !fault.stops(step) {
             // SAFETY: `run_step`'s promise is this function's; barriers order the steps.
-            unsafe { run_step(plan, &bases, step, me, s.threads) };
+            inside = unsafe { run_step(plan, &bases, step, me, s.threads, times.as_deref_mut()) };
         }
         if s.threads > 1 && (plan.step_barrier[step] || every_step || step + 1 == steps) {
             meetings += 1;
@@ -248,7 +249,7 @@ unsafe fn follow(s: &Shared, job: &Job, me: usize, wake: impl Fn(usize), mut tim
         }
         if let (Some(times), Some(before)) = (times.as_deref_mut(), last) {
             let now = Instant::now();
-            times[step] = now.duration_since(before).as_nanos() as u64;
+            times[step] = (now.duration_since(before).as_nanos() as u64).saturating_sub(inside);
             last = Some(now);
         }
         // After the last meeting neither plan nor fault need be there any more.

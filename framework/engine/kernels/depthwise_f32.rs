@@ -85,7 +85,10 @@ impl Vector for __m512 {
             };
             // Bounds come first: these instructions return their second operand when one is NaN.
             let sum = _mm512_min_ps(_mm512_set1_ps(max), _mm512_max_ps(_mm512_set1_ps(min), sum));
-            _mm512_mask_storeu_ps(to, mask, sum);
+            match lanes >= Self::COUNT {
+                true => _mm512_storeu_ps(to, sum),
+                false => _mm512_mask_storeu_ps(to, mask, sum),
+            }
         }
     }
 }

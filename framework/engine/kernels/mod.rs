@@ -544,7 +544,7 @@ impl ConvGeom {
     }
 
     /// Element of x under tap (0, 0) of an output, `row` counted over all images.
-    fn x_at(&self, row: u32, col: u32) -> usize {
+    pub(crate) fn x_at(&self, row: u32, col: u32) -> usize {
         self.pixel_at(self.x_origin, [self.x_image as usize, self.x_line(), self.x_step()], row, col)
     }
 
@@ -563,7 +563,7 @@ impl ConvGeom {
         self.pixel_at(self.y_origin, [self.y_image, self.y_row, self.y_pixel].map(|s| s as usize), row, col)
     }
 
-    fn r_at(&self, row: u32, col: u32) -> usize {
+    pub(crate) fn r_at(&self, row: u32, col: u32) -> usize {
         self.pixel_at(self.r_origin, [self.r_image, self.r_row, self.r_pixel].map(|s| s as usize), row, col)
     }
 

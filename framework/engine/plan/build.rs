@@ -4,6 +4,7 @@
 //! where a reader needs a layout that strides cannot give (a convolution and its border).
 
 use super::arena::{Interval, colour};
+use super::bands;
 use super::cache;
 use super::choose::{Contest, How, settle};
 use super::conv;
@@ -63,13 +64,25 @@ pub(super) struct Builder<'a> {
     skipped: Vec<OpId>,
     /// The op that steps are emitted for.
     pub op: OpId,
+    /// Whether it is a layer of a chain.
+    pub in_bands: bool,
 }
 
 /// See [`Builder::tail`].
+#[derive(Default)]
 pub(super) struct Tail {
     pub ops: Vec<OpId>,
     pub bias: Option<Bytes>,
     pub then: Option<Then>,
+}
+
+/// See [`Builder::take_back`].
+#[derive(Clone, Copy)]
+struct Begun {
+    steps: usize,
+    buffers: usize,
+    placed: usize,
+    layers: usize,
 }
 
 /// A plan that can run, and what is left to do to make it faster.
@@ -112,6 +125,7 @@ pub fn build(
         done: vec![false; g.op_name.len()],
         skipped: Vec::new(),
         op: OpId(0),
+        in_bands: false,
     };
     for v in computed {
         b.computed[v.index()] = true;
@@ -208,8 +222,32 @@ impl Builder<'_> {
         tail
     }
 
-    fn sole_reader(&self, v: ValueId) -> Option<OpId> {
+    pub fn sole_reader(&self, v: ValueId) -> Option<OpId> {
         *self.sole_readers.get(v.index())?
+    }
+
+    /// Whether no other steps come between those of `op` with its tail and those of `next`.
+    pub fn is_next(&mut self, op: OpId, next: OpId) -> bool {
+        self.op = op;
+        let tail = self.tail(None);
+        let behind = self.g.order.iter().skip_while(|&&o| o != op).skip(1);
+        behind.into_iter().find(|o| !tail.ops.contains(o)) == Some(&next)
+    }
+
+    /// Whether `v` may be wherever the step that writes it likes.
+    pub fn is_unplaced(&self, v: ValueId) -> bool {
+        self.places[v.index()].is_none() && self.slices[v.index()].is_none()
+    }
+
+    /// Operands of a step.
+    pub fn operands_of(&self, step: usize) -> &[Operand] {
+        self.plan.step_args[step].of(&self.operands)
+    }
+
+    /// Emits nothing more for `op`.
+    pub fn leave_out(&mut self, op: OpId) {
+        self.done[op.index()] = true;
+        self.skipped.push(op);
     }
 
     /// The other operand of a sum or product of `v` that has the shape of `v`, if it is an f32 constant of every plan.
@@ -495,9 +533,15 @@ impl Builder<'_> {
         let empty = operands.clone().any(|&v| g.shape(v).contains(&Dim::Fixed(0)));
         let several = g.outputs_of(op).len() > 1
             && !matches!(g.op_kind[op], OpKind::AddNorm | OpKind::Split | OpKind::LSTM);
-        let (steps, buffers, placed) = (self.plan.steps(), self.buffers.len(), self.placed.len());
-        let layers = self.requests.layers.len();
-        self.skipped.clear();
+        let begun = self.begun();
+        match bands::emit(self, op) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            // The layers run one by one then.
+            Err(Error::Op { .. }) => self.take_back(begun),
+            Err(why) => return Err(why),
+        }
+        self.op = op;
         let fast = if flow::has_bodies(&g.op_attr[op]) {
             let ops = flow::inner_ops(&g.bodies, &g.op_attr[op]);
             match g.op_kind[op] {
@@ -517,18 +561,34 @@ impl Builder<'_> {
             Err(Error::Op { why, .. }) => why,
             fast => return fast,
         };
-        // What was begun is taken back. Rows of tables that no step refers to do no harm.
-        self.plan.truncate(steps);
-        self.buffers.truncate(buffers);
-        self.requests.layers.truncate(layers);
-        self.requests.sources.truncate(layers);
-        self.skipped.iter().for_each(|op| self.done[op.index()] = false);
-        for v in self.placed.split_off(placed) {
-            if matches!(self.places[v.index()], Some(Place { root: Root::Buffer(i), .. }) if i >= buffers) {
+        self.take_back(begun);
+        emit_reference(self, op, why)
+    }
+
+    /// How much there is before steps for an op are emitted.
+    fn begun(&mut self) -> Begun {
+        self.skipped.clear();
+        Begun {
+            steps: self.plan.steps(),
+            buffers: self.buffers.len(),
+            placed: self.placed.len(),
+            layers: self.requests.layers.len(),
+        }
+    }
+
+    /// Takes back what came since. Rows of tables that no step refers to do no harm.
+    fn take_back(&mut self, to: Begun) {
+        self.plan.truncate(to.steps);
+        self.buffers.truncate(to.buffers);
+        self.requests.layers.truncate(to.layers);
+        self.requests.sources.truncate(to.layers);
+        self.skipped.drain(..).for_each(|op| self.done[op.index()] = false);
+        for v in self.placed.split_off(to.placed) {
+            let root = self.places[v.index()].as_ref().map(|p| p.root);
+            if matches!(root, Some(Root::Buffer(i)) if i >= to.buffers) {
                 self.places[v.index()] = None;
             }
         }
-        emit_reference(self, op, why)
     }
 
     /// Whether weights of the product are packed: they must be constants of every plan.
@@ -537,11 +597,11 @@ impl Builder<'_> {
     }
 
     /// Whether no input is a constant of this plan only.
-    fn lasts(&self, op: OpId) -> bool {
+    pub fn lasts(&self, op: OpId) -> bool {
         self.g.inputs_of(op).iter().all(|v| v.is_none() || !self.computed[v.index()])
     }
 
-    fn set_place(&mut self, v: ValueId, place: Place) {
+    pub fn set_place(&mut self, v: ValueId, place: Place) {
         self.places[v.index()] = Some(place);
         self.placed.push(v);
     }

@@ -48,6 +48,7 @@ pub fn key(layers: &[Request], sources: &[Source], how: &How<'_>) -> u128 {
     CONV_KERNELS.iter().for_each(|kernel| hash.bytes(kernel.name.as_bytes()));
     for (layer, source) in layers.iter().zip(sources) {
         hash.bytes(format!("{:?}", layer.geom).as_bytes());
+        hash.bytes(&[u8::from(layer.banded)]);
         hash.bytes(source.stored());
     }
     hash.finish()
@@ -111,7 +112,8 @@ fn text(key: u128, plan: &Plan, way: Way) -> String {
     for step in (0..plan.steps()).filter(|&i| plan.step_kind[i] == StepKind::Conv) {
         let conv = &plan.convs[plan.step_row[step] as usize];
         let (split, block) = match conv.split {
-            Split::Rows => ("rows", 1),
+            // How a layer runs in bands is not a choice.
+            Split::Rows | Split::Banded => ("rows", 1),
             Split::Cols(block) => ("cols", block),
             Split::Channels(block) => ("channels", block),
         };

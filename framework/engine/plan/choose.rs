@@ -45,6 +45,11 @@ pub struct Pick {
     pub parts: usize,
 }
 
+impl Pick {
+    /// Of a layer that runs with others.
+    pub const BANDED: Pick = Pick { split: Split::Banded, parts: 1 };
+}
+
 /// The outcome of a measurement, as it is kept on disk.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Known {
@@ -208,11 +213,12 @@ fn picks(geom: &ConvGeom, kernel: &ConvKernel, slots: u64, ns: f64, threads: usi
 }
 
 /// How to share a layer whose kernel is known.
-pub fn pick_for(chosen: &Chosen, geom: &ConvGeom, threads: usize) -> (Pick, f64) {
+pub fn pick_for(chosen: &Chosen, geom: &ConvGeom, banded: bool, threads: usize) -> (Pick, f64) {
     let kernel = &CONV_KERNELS[chosen.kernel];
     let ns = conv_ns(kernel, geom, chosen.slots);
     let pick = match &chosen.measured {
-        Some((measured, pick)) if measured == geom => *pick,
+        _ if banded => Pick::BANDED,
+        Some((measured, pick)) if measured == geom && pick.split != Split::Banded => *pick,
         _ => picks(geom, kernel, chosen.slots, ns, threads)[0],
     };
     (pick, ns)
@@ -267,6 +273,7 @@ pub fn settle(
                 measured: ranked.known.as_ref().map(|k| (request.geom, k.pick)),
             };
             let ways = match &ranked.known {
+                _ if request.banded => vec![Pick::BANDED],
                 Some(known) => vec![known.pick],
                 None => picks(&request.geom, &CONV_KERNELS[kernel], packed.slots, ns, how.target.threads),
             };
@@ -350,6 +357,7 @@ impl Entry {
         let kind = CONV_KERNELS[self.chosen.kernel].method.name();
         let isa = CONV_KERNELS[self.chosen.kernel].isa;
         let by = match self.pick.split {
+            Split::Banded => "in bands",
             _ if self.pick.parts == 1 => "on one thread",
             Split::Rows => "by rows",
             Split::Cols(_) => "by columns",

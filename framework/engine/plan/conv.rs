@@ -178,7 +178,8 @@ pub fn emit_conv(b: &mut Builder<'_>, op: OpId) -> Result<()> {
     };
     let mut then = None;
     let y = match &residual {
-        Some(r) if dtype == DType::F32 => b.output_over(&x, r)?,
+        // The first layer of a chain may read what the last one adds.
+        Some(r) if dtype == DType::F32 && !b.in_bands => b.output_over(&x, r)?,
         Some(_) => b.output_place()?,
         None => {
             let tail = b.tail(None);
@@ -302,14 +303,14 @@ pub fn emit(
     let (conv, step) = (row as usize, b.plan.steps() - 1);
     match b.weights.get(key) {
         Some(chosen) => {
-            let (pick, ns) = pick_for(chosen, &geom, b.target.threads);
+            let (pick, ns) = pick_for(chosen, &geom, b.in_bands, b.target.threads);
             apply(&mut b.plan, conv, step, chosen, pick, ns);
         }
         None if source.is_released() && geom.depth() > 0 => {
             return b.error("its weights were given back, and this shape needs them packed otherwise: make a session for it");
         }
         None => {
-            b.requests.layers.push(Request { key, conv, step, geom });
+            b.requests.layers.push(Request { key, conv, step, geom, banded: b.in_bands });
             b.requests.sources.push(source);
         }
     }

@@ -1,9 +1,10 @@
 //! Runs one part of one step.
 
+use super::bands;
 use super::fallback::run_reference;
 use super::{Blob, ConvStep, Fault, Plan, Slot, Space, Split, StepKind};
 use crate::kernels::steps::{self, ARGS_MAX, AttentionOperands, NormOperands, OPERANDS_MAX, share};
-use crate::kernels::{CONV_KERNELS, Tile};
+use crate::kernels::{CONV_KERNELS, ConvGeom, Tile};
 use crate::target::Isa;
 
 /// Where the spaces begin.
@@ -36,16 +37,24 @@ impl Bases {
     }
 }
 
-/// Runs part `part` of `parts` of a step.
+/// Runs part `part` of `parts` of a step. If the step runs others, `times` gets the nanoseconds of these, and the result is
+/// their sum.
 ///
 /// # Safety
 /// `bases` holds an arena of the plan's size, the weights it was built with, and for every input and output of
 /// its graph memory of that value's dtype and shape, aligned for it. All parts of earlier steps are done (up to
 /// the last barrier), and no two calls do the same part.
-pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, parts: usize) {
+pub unsafe fn run_step(
+    plan: &Plan,
+    bases: &Bases,
+    step: usize,
+    part: usize,
+    parts: usize,
+    times: Option<&mut [u64]>,
+) -> u64 {
     let parts = parts.min(plan.step_parts[step] as usize);
     if part >= parts {
-        return;
+        return 0;
     }
     let row = plan.step_row[step] as usize;
     let slots = plan.step_args[step].of(&plan.args);
@@ -54,7 +63,11 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
     // buffer and gives x and residual of convolutions readable bytes around them.
     unsafe {
         if plan.step_kind[step] == StepKind::Reference {
-            return run_reference(plan, step, slots, bases);
+            run_reference(plan, step, slots, bases);
+            return 0;
+        }
+        if plan.step_kind[step] == StepKind::Bands {
+            return bands::run(plan, bases, &plan.bands[row], part, parts, times);
         }
         for (p, &slot) in p.iter_mut().zip(slots) {
             *p = bases.at(slot);
@@ -71,7 +84,7 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
             StepKind::MatMul => steps::run_matmul(bases.isa, &plan.matmuls[row], first(p), part, parts),
             StepKind::Pixels => steps::run_pixels(bases.isa, &plan.pixels[row], first(p), part, parts),
             StepKind::Gather => steps::run_gather(&plan.gathers[row], p[0], p[1], p[2], part, parts),
-            StepKind::Reference => {}
+            StepKind::Reference | StepKind::Bands => {}
             StepKind::Norm => {
                 let [y, x, a, b, scale, bias] = p;
                 let (x, scale, bias) = (x.cast(), scale.cast(), bias.cast());
@@ -89,6 +102,7 @@ pub unsafe fn run_step(plan: &Plan, bases: &Bases, step: usize, part: usize, par
             }
         }
     }
+    0
 }
 
 /// The operands of steps that have few.
@@ -96,13 +110,7 @@ fn first(p: [*mut u8; OPERANDS_MAX]) -> [*mut u8; ARGS_MAX] {
     std::array::from_fn(|i| p[i])
 }
 
-unsafe fn run_conv(
-    s: &ConvStep,
-    bases: &Bases,
-    [x, y, r, _]: [*mut u8; ARGS_MAX],
-    part: usize,
-    parts: usize,
-) {
+unsafe fn run_conv(s: &ConvStep, bases: &Bases, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
     let g = &s.geom;
     let block = |total: u32, size: u32| {
         let own = share(total.div_ceil(size) as usize, part, parts);
@@ -113,10 +121,26 @@ unsafe fn run_conv(
         Split::Rows => tile.rows = block(g.rows, 1),
         Split::Cols(size) => tile.cols = block(g.ow, size),
         Split::Channels(size) => tile.ocs = block(g.oc, size),
+        Split::Banded => return,
     }
     if tile.rows.is_empty() || tile.cols.is_empty() || tile.ocs.is_empty() {
         return;
     }
+    // SAFETY: the caller's promise.
+    unsafe { run_tile(s, g, bases, [p[0], p[1], p[2]], &tile) };
+}
+
+/// Runs a layer, placed as `g` says, for one tile of its result: x, y, residual.
+///
+/// # Safety
+/// As [`run_step`]; nobody else writes what the tile reads or writes.
+pub(super) unsafe fn run_tile(
+    s: &ConvStep,
+    g: &ConvGeom,
+    bases: &Bases,
+    [x, y, r]: [*mut u8; 3],
+    tile: &Tile,
+) {
     // SAFETY: the blob is one of the weights' (`run_step`); the kernel was chosen for this processor and
     // geometry.
     let run = |tile: &Tile| unsafe {
@@ -124,7 +148,7 @@ unsafe fn run_conv(
         let packed = std::slice::from_raw_parts(blob.start, blob.len);
         (CONV_KERNELS[s.kernel].run)(g, &s.epilogue, packed, x, r, y, tile);
     };
-    let Some(then) = s.then else { return run(&tile) };
+    let Some(then) = s.then else { return run(tile) };
     // Results become what they are to be while they are in the caches.
     let lines = match BAND as usize / tile.cols.len() {
         // Whole tiles of Winograd's kernels.

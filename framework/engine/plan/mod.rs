@@ -6,6 +6,7 @@
 //! takes no lock, except in steps of the reference path (`fallback.rs`).
 
 mod arena;
+mod bands;
 mod build;
 mod cache;
 mod choose;
@@ -29,6 +30,7 @@ use crate::kernels::{ConvGeom, QEpilogue};
 use lacuna_ir::flow::Bodies;
 use lacuna_ir::{Range32, ValueId};
 
+pub use bands::{BandLayer, BandStep};
 pub use build::{Built, build};
 pub use cache::folder as cache_folder;
 pub use cache::store as store_choices;
@@ -57,6 +59,8 @@ pub enum StepKind {
     Norm,
     Attention,
     Lstm,
+    /// Layers whose own steps do nothing.
+    Bands,
     /// The op table's own function.
     Reference,
 }
@@ -85,6 +89,8 @@ pub enum Split {
     Cols(u32),
     /// Blocks of so many output channels.
     Channels(u32),
+    /// Nothing: a step behind this one runs it, a band of lines at a time.
+    Banded,
 }
 
 /// Operands x, y and, if the epilogue has one, the residual: starts of their buffers.
@@ -149,6 +155,8 @@ pub struct Plan {
     pub norms: Vec<NormStep>,
     pub attentions: Vec<AttentionStep>,
     pub lstms: Vec<LstmStep>,
+    pub bands: Vec<BandStep>,
+    pub band_layers: Vec<BandLayer>,
     pub references: Vec<ReferenceStep>,
     /// Graphs that ops of the reference path run.
     pub bodies: Bodies,

@@ -164,6 +164,8 @@ pub struct Request {
     pub conv: usize,
     pub step: usize,
     pub geom: ConvGeom,
+    /// Whether it runs a band of lines at a time, with others.
+    pub banded: bool,
 }
 
 /// The layers that wait for packing: row `i` of each column is one layer.

@@ -64,6 +64,18 @@ fn choices_are_kept_found_again_and_written_anew_when_they_are_broken() {
     }
     assert_eq!(files(&folder).len(), 1, "no temporary file is left");
 
+    // Layers that run in bands are found again as such; the same layers one by one are others.
+    let phone = mobile(128, 96);
+    for (cache, bands) in [(40 << 10, 1), (usize::MAX / 4, 0)] {
+        let options = Options { cache: Some(cache), batch: None, ..options };
+        let session = || Session::new(&phone, &options).unwrap();
+        let (first, again) = (session(), session());
+        assert_eq!(first.analyze(), again.analyze());
+        assert_eq!(again.steps().iter().filter(|s| s.kernel == "bands_of_lines").count(), bands);
+        assert_eq!(again.steps().iter().any(|s| s.reason.contains("in bands")), bands > 0);
+    }
+    assert_eq!(files(&folder).len(), 3);
+
     // A folder that cannot be made is no error.
     // SAFETY: as above; sessions have ended with their threads.
     unsafe { env::set_var("LACUNA_CACHE", file.join("below")) };

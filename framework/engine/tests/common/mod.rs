@@ -322,6 +322,19 @@ pub const NETS: &[(&str, Make)] = &[
     ("pyramid", pyramid),
 ];
 
+/// A first layer, and two pairs of a depthwise layer and one of single taps.
+pub fn mobile(h: usize, w: usize) -> Graph {
+    let (mut net, x) = Net::new("mobile", false, 0.5, &[3, h, w]);
+    let mut x = net.conv_relu(x, 16, 3, 2, 1);
+    for (c, stride) in [(32, 1), (48, 2)] {
+        let from = net.g.shape(x)[1].fixed().unwrap() as usize;
+        x = net.conv_raw(x, from, window(3, stride, 1, 1), from as u32);
+        x = net.relu(x);
+        x = net.conv_relu(x, c, 1, 1, 0);
+    }
+    net.finish(&[x])
+}
+
 /// An input of that batch for the graph's only input.
 pub fn input(g: &Graph, batch: usize, seed: u64) -> Tensor {
     let mut dims: Vec<usize> = vec![batch];
