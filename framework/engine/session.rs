@@ -47,7 +47,7 @@ pub struct Options {
     pub first_core: Option<usize>,
     /// Bytes of a core's second-level cache that plans are made for; as of most processors if absent. Larger tensors are made and
     /// read in pieces where that is possible.
-    pub cache: Option<usize>,
+    pub cache_bytes: Option<usize>,
     /// Keep every value of the lowered graph after a run, for [`Session::value`]. Costs memory.
     pub keep_values: bool,
     /// Give the graph's weights back once they are packed. [`Session::lowered`] then lacks them.
@@ -265,7 +265,7 @@ impl Session {
         bind: impl FnOnce(&Graph) -> Result<(Vec<u64>, Binding)>,
     ) -> Result<Session> {
         let target = Target::new(options.isa, options.threads)?;
-        let target = Target { cache: options.cache.unwrap_or(target.cache), ..target };
+        let target = Target { cache_bytes: options.cache_bytes.unwrap_or(target.cache_bytes), ..target };
         let (mut graph, reports) = lower(g, &target)?;
         let shape_inputs = shape_inputs(&graph);
         let (symbols, mut bound) = bind(&graph)?;
@@ -351,7 +351,7 @@ impl Session {
     /// activations only. It has `threads` threads; if this one's are pinned, the other's are too, from `first_core` on.
     pub fn stream(&self, threads: usize, first_core: usize) -> Result<Session> {
         let target = Target::new(Some(self.target.isa), Some(threads))?;
-        let target = Target { cache: self.target.cache, ..target };
+        let target = Target { cache_bytes: self.target.cache_bytes, ..target };
         let options = Options {
             threads: Some(threads),
             first_core: self.options.first_core.map(|_| first_core),

@@ -128,11 +128,11 @@ pub struct Target {
     pub isa: Isa,
     pub threads: usize,
     /// Bytes of a core's second-level cache, for what is done in pieces.
-    pub cache: usize,
+    pub cache_bytes: usize,
 }
 
 /// What most processors' cores have, or more.
-const CACHE: usize = 1 << 20;
+const CACHE_BYTES: usize = 1 << 20;
 
 impl Target {
     /// This machine: `LACUNA_ISA` or the best row there is, and all cores.
@@ -161,7 +161,7 @@ impl Target {
         if threads == 0 || threads > THREADS_MAX {
             return Err(Error::Options(format!("{threads} threads asked for; use 1 to {THREADS_MAX}")));
         }
-        Ok(Target { isa, threads, cache: CACHE })
+        Ok(Target { isa, threads, cache_bytes: CACHE_BYTES })
     }
 }
 

@@ -272,9 +272,9 @@ unsafe fn run_alone(plan: &Plan, bases: &Bases, mut times: Option<&mut [u64]>) {
     for step in 0..plan.steps() {
         let before = times.is_some().then(Instant::now);
         // SAFETY: the caller's promise; steps follow each other.
-        unsafe { run_step(plan, bases, step, 0, 1) };
+        let inside = unsafe { run_step(plan, bases, step, 0, 1, times.as_deref_mut()) };
         if let (Some(times), Some(before)) = (times.as_deref_mut(), before) {
-            times[step] += before.elapsed().as_nanos() as u64;
+            times[step] += (before.elapsed().as_nanos() as u64).saturating_sub(inside);
         }
     }
 }

@@ -169,7 +169,7 @@ fn done_twice(chain: &[Link], lines: usize, threads: usize) -> f64 {
 /// The longest chain from `op` on that pays, and lines of a band.
 fn chain(b: &mut Builder<'_>, op: OpId) -> Option<(Vec<Link>, usize)> {
     let g: &Graph = b.g;
-    let (cache, threads) = (b.target.cache, b.target.threads);
+    let (cache, threads) = (b.target.cache_bytes, b.target.threads);
     let pays = |chain: &[Link], lines: usize| {
         let fits = in_use(chain, lines) as f64 <= IN_USE * cache as f64;
         fits && done_twice(chain, lines, threads) <= TWICE_MAX
@@ -283,7 +283,7 @@ struct Chain<'a> {
     part: usize,
 }
 
-/// Runs part `part` of `parts` of a chain. `times` gets the nanoseconds of its layers, and the result is their sum.
+/// Runs part `part` of `parts` of a chain. The nanoseconds of its layers are added to `times`, and the result is their sum.
 ///
 /// # Safety
 /// As [`super::run_step`].
@@ -297,9 +297,6 @@ pub unsafe fn run(
 ) -> u64 {
     let layers = step.layers.of(&plan.band_layers);
     let chain = Chain { plan, bases, layers, part };
-    if let Some(times) = times.as_deref_mut() {
-        layers.iter().for_each(|layer| times[layer.step as usize] = 0);
-    }
     let last = layers.len() - 1;
     let (rows, oh) = (chain.conv(last).geom.rows as usize, chain.conv(last).geom.oh as usize);
     let own = share(rows, part, parts);

@@ -37,8 +37,8 @@ impl Bases {
     }
 }
 
-/// Runs part `part` of `parts` of a step. If the step runs others, `times` gets the nanoseconds of these, and the result is
-/// their sum.
+/// Runs part `part` of `parts` of a step. If the step runs others, the nanoseconds of these are added to `times`, and the
+/// result is their sum.
 ///
 /// # Safety
 /// `bases` holds an arena of the plan's size, the weights it was built with, and for every input and output of

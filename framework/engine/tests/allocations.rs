@@ -46,7 +46,7 @@ fn a_bound_run_allocates_nothing() {
         }
     }
     for threads in [1, 2] {
-        let options = Options { threads: Some(threads), cache: Some(40 << 10), ..Options::default() };
+        let options = Options { threads: Some(threads), cache_bytes: Some(40 << 10), ..Options::default() };
         assert_eq!(allocations(&mobile(128, 96), &options, 1), 0, "in bands, {threads} threads");
     }
 }

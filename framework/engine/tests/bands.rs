@@ -78,8 +78,8 @@ fn a_chain_ends_with_the_sum_of_a_block() {
     let x = block(&mut net, x);
     let g = net.finish(&[x]);
     for threads in [1, 2, 4] {
-        let session = |cache| {
-            Session::new(&g, &Options { threads: Some(threads), cache, ..Options::default() }).unwrap()
+        let session = |cache_bytes| {
+            Session::new(&g, &Options { threads: Some(threads), cache_bytes, ..Options::default() }).unwrap()
         };
         let (mut whole, mut banded) = (session(NEVER), session(Some(60 << 10)));
         // The first layer, whose result two read, is not in a chain.
@@ -99,10 +99,11 @@ fn chains_in_bands_equal_layers_one_by_one() {
         for isa in [Isa::Portable, Isa::Avx2, Isa::detect()].into_iter().filter(|&isa| isa <= Isa::detect()) {
             for (threads, cache) in [(1, 2 << 10), (1, 8 << 10), (1, 20 << 10), (2, 20 << 10), (3, 14 << 10)]
             {
-                let plain = Options { isa: Some(isa), threads: Some(1), cache: NEVER, ..Options::default() };
+                let plain =
+                    Options { isa: Some(isa), threads: Some(1), cache_bytes: NEVER, ..Options::default() };
                 let mut one_by_one = Session::new(&g, &plain).unwrap();
                 assert_eq!(bands(&one_by_one), 0);
-                let options = Options { threads: Some(threads), cache: Some(cache), ..plain };
+                let options = Options { threads: Some(threads), cache_bytes: Some(cache), ..plain };
                 let mut banded = Session::new(&g, &options).unwrap();
                 chains += bands(&banded);
                 for batch in [1, 3, 1] {
@@ -124,8 +125,9 @@ fn chains_in_bands_equal_layers_one_by_one() {
 #[test]
 fn a_network_for_phones_is_one_chain() {
     let g = mobile(128, 96);
-    let session =
-        |cache| Session::new(&g, &Options { threads: Some(1), cache, ..Options::default() }).unwrap();
+    let session = |cache_bytes| {
+        Session::new(&g, &Options { threads: Some(1), cache_bytes, ..Options::default() }).unwrap()
+    };
     assert_eq!(bands(&session(Some(40 << 10))), 1);
     assert!(session(Some(40 << 10)).arena_bytes() < session(NEVER).arena_bytes());
     // Of a small image everything stays in the caches.
@@ -137,7 +139,7 @@ fn a_network_for_phones_is_one_chain() {
 fn chains_are_shorter_where_many_threads_would_do_work_twice() {
     let g = mobile(128, 96);
     let session = |threads| {
-        let options = Options { threads: Some(threads), cache: Some(40 << 10), ..Options::default() };
+        let options = Options { threads: Some(threads), cache_bytes: Some(40 << 10), ..Options::default() };
         Session::new(&g, &options).unwrap()
     };
     assert_eq!((bands(&session(1)), bands(&session(32))), (1, 2));
@@ -153,8 +155,9 @@ fn what_others_read_or_the_caller_gets_is_whole() {
     let c = net.conv(b, 24, 1, 1, 0);
     let d = net.op(OpKind::Add, Attr::None, &[a, b]);
     let g = net.finish(&[c, d]);
-    let session =
-        |cache| Session::new(&g, &Options { threads: Some(2), cache, ..Options::default() }).unwrap();
+    let session = |cache_bytes| {
+        Session::new(&g, &Options { threads: Some(2), cache_bytes, ..Options::default() }).unwrap()
+    };
     assert_eq!(bands(&session(Some(8 << 10))), 0);
     let x = [input(&g, 2, 5)];
     assert!(session(Some(8 << 10)).run(&x).unwrap() == session(NEVER).run(&x).unwrap());
@@ -163,7 +166,7 @@ fn what_others_read_or_the_caller_gets_is_whole() {
 #[test]
 fn layers_in_bands_are_measured_and_profiled_as_others_are() {
     let g = mobile(128, 96);
-    let plain = Options { threads: Some(2), cache: Some(40 << 10), ..Options::default() };
+    let plain = Options { threads: Some(2), cache_bytes: Some(40 << 10), ..Options::default() };
     let x = [input(&g, 1, 3)];
     let mut tuned = Session::new(&g, &Options { tune: Tune::On, ..plain }).unwrap();
     assert!(tuned.steps().iter().any(|s| s.reason.contains("in bands")));
@@ -171,7 +174,7 @@ fn layers_in_bands_are_measured_and_profiled_as_others_are() {
     let layers = profile.iter().filter(|s| s.kind == "FusedConv" && s.weights > 0);
     assert!(layers.clone().count() == 5 && layers.into_iter().all(|s| s.measured_ns.unwrap() > 1e3));
     // A stream, with other windows for its one thread, and the session itself.
-    let want = Session::new(&g, &Options { cache: NEVER, ..plain }).unwrap().run(&x).unwrap();
+    let want = Session::new(&g, &Options { cache_bytes: NEVER, ..plain }).unwrap().run(&x).unwrap();
     let mut stream = tuned.stream(1, 0).unwrap();
     assert_eq!(bands(&stream), 1);
     for got in [tuned.run(&x).unwrap(), stream.run(&x).unwrap()] {

@@ -67,7 +67,7 @@ fn choices_are_kept_found_again_and_written_anew_when_they_are_broken() {
     // Layers that run in bands are found again as such; the same layers one by one are others.
     let phone = mobile(128, 96);
     for (cache, bands) in [(40 << 10, 1), (usize::MAX / 4, 0)] {
-        let options = Options { cache: Some(cache), batch: None, ..options };
+        let options = Options { cache_bytes: Some(cache), batch: None, ..options };
         let session = || Session::new(&phone, &options).unwrap();
         let (first, again) = (session(), session());
         assert_eq!(first.analyze(), again.analyze());
