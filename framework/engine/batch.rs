@@ -83,10 +83,13 @@ fn keeps_images_apart(g: &Graph, op: OpId, same: &[bool]) -> bool {
     }
 }
 
-/// Into how many pieces a batch is cut to find the best: down to as many images as there are threads.
-pub fn ways(batch: u64, threads: usize) -> impl Iterator<Item = u64> {
-    (1..).map(|i| 1 << i).take_while(move |&n| batch.is_multiple_of(n) && batch / n >= threads as u64)
+/// Into how many pieces a batch is cut to find the best, each of so many images at least.
+pub fn ways(batch: u64, least: u64) -> impl Iterator<Item = u64> {
+    (1..).map(|i| 1 << i).take_while(move |&n| batch.is_multiple_of(n) && batch / n >= least)
 }
+
+/// So many times as many pieces as threads are shared evenly enough, whatever is left.
+const EVEN_ENOUGH: usize = 4;
 
 /// How a batch is run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,9 +121,14 @@ impl Cutting {
         let mut cutting = Cutting { symbols: symbols.to_vec(), pieces: 1, target: *target };
         let Some(Cut { batch, way }) = cut else { return cutting };
         let all = &mut cutting.symbols[batch.index()];
-        if way.images > 0 && all.is_multiple_of(way.images) {
-            cutting.pieces = (*all / way.images) as usize;
-            *all = way.images;
+        if way.images == 0 || !all.is_multiple_of(way.images) {
+            return cutting;
+        }
+        let pieces = (*all / way.images) as usize;
+        // Threads that share images evenly, or many of them, need not wait long for the last.
+        let even = pieces.is_multiple_of(target.threads) || pieces >= EVEN_ENOUGH * target.threads;
+        if !way.apart || even {
+            (cutting.pieces, *all) = (pieces, way.images);
         }
         if way.apart && cutting.pieces > 1 {
             cutting.target.threads = 1;
@@ -146,9 +154,14 @@ pub fn measure_ways(
     let all = symbols[batch.index()];
     for apart in [false, true].into_iter().take(target.threads.min(2)) {
         let before = best.0;
-        for pieces in ways(all, target.threads) {
+        // Threads that share an image's work have one each at least.
+        let least = if apart { 1 } else { target.threads as u64 };
+        for pieces in ways(all, least) {
             let way = Way { images: all / pieces, apart };
             let cutting = Cutting::of(Some(Cut { batch, way }), symbols, target);
+            if cutting.pieces == 1 {
+                continue;
+            }
             let how = How { target: &cutting.target, choice, tune: false, cache: None };
             // What does not bind or plan for fewer images runs whole.
             let Ok(bound) = specialise(g, &cutting.symbols, &[]) else { break };
@@ -221,10 +234,30 @@ mod tests {
     }
 
     #[test]
-    fn every_thread_keeps_an_image() {
+    fn pieces_have_images_enough() {
         assert_eq!(ways(16, 2).collect::<Vec<_>>(), [2, 4, 8]);
         assert_eq!(ways(16, 1).collect::<Vec<_>>(), [2, 4, 8, 16]);
         assert_eq!(ways(12, 4).collect::<Vec<_>>(), [2]);
         assert_eq!(ways(1, 1).count() + ways(7, 2).count(), 0);
+    }
+
+    #[test]
+    fn images_are_shared_out_evenly_or_the_batch_runs_whole() {
+        let mut g = Graph::new("test");
+        let batch = g.symbol("N");
+        let target = Target { threads: 4, ..Target::native().unwrap() };
+        let cut = |images, apart, all: u64| {
+            let cut = Some(Cut { batch, way: Way { images, apart } });
+            let cutting = Cutting::of(cut, &[all], &target);
+            (cutting.pieces, cutting.symbols[0], cutting.target.threads)
+        };
+        assert_eq!(cut(0, true, 8), (1, 8, 4));
+        assert_eq!(cut(2, false, 8), (4, 2, 4));
+        assert_eq!(cut(3, true, 8), (1, 8, 4));
+        assert_eq!(cut(2, true, 8), (4, 2, 1));
+        // Two or five pieces would leave threads waiting, seventeen not for long.
+        assert_eq!(cut(4, true, 8), (1, 8, 4));
+        assert_eq!(cut(2, true, 10), (1, 10, 4));
+        assert_eq!(cut(2, true, 34), (17, 2, 1));
     }
 }

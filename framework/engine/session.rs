@@ -45,8 +45,8 @@ pub struct Options {
     /// Keep the session's thread number i on core `first_core + i`. The caller's own thread is number 0: it can do the
     /// same with [`pin_thread`](crate::pin_thread).
     pub first_core: Option<usize>,
-    /// Bytes of a core's second-level cache that plans are made for; as of most processors if absent. Larger tensors are made and
-    /// read in pieces where that is possible.
+    /// Bytes of a core's second-level cache that plans are made for; as of most processors if absent. Chains of f32 layers with
+    /// values much larger than that run a band of lines at a time.
     pub cache_bytes: Option<usize>,
     /// Keep every value of the lowered graph after a run, for [`Session::value`]. Costs memory.
     pub keep_values: bool,
@@ -428,7 +428,7 @@ impl Session {
     }
 
     pub fn arena_bytes(&self) -> usize {
-        self.plan.arena_bytes
+        self.plan.arena_bytes * self.arenas
     }
 
     pub fn weight_bytes(&self) -> usize {
@@ -469,25 +469,36 @@ impl Session {
 
     fn rebind(&mut self, contents: Vec<(usize, Tensor)>) -> Result<()> {
         let cutting = Cutting::of(self.cut, &self.wanted, &self.target);
+        // What does not bind or plan in pieces runs whole.
+        if cutting.pieces > 1 && self.rebind_as(&cutting, contents.clone()).is_ok() {
+            return Ok(());
+        }
+        self.rebind_as(&Cutting::of(None, &self.wanted, &self.target), contents)
+    }
+
+    /// On failure the old binding stays.
+    fn rebind_as(&mut self, cutting: &Cutting, contents: Vec<(usize, Tensor)>) -> Result<()> {
         let mut bound = specialise(&self.graph, &cutting.symbols, &contents)?;
         // A new batch finds its weights packed; what is new is chosen by the cost model.
         let how = How { target: &cutting.target, choice: self.options.kernels, tune: false, cache: None };
         let head = std::mem::take(&mut bound.graph);
-        let mut weights = self.weights.clone();
+        // A tail finds what it reads in the graph's order of channels: then all of it is packed anew.
+        let reorders = bound.tail.is_some() && !self.weights.orders.is_empty();
+        let mut weights = if reorders { Weights::default() } else { self.weights.clone() };
         let plan = build(head, &bound.computed, &how, self.options.keep_values, &mut weights, || ())?.plan;
-        let arenas = arenas(&cutting, &plan, &self.target);
+        let arenas = arenas(cutting, &plan, &self.target);
         if plan.arena_bytes * arenas > self.arena.len() {
             self.arena = new_arena(&plan, arenas)?;
         }
-        for &blob in &self.plan.computed_blobs {
-            weights.reuse(blob);
+        if !reorders {
+            self.plan.computed_blobs.iter().for_each(|&blob| weights.reuse(blob));
         }
         self.weights = weights;
         self.blobs.0 = self.weights.table();
         self.plan = plan;
         self.contents = contents;
         self.symbols.clone_from(&self.wanted);
-        self.adopt(bound, &cutting);
+        self.adopt(bound, cutting);
         Ok(())
     }
 
@@ -642,10 +653,7 @@ impl Session {
                     ..bases
                 };
                 let of_run = if of_piece.is_empty() { times.as_deref_mut() } else { Some(&mut of_piece[..]) };
-                // Threads meet after the last step: there must be one.
-                if self.plan.steps() > 0 {
-                    unsafe { self.workers.run(&self.plan, &bases, of_run) };
-                }
+                unsafe { self.workers.run(&self.plan, &bases, of_run) };
                 if let Some(fault) = self.fault.take() {
                     return Err(fault_error(&self.plan, fault));
                 }
@@ -670,16 +678,16 @@ impl Session {
                 *p = input.bytes[first..].as_ptr().cast_mut();
             }
         }
-        let of_outputs = self.output_pointers.0.len() / self.pieces;
-        for (piece, row) in self.output_pointers.0.chunks_exact_mut(of_outputs.max(1)).enumerate() {
-            let (head, crossing) = row.split_at_mut(self.head_outputs.len());
-            for (p, &i) in head.iter_mut().zip(&self.head_outputs) {
-                let first = piece * (outputs[i].bytes.len() / self.pieces);
-                *p = outputs[i].bytes[first..].as_mut_ptr();
-            }
-            for (p, t) in crossing.iter_mut().zip(self.tail.iter_mut().flat_map(|tail| &mut tail.inputs)) {
-                *p = output_of(t).bytes.as_mut_ptr();
-            }
+        let of_outputs = (self.output_pointers.0.len() / self.pieces).max(1);
+        let made = self.head_outputs.iter().map(|&i| {
+            let bytes = &mut *outputs[i].bytes;
+            (bytes.as_mut_ptr(), bytes.len() / self.pieces)
+        });
+        let crossing = self.tail.iter_mut().flat_map(|tail| &mut tail.inputs);
+        let crossing = crossing.map(|t| (output_of(t).bytes.as_mut_ptr(), 0));
+        for (nth, (start, each)) in made.chain(crossing).enumerate() {
+            let column = self.output_pointers.0.iter_mut().skip(nth).step_by(of_outputs);
+            column.enumerate().for_each(|(piece, p)| *p = start.wrapping_add(piece * each));
         }
     }
 

@@ -127,6 +127,10 @@ impl Workers {
         apart: Option<Apart>,
         times: Option<&mut [u64]>,
     ) {
+        // Threads meet after the last step: without one nobody would wait for them.
+        if plan.steps() == 0 {
+            return;
+        }
         let _guard = AbortOnPanic;
         let s = &*self.shared;
         let job = Job {

@@ -101,7 +101,7 @@ struct Multiply<'a> {
     lines: usize,
 }
 
-/// What a block of pixels will read from memory, fetched while its weights are multiplied.
+/// What this block of pixels will write and add, and the next will read, fetched while its weights are multiplied.
 #[derive(Default)]
 struct Ahead {
     /// Stretches of lines: where they begin, how many.
@@ -111,7 +111,7 @@ struct Ahead {
 impl Ahead {
     const LINE: usize = 64;
 
-    /// Elements `range` of x or the residual, unless little of it belongs to what is read.
+    /// Elements `range` of y, x or the residual, unless little of it belongs to what is used.
     fn add(&mut self, nth: usize, base: *const f32, range: std::ops::Range<usize>, used: usize) {
         if range.len() <= 2 * used {
             let begin = base.wrapping_add(range.start).addr();

@@ -83,8 +83,8 @@ impl Link {
 
     /// Whether no number is too large to count with.
     fn is_sane(&self) -> bool {
-        let above = self.conv.window.pads[0] as usize;
-        let window = self.read(1).max(above) <= REACH_MAX && self.stride() <= STRIDE_MAX;
+        let beside = self.conv.window.pads[0].max(self.conv.window.pads[2]) as usize;
+        let window = self.read(1).max(beside) <= REACH_MAX && self.stride() <= STRIDE_MAX;
         window && self.x[1].max(self.out[1]) <= LINES_MAX
     }
 

@@ -562,6 +562,12 @@ impl Builder<'_> {
             fast => return fast,
         };
         self.take_back(begun);
+        // The reference knows the graph's order of channels only.
+        let layer = matches!(g.op_kind[op], OpKind::QConv | OpKind::QGemm);
+        let mut ends = [g.inputs_of(op)[0], g.outputs_of(op)[0]].into_iter();
+        if layer && ends.any(|v| self.weights.orders.get(v).is_some()) {
+            return self.error(&why);
+        }
         emit_reference(self, op, why)
     }
 

@@ -252,13 +252,19 @@ pub fn emit_gemm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
         }
         _ => (DType::F32, NO_EPILOGUE),
     };
+    let y_dtype = if dtype == DType::U8 && !epilogue.out_f32 { DType::U8 } else { DType::F32 };
     let x = b.input(op, 0)?;
     let fits = x.serves(Demand::BARE) && x.as_matrix().is_some();
     let x = b.placed_for(x, dtype, fits, Demand::BARE)?;
     let n = *b.dims(g.outputs_of(op)[0])?.last().expect("a matrix");
     let plain = dtype == DType::F32 && g.input_of(op, 2).is_none();
     let tail = b.tail(plain.then_some(n));
-    let y = b.place_behind(&tail)?;
+    let to = b.place_behind(&tail)?;
+    // Who reads it may want a border around it.
+    let y = match to.as_matrix() {
+        Some(_) => to.clone(),
+        None => b.new_place(y_dtype, &to.dims, None)?,
+    };
     let (Some((m, x_pixel)), Some((_, y_pixel))) = (x.as_matrix(), y.as_matrix()) else {
         return Err(Error::Op {
             op: g.op_name[op].clone(),
@@ -278,7 +284,8 @@ pub fn emit_gemm(b: &mut Builder<'_>, op: OpId) -> Result<()> {
     if let (Some(Source::F32 { bias, .. }), Some(added)) = (&mut source, tail.bias) {
         *bias = Some(added);
     }
-    emit(b, Key::new(op, 0, &geom), geom, epilogue, tail.then, [Some(&x), Some(&y), None], source)
+    emit(b, Key::new(op, 0, &geom), geom, epilogue, tail.then, [Some(&x), Some(&y), None], source)?;
+    if y == to { Ok(()) } else { b.copy(&y, &to, y_dtype) }
 }
 
 /// One convolution of the current op.

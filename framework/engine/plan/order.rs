@@ -14,6 +14,8 @@ use lacuna_ir::{Attr, Graph, Id, OpId, OpKind, ValueId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// The most classes of a value's channels: a graph may join a value with itself again and again.
+const CLASSES_MAX: usize = 256;
 /// Share of zeros from which LaneGather may be faster than a dense kernel.
 const SPARSE: f64 = 0.5;
 
@@ -27,17 +29,18 @@ impl Orders {
         if target.isa < Isa::Avx512Vbmi {
             return Orders::default();
         }
-        let mut classes = Classes::of(g);
-        let mut layers = Vec::new();
-        for &op in g.order.iter().filter(|&&op| matches!(g.op_kind[op], OpKind::QConv | OpKind::QGemm)) {
-            match Layer::of(g, op) {
-                Some(layer) => layers.push(layer),
-                None => [g.inputs_of(op)[0], g.outputs_of(op)[0]].iter().for_each(|&v| classes.settle(v)),
-            }
+        let layers: Vec<Layer> = g.order.iter().filter_map(|&op| Layer::of(g, op)).collect();
+        if !layers.iter().any(|layer| layer.sparse) {
+            return Orders::default();
         }
+        let mut classes = Classes::of(g);
         decide(g, &layers, &mut classes);
         let ends = layers.iter().flat_map(|layer| [layer.x, layer.y]);
         Orders(ends.filter_map(|v| Some((v, classes.order_of(v)?.into()))).collect())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub fn get(&self, v: ValueId) -> Option<Arc<[u32]>> {
@@ -50,7 +53,7 @@ impl Orders {
 struct Classes {
     part_of: Vec<u32>,
     channels: Vec<usize>,
-    /// Keeps its order, because of an op or because that is the best.
+    /// Keeps its order, because of an op.
     settled: Vec<bool>,
     /// Channel `i` of the new order is channel `orders[i]` of the old.
     orders: Vec<Option<Vec<u32>>>,
@@ -134,6 +137,7 @@ impl Classes {
         let same = |v: ValueId| channels(g, v).filter(|&n| channels(g, y) == Some(n)).map(|_| ());
         match (g.op_kind[op], g.op_attr[op]) {
             (QConv, Attr::QConv(a)) => {
+                weights_of(g, op)?;
                 match a.conv.group {
                     1 => self.add(g, y),
                     group => {
@@ -146,12 +150,17 @@ impl Classes {
                     self.join(y, residual);
                 }
             }
-            (QGemm, _) => self.add(g, y),
-            (
-                QLookup | Silu | MaxPoolNhwc | AveragePoolNhwc | GlobalAvgPoolNhwc | QGlobalAvgPool
-                | ResizeNhwc,
-                _,
-            ) => self.pass_on(x, y),
+            (QGemm, _) => {
+                weights_of(g, op)?;
+                self.add(g, y);
+            }
+            (QLookup, _) => {
+                g.const_bytes(*inputs.get(1)?)?;
+                self.pass_on(x, y);
+            }
+            (Silu | MaxPoolNhwc | AveragePoolNhwc | GlobalAvgPoolNhwc | QGlobalAvgPool | ResizeNhwc, _) => {
+                self.pass_on(x, y)
+            }
             (QuantizeLinear | DequantizeLinear | QuantizeSilu, _) => {
                 tensor_params(g, op)?;
                 self.pass_on(x, y);
@@ -174,6 +183,7 @@ impl Classes {
                 let rank = g.shape(y).len() as i32;
                 (axis == -1 || axis == rank - 1).then_some(())?;
                 let all = inputs.iter().map(|v| &self.of_value[v.index()]);
+                (all.clone().map(Vec::len).sum::<usize>() <= CLASSES_MAX).then_some(())?;
                 let known = all.clone().all(|classes| !classes.is_empty());
                 let joined = known.then(|| all.flatten().copied().collect())?;
                 self.of_value[y.index()] = joined;
@@ -216,26 +226,32 @@ struct Layer {
 }
 
 impl Layer {
-    /// `None` for layers with other weights.
+    /// `None` for other ops, and for layers with other weights.
     fn of(g: &Graph, op: OpId) -> Option<Layer> {
-        let (x, y) = (g.inputs_of(op)[0], g.outputs_of(op)[0]);
+        matches!(g.op_kind[op], OpKind::QConv | OpKind::QGemm).then_some(())?;
+        let (w, dims) = weights_of(g, op)?;
         let depthwise = matches!(g.op_attr[op], Attr::QConv(a) if a.conv.group != 1);
-        let rows = channels(g, y)?;
-        let constant = |&v: &ValueId| {
-            g.const_bytes(v).is_some() && g.fixed_shape(v).is_some_and(|dims| dims.first() == Some(&rows))
-        };
-        g.inputs_of(op)[1..4].iter().all(constant).then_some(())?;
-        let w = g.inputs_of(op)[1];
-        let dims = match g.fixed_shape(w)?[..] {
-            [_, c] => [1, 1, c],
-            [_, kh, kw, c] => [kh, kw, c],
-            _ => return None,
-        };
-        let w = g.const_bytes(w)?;
-        let nonzeros = count_nonzeros(bytemuck::cast_slice(w));
+        let nonzeros = count_nonzeros(w);
         let sparse = !depthwise && (nonzeros as f64) < SPARSE * w.len() as f64;
-        Some(Layer { op, x, y, dims, nonzeros, sparse })
+        Some(Layer { op, x: g.inputs_of(op)[0], y: g.outputs_of(op)[0], dims, nonzeros, sparse })
     }
+}
+
+/// The weights of an integer layer and their last three dimensions, if all it reads but x and a residual is constant: then
+/// its weights are packed, and it runs.
+fn weights_of(g: &Graph, op: OpId) -> Option<(&[i8], [usize; 3])> {
+    let residual = if g.op_kind[op] == OpKind::QConv { 4 } else { usize::MAX };
+    let rest = (1..g.inputs_of(op).len()).filter(|&i| i != residual);
+    rest.filter_map(|i| g.input_of(op, i)).all(|v| g.const_bytes(v).is_some()).then_some(())?;
+    let w = g.inputs_of(op)[1];
+    let rows = channels(g, g.outputs_of(op)[0])?;
+    let dims = match g.fixed_shape(w)?[..] {
+        [o, c] if o == rows => [1, 1, c],
+        [o, kh, kw, c] if o == rows => [kh, kw, c],
+        _ => return None,
+    };
+    let w: &[i8] = bytemuck::cast_slice(g.const_bytes(w)?);
+    (!w.is_empty()).then_some((w, dims))
 }
 
 /// Finds an order for each class. Which one is best rests on the order of the channels that its makers read, so the
@@ -247,21 +263,21 @@ fn decide(g: &Graph, layers: &[Layer], classes: &mut Classes) {
             makers[classes.whole(class)].push(layer);
         }
     }
-    let mut open: Vec<usize> =
-        (0..makers.len()).filter(|&class| !makers[class].is_empty() && !classes.settled[class]).collect();
-    while !open.is_empty() {
+    let mut open: Vec<bool> =
+        (0..makers.len()).map(|class| !makers[class].is_empty() && !classes.settled[class]).collect();
+    loop {
         let undecided = |layer: &&&Layer| {
-            classes.of_value[layer.x.index()].iter().any(|&class| open.contains(&classes.whole(class)))
+            classes.of_value[layer.x.index()].iter().any(|&class| open[classes.whole(class)])
         };
         let unsure =
             |&class: &usize| makers[class].iter().filter(undecided).map(|layer| layer.nonzeros).sum::<u64>();
-        let next = (0..open.len()).min_by_key(|&i| unsure(&open[i])).expect("some are open");
-        let class = open.remove(next);
+        let Some(class) = (0..open.len()).filter(|&class| open[class]).min_by_key(unsure) else { return };
+        open[class] = false;
         let mut counts = Counts::new(classes.channels[class]);
         for layer in &makers[class] {
-            let w = g.const_bytes(g.inputs_of(layer.op)[1]).expect("a layer's weights are constant");
+            let (w, _) = weights_of(g, layer.op).expect("a layer has weights");
             let places = classes.order_of(layer.x).map(|order| inverse(&order));
-            counts.push(bytemuck::cast_slice(w), layer.dims, places.as_deref());
+            counts.push(w, layer.dims, places.as_deref());
         }
         classes.orders[class] = lane_gather::order(&counts);
     }

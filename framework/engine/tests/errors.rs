@@ -90,3 +90,16 @@ fn a_graph_that_is_broken_is_refused_and_one_without_kernels_runs_plainly() {
         [Tensor::from_f32(&[1, 2, 4, 4], vec![0.5; 32]), Tensor::from_f32(&[3, 2, 1, 1], vec![2.0; 6])];
     assert_eq!(s.run(&inputs).unwrap(), lacuna_ir::interp::run(&g, &inputs).unwrap());
 }
+
+/// Timing a plan that has nothing to do returns too.
+#[test]
+fn an_output_that_is_an_empty_input_is_tuned() {
+    let mut g = Graph::new("empty");
+    let n = Dim::Symbol(g.symbol("N"));
+    let x = g.add_input("x", DType::F32, &[n, Dim::Fixed(0)]);
+    g.outputs.push(x);
+    let tune = lacuna_engine::Tune::On;
+    let options = Options { threads: Some(2), batch: Some(8), tune, ..Options::default() };
+    let mut s = Session::new(&g, &options).unwrap();
+    assert_eq!(s.run(&[Tensor::zeros(DType::F32, &[8, 0])]).unwrap()[0].dims, [8, 0]);
+}

@@ -4,7 +4,8 @@ mod common;
 
 use common::*;
 use lacuna_engine::{Isa, KernelChoice, Options, Session};
-use lacuna_ir::{Graph, interp};
+use lacuna_ir::op::Axes;
+use lacuna_ir::{Attr, Graph, OpKind, Tensor, ValueId, interp};
 
 /// Slots of LaneGather that a session's weights take.
 fn slots(session: &Session) -> u64 {
@@ -39,5 +40,61 @@ fn networks_take_fewer_slots_and_give_the_same() {
             assert_eq!(ordered.run(&x).unwrap(), want, "{name}, batch {batch}");
             assert_eq!(stream.run(&x).unwrap(), want, "{name}, batch {batch}");
         }
+    }
+}
+
+/// The engine equals the interpreter at two batches, whatever order the channels have.
+fn runs(g: &Graph) {
+    let mut session = Session::new(g, &options(false)).unwrap();
+    for batch in [1, 2] {
+        let x = [input(g, batch, 9)];
+        assert_eq!(session.run(&x).unwrap(), interp::run(session.lowered(), &x).unwrap());
+    }
+}
+
+/// i8 weights `[k, n]` with one scale, of which one in eight is not zero.
+fn matrix(n: &mut Net, dims: [usize; 2]) -> ValueId {
+    let w =
+        (0..dims[0] * dims[1]).map(|_| if n.rng.unit() < 0.125 { (n.rng.signed() * 90.0) as i8 } else { 0 });
+    let w = Tensor::from_i8(&dims, w.collect());
+    let w = n.tensor(&w);
+    let s = n.tensor(&Tensor::from_f32(&[], vec![0.01]));
+    let z = n.tensor(&Tensor::from_i8(&[], vec![0]));
+    n.op(OpKind::DequantizeLinear, Attr::Axis(0), &[w, s, z])
+}
+
+/// A product of pixels and a convolution that wants a border around its result.
+#[test]
+fn a_product_may_write_for_a_reader_with_a_border() {
+    let (mut n, x) = Net::new("bordered", true, 0.85, &[3, 6, 5]);
+    let x = n.conv_relu(x, 64, 3, 1, 1);
+    let perm = |axes: &[i64]| Attr::Perm(Axes::new(axes).unwrap());
+    let x = n.op(OpKind::Transpose, perm(&[0, 2, 3, 1]), &[x]);
+    let w = matrix(&mut n, [64, 48]);
+    let x = n.op(OpKind::MatMul, Attr::None, &[x, w]);
+    let x = n.act(x, 100);
+    let x = n.op(OpKind::Transpose, perm(&[0, 3, 1, 2]), &[x]);
+    let y = n.conv(x, 40, 3, 1, 1);
+    let y = n.act(y, 120);
+    let y = n.head(y, 5);
+    let g = n.finish(&[y]);
+    runs(&g);
+    let session = Session::new(&g, &options(false)).unwrap();
+    assert!(session.steps().iter().all(|step| step.kernel != "reference"), "{:?}", session.steps());
+}
+
+/// Channels of values that are joined with themselves until they are too many to be counted apart.
+#[test]
+fn a_value_may_be_joined_with_itself_again_and_again() {
+    for joins in [1, 3, 10] {
+        let (mut n, x) = Net::new("joined", true, 0.85, &[3, 3, 2]);
+        let mut x = n.conv_relu(x, 32, 3, 1, 1);
+        for _ in 0..joins {
+            x = n.op(OpKind::Concat, Attr::Axis(1), &[x, x]);
+            x = n.act(x, 0);
+        }
+        let y = n.conv_relu(x, 32, 1, 1, 0);
+        let y = n.head(y, 3);
+        runs(&n.finish(&[y]));
     }
 }
