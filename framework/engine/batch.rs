@@ -114,11 +114,14 @@ pub struct Cutting {
     pub pieces: usize,
     /// What the plan of a piece is for.
     pub target: Target,
+    /// Threads of the session.
+    threads: usize,
 }
 
 impl Cutting {
     pub fn of(cut: Option<Cut>, symbols: &[u64], target: &Target) -> Cutting {
-        let mut cutting = Cutting { symbols: symbols.to_vec(), pieces: 1, target: *target };
+        let mut cutting =
+            Cutting { symbols: symbols.to_vec(), pieces: 1, target: *target, threads: target.threads };
         let Some(Cut { batch, way }) = cut else { return cutting };
         let all = &mut cutting.symbols[batch.index()];
         if way.images == 0 || !all.is_multiple_of(way.images) {
@@ -134,6 +137,23 @@ impl Cutting {
             cutting.target.threads = 1;
         }
         cutting
+    }
+
+    /// How many arenas runs of this plan need: one for each thread if each runs pieces of its own. Steps that may fail stop
+    /// all threads, which then run together.
+    pub fn arenas(&self, plan: &Plan) -> usize {
+        let apart = self.target.threads < self.threads && !plan.may_fail();
+        if apart { self.threads } else { 1 }
+    }
+}
+
+/// Writes where each operand of each piece begins, one row for each piece. `operands` are their beginnings, and the bytes of a
+/// piece: pieces of a batch lie one after another, and are equally long.
+pub fn point_at(table: &mut [*mut u8], pieces: usize, operands: impl Iterator<Item = (*mut u8, usize)>) {
+    let of_piece = (table.len() / pieces).max(1);
+    for (nth, (start, each)) in operands.enumerate() {
+        let column = table.iter_mut().skip(nth).step_by(of_piece);
+        column.enumerate().for_each(|(piece, p)| *p = start.wrapping_add(piece * each));
     }
 }
 
@@ -167,14 +187,11 @@ pub fn measure_ways(
             let Ok(bound) = specialise(g, &cutting.symbols, &[]) else { break };
             let Ok(built) = build(bound.graph, &bound.computed, &how, false, weights, || ()) else { break };
             let piece = built.plan;
-            let copies = if apart { target.threads } else { 1 };
-            let fits = piece.arena_bytes * copies <= plan.arena_bytes;
-            let time = match (fits, apart && piece.may_fail()) {
-                (true, false) if apart => trial.time_apart(&piece, &weights.table(), cutting.pieces, RUNS),
-                (true, false) => {
-                    trial.time(&piece, &weights.table(), RUNS * cutting.pieces) * cutting.pieces as u32
-                }
-                _ => Duration::MAX,
+            let (arenas, pieces) = (cutting.arenas(&piece), cutting.pieces);
+            let time = match arenas {
+                _ if piece.arena_bytes * arenas > plan.arena_bytes => Duration::MAX,
+                1 => trial.time(&piece, &weights.table(), RUNS * pieces) * pieces as u32,
+                _ => trial.time_apart(&piece, &weights.table(), pieces, RUNS),
             };
             piece.computed_blobs.iter().for_each(|&blob| weights.reuse(blob));
             match time < best.1 {

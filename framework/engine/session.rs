@@ -1,6 +1,6 @@
 //! What callers hold: a compiled graph that runs.
 
-use crate::batch::{Cut, Cutting, measure_ways, separable};
+use crate::batch::{Cut, Cutting, measure_ways, point_at, separable};
 use crate::binding::{Binding, Tail, specialise};
 use crate::error::{Error, Result};
 use crate::memory::AlignedBytes;
@@ -197,12 +197,6 @@ fn new_arena(plan: &Plan, copies: usize) -> Result<AlignedBytes> {
     AlignedBytes::try_zeroed(bytes).ok_or(Error::OutOfMemory { bytes: bytes as u64 })
 }
 
-/// How many arenas runs of this plan need: steps that may fail stop all threads, which then run together.
-fn arenas(cutting: &Cutting, plan: &Plan, target: &Target) -> usize {
-    let apart = cutting.target.threads < target.threads && !plan.may_fail();
-    if apart { target.threads } else { 1 }
-}
-
 fn start_workers(threads: usize, first_core: Option<usize>) -> Result<Workers> {
     Workers::start(threads, first_core)
         .map_err(|e| Error::Options(format!("cannot start {threads} threads: {e}")))
@@ -279,7 +273,7 @@ impl Session {
         // What is not planned yet may need them later.
         let whole = bound.tail.is_none() && shape_inputs.is_empty();
         let mut weights = Weights::default();
-        if whole && !options.keep_values {
+        if whole && !options.keep_values && options.kernels != KernelChoice::Dense {
             weights.orders = Orders::of(&graph, &target);
         }
         let release = if options.release_weights && whole { packed_constants(&graph) } else { Vec::new() };
@@ -486,7 +480,7 @@ impl Session {
         let reorders = bound.tail.is_some() && !self.weights.orders.is_empty();
         let mut weights = if reorders { Weights::default() } else { self.weights.clone() };
         let plan = build(head, &bound.computed, &how, self.options.keep_values, &mut weights, || ())?.plan;
-        let arenas = arenas(cutting, &plan, &self.target);
+        let arenas = cutting.arenas(&plan);
         if plan.arena_bytes * arenas > self.arena.len() {
             self.arena = new_arena(&plan, arenas)?;
         }
@@ -506,7 +500,7 @@ impl Session {
     fn adopt(&mut self, bound: Binding, cutting: &Cutting) {
         let pieces = cutting.pieces;
         self.pieces = pieces;
-        self.arenas = arenas(cutting, &self.plan, &self.target);
+        self.arenas = cutting.arenas(&self.plan);
         let ranks = |i: usize| self.outputs[i].dims.iter().map(|d| d.unwrap_or(0)).collect();
         self.output_is_sized = bound.output_dims.iter().map(Option::is_some).collect();
         self.output_dims =
@@ -669,26 +663,18 @@ impl Session {
         Ok(made)
     }
 
-    /// Sets the addresses of a run, piece by piece: images of a batch lie one after another, and pieces have equally many.
+    /// Sets the addresses of a run.
     fn point_at(&mut self, inputs: &[InputRef<'_>], outputs: &mut [OutputMut<'_>]) {
-        let of_inputs = self.input_pointers.0.chunks_exact_mut(inputs.len().max(1));
-        for (piece, row) in of_inputs.enumerate() {
-            for (p, input) in row.iter_mut().zip(inputs) {
-                let first = piece * (input.bytes.len() / self.pieces);
-                *p = input.bytes[first..].as_ptr().cast_mut();
-            }
-        }
-        let of_outputs = (self.output_pointers.0.len() / self.pieces).max(1);
+        let pieces = self.pieces;
+        let read = inputs.iter().map(|x| (x.bytes.as_ptr().cast_mut(), x.bytes.len() / pieces));
+        point_at(&mut self.input_pointers.0, pieces, read);
         let made = self.head_outputs.iter().map(|&i| {
             let bytes = &mut *outputs[i].bytes;
-            (bytes.as_mut_ptr(), bytes.len() / self.pieces)
+            (bytes.as_mut_ptr(), bytes.len() / pieces)
         });
         let crossing = self.tail.iter_mut().flat_map(|tail| &mut tail.inputs);
         let crossing = crossing.map(|t| (output_of(t).bytes.as_mut_ptr(), 0));
-        for (nth, (start, each)) in made.chain(crossing).enumerate() {
-            let column = self.output_pointers.0.iter_mut().skip(nth).step_by(of_outputs);
-            column.enumerate().for_each(|(piece, p)| *p = start.wrapping_add(piece * each));
-        }
+        point_at(&mut self.output_pointers.0, pieces, made.chain(crossing));
     }
 
     /// Indices among the inputs must find a row of what they look up.

@@ -1,5 +1,6 @@
 //! Runs that are only timed.
 
+use crate::batch::point_at;
 use crate::memory::AlignedBytes;
 use crate::plan::{Bases, Blob, Fault, Plan};
 use crate::target::Isa;
@@ -26,19 +27,26 @@ impl Trial<'_> {
         Trial { arena, workers, isa, inputs, outputs }
     }
 
-    pub fn run(&mut self, plan: &Plan, blobs: &[Blob], times: &mut [u64]) {
-        let inputs: Vec<*const u8> = self.inputs.iter().map(|x| x.as_ptr()).collect();
-        let outputs: Vec<*mut u8> = self.outputs.iter_mut().map(|y| y.as_mut_ptr()).collect();
-        // Zeros may be refused by an op: that is no matter here.
-        let fault = Fault::default();
-        let bases = Bases {
+    /// Where inputs and outputs of each piece begin.
+    fn rows(&mut self, pieces: usize) -> [Vec<*mut u8>; 2] {
+        [&mut self.inputs, &mut self.outputs].map(|operands| rows_of_pieces(operands, pieces))
+    }
+
+    fn bases(&mut self, blobs: &[Blob], [inputs, outputs]: &[Vec<*mut u8>; 2], fault: &Fault) -> Bases {
+        Bases {
             arena: self.arena.as_mut_ptr(),
             weights: blobs.as_ptr(),
-            inputs: inputs.as_ptr(),
+            inputs: inputs.as_ptr().cast(),
             outputs: outputs.as_ptr(),
             isa: self.isa,
-            fault: &fault,
-        };
+            fault,
+        }
+    }
+
+    pub fn run(&mut self, plan: &Plan, blobs: &[Blob], times: &mut [u64]) {
+        // Zeros may be refused by an op: that is no matter here.
+        let (rows, fault) = (self.rows(1), Fault::default());
+        let bases = self.bases(blobs, &rows, &fault);
         // SAFETY: the arena is as large as the plan asks for, inputs and outputs are at least as large as the dims the
         // plan was built for, and every blob that the plan's rows name is in the table.
         unsafe { self.workers.run(plan, &bases, Some(times)) };
@@ -52,17 +60,8 @@ impl Trial<'_> {
 
     /// The best of a few runs of all pieces of a batch, each on a thread of its own.
     pub fn time_apart(&mut self, plan: &Plan, blobs: &[Blob], pieces: usize, runs: usize) -> Duration {
-        let inputs = rows_of_pieces(&mut self.inputs, pieces);
-        let outputs = rows_of_pieces(&mut self.outputs, pieces);
-        let fault = Fault::default();
-        let bases = Bases {
-            arena: self.arena.as_mut_ptr(),
-            weights: blobs.as_ptr(),
-            inputs: inputs.as_ptr().cast(),
-            outputs: outputs.as_ptr(),
-            isa: self.isa,
-            fault: &fault,
-        };
+        let (rows, fault) = (self.rows(pieces), Fault::default());
+        let bases = self.bases(blobs, &rows, &fault);
         let apart = Apart {
             pieces,
             arena_bytes: plan.arena_bytes,
@@ -75,13 +74,11 @@ impl Trial<'_> {
     }
 }
 
-/// Where each operand of each piece begins.
 fn rows_of_pieces(operands: &mut [AlignedBytes], pieces: usize) -> Vec<*mut u8> {
-    let starts: Vec<(*mut u8, usize)> =
-        operands.iter_mut().map(|bytes| (bytes.as_mut_ptr(), bytes.len() / pieces)).collect();
-    (0..pieces)
-        .flat_map(|piece| starts.iter().map(move |&(start, each)| start.wrapping_add(piece * each)))
-        .collect()
+    let mut table = vec![std::ptr::null_mut(); pieces * operands.len()];
+    let starts = operands.iter_mut().map(|bytes| (bytes.as_mut_ptr(), bytes.len() / pieces));
+    point_at(&mut table, pieces, starts);
+    table
 }
 
 fn best_of(runs: usize, mut run: impl FnMut()) -> Duration {

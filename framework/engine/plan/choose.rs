@@ -299,8 +299,8 @@ pub fn settle(
 const SWEEPS_MAX: usize = 5;
 /// What all runs together may take, per layer.
 const TUNE_NS_PER_LAYER: f64 = 2e6;
-/// Runs of each way to combine candidates.
-const ROUNDS_TOGETHER: usize = 3;
+/// Runs with every layer's fastest candidate.
+const RUNS_TOGETHER: usize = 3;
 /// A candidate must be faster than the one expected to be by this factor.
 const GAIN: f64 = 0.97;
 
@@ -316,17 +316,18 @@ pub fn measure(
     // The first run is a cold one.
     run(plan, &mut times);
     let rounds = contests.iter().map(|c| c.entries.len()).max().unwrap_or(0);
+    let of_round = |round: usize| contests.iter().map(|c| round % c.entries.len()).collect();
+    let mut ways: Vec<Vec<usize>> = (0..rounds).map(of_round).collect();
+    let mut least = vec![f64::INFINITY; rounds];
     let (mut spent, budget) = (0.0, TUNE_NS_PER_LAYER * plan.convs.len() as f64);
     for _ in 0..SWEEPS_MAX {
-        for round in 0..rounds {
-            for Contest { request: r, entries } in &contests {
-                let e = &entries[round % entries.len()];
-                apply(plan, r.conv, r.step, &e.chosen, e.pick, e.ns);
-            }
+        for (way, least) in ways.iter().zip(&mut least) {
+            apply_way(plan, &contests, way);
             run(plan, &mut times);
-            spent += times.iter().sum::<u64>() as f64;
-            for Contest { request, entries } in &mut contests {
-                let at = round % entries.len();
+            let all = times.iter().sum::<u64>() as f64;
+            spent += all;
+            *least = least.min(all);
+            for (Contest { request, entries }, &at) in contests.iter_mut().zip(way) {
                 let ns = times[request.step] as f64;
                 entries[at].measured = entries[at].measured.min(ns);
             }
@@ -335,11 +336,21 @@ pub fn measure(
             break;
         }
     }
-    let fastest: Vec<usize> = contests.iter().map(|contest| fastest(&contest.entries)).collect();
-    let fastest = together(plan, &contests, fastest, rounds, &mut run);
-    for (Contest { request: r, mut entries }, fastest) in contests.into_iter().zip(fastest) {
+    // Every layer's fastest, or the entries of one round if these take less in all: a layer is fast where it finds what the
+    // layer before left in its own core's caches, and that is not so if neighbours share their work out in other ways.
+    let of_layer = |c: &Contest| fastest(c.entries.iter().map(|entry| entry.measured));
+    let best: Vec<usize> = contests.iter().map(of_layer).collect();
+    apply_way(plan, &contests, &best);
+    let run_best = |_| {
+        run(plan, &mut times);
+        times.iter().sum::<u64>() as f64
+    };
+    let together = (0..RUNS_TOGETHER).map(run_best).fold(f64::INFINITY, f64::min);
+    ways.insert(0, best);
+    let way = ways.swap_remove(fastest(std::iter::once(together).chain(least)));
+    for (Contest { request: r, mut entries }, winner) in contests.into_iter().zip(way) {
         let told: Vec<String> = entries.iter().map(Entry::tell).collect();
-        let winner = entries.swap_remove(fastest);
+        let winner = entries.swap_remove(winner);
         for loser in entries.iter().filter(|e| e.chosen.blob != winner.chosen.blob) {
             weights.release(loser.chosen.blob);
         }
@@ -352,42 +363,23 @@ pub fn measure(
     drop_barriers(plan);
 }
 
-/// The entry of a layer that took least by itself.
-fn fastest(entries: &[Entry]) -> usize {
-    (1..entries.len()).fold(0, |best, i| {
-        let gain = if best == 0 { GAIN } else { 1.0 };
-        if entries[i].measured < entries[best].measured * gain { i } else { best }
-    })
-}
-
-/// `fastest`, or the entries of one round if these take less in all: a layer is fast where it finds what the layer before
-/// left in its own core's caches, and that is not so if their neighbours share their work out in other ways.
-fn together(
-    plan: &mut Plan,
-    contests: &[Contest],
-    fastest: Vec<usize>,
-    rounds: usize,
-    run: &mut impl FnMut(&Plan, &mut [u64]),
-) -> Vec<usize> {
-    let of_round = |round: usize| contests.iter().map(|c| round % c.entries.len()).collect::<Vec<_>>();
-    let mut ways: Vec<Vec<usize>> = vec![fastest];
-    ways.extend((0..rounds).map(of_round));
-    let mut least = vec![f64::INFINITY; ways.len()];
-    let mut times = vec![0; plan.steps()];
-    for _ in 0..ROUNDS_TOGETHER {
-        for (way, least) in ways.iter().zip(&mut least) {
-            for (Contest { request: r, entries }, &i) in contests.iter().zip(way) {
-                apply(plan, r.conv, r.step, &entries[i].chosen, entries[i].pick, entries[i].ns);
-            }
-            run(plan, &mut times);
-            *least = least.min(times.iter().sum::<u64>() as f64);
+/// The first, or another that takes less by more than chance.
+fn fastest(times: impl Iterator<Item = f64>) -> usize {
+    let mut best = (0, f64::INFINITY);
+    for (i, time) in times.enumerate() {
+        let gain = if best.0 == 0 && i > 0 { GAIN } else { 1.0 };
+        if time < best.1 * gain {
+            best = (i, time);
         }
     }
-    let best = (1..ways.len()).fold(0, |best, i| {
-        let gain = if best == 0 { GAIN } else { 1.0 };
-        if least[i] < least[best] * gain { i } else { best }
-    });
-    ways.swap_remove(best)
+    best.0
+}
+
+/// Gives every layer the entry that `way` names for it.
+fn apply_way(plan: &mut Plan, contests: &[Contest], way: &[usize]) {
+    for (Contest { request: r, entries }, &i) in contests.iter().zip(way) {
+        apply(plan, r.conv, r.step, &entries[i].chosen, entries[i].pick, entries[i].ns);
+    }
 }
 
 impl Entry {
