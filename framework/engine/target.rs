@@ -3,11 +3,18 @@
 use crate::error::{Error, Result};
 use std::fmt;
 
-/// Rows of the kernel tables, from the plainest. Each row needs all of what stands in its name.
+/// Rows of the kernel tables, from the plainest. Each row needs all of what stands in its name. Those of two families of
+/// processors never meet: a table holds the rows of the family it is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Plain Rust, any processor.
     Portable,
+    /// NEON, as every 64-bit ARM processor has it.
+    Neon,
+    /// The same and the dot products of bytes (`sdot`).
+    NeonDot,
+    /// The same and the products of bytes of unlike signs (`usdot`).
+    NeonI8mm,
     /// AVX2 and FMA.
     Avx2,
     /// The same and 256-bit VNNI, as AVX-VNNI or as a part of AVX-512 VNNI.
@@ -21,8 +28,17 @@ pub enum Isa {
 }
 
 impl Isa {
-    pub const ALL: [Isa; 6] =
-        [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Avx512Vbmi, Isa::Amx];
+    pub const ALL: [Isa; 9] = [
+        Isa::Portable,
+        Isa::Neon,
+        Isa::NeonDot,
+        Isa::NeonI8mm,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512Vnni,
+        Isa::Avx512Vbmi,
+        Isa::Amx,
+    ];
 
     /// The best row this processor has.
     pub fn detect() -> Isa {
@@ -49,18 +65,51 @@ impl Isa {
                 return Isa::Avx2;
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected;
+            let dot = is_aarch64_feature_detected!("dotprod");
+            return match dot && is_aarch64_feature_detected!("i8mm") {
+                true => Isa::NeonI8mm,
+                false if dot => Isa::NeonDot,
+                false => Isa::Neon,
+            };
+        }
+        #[allow(unreachable_code)]
         Isa::Portable
     }
 
     /// All rows this processor has, from the plainest: what tests run.
     pub fn available() -> impl Iterator<Item = Isa> {
-        let best = Isa::detect();
-        Isa::ALL.into_iter().filter(move |&isa| isa <= best)
+        Isa::ALL.into_iter().filter(|isa| isa.is_available())
+    }
+
+    /// Whether this processor has the row.
+    pub fn is_available(self) -> bool {
+        let family = match self {
+            Isa::Portable => true,
+            Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => cfg!(target_arch = "aarch64"),
+            _ => cfg!(target_arch = "x86_64"),
+        };
+        family && self <= Isa::detect()
+    }
+
+    /// The row of `lacuna_kernels` that goes with this one.
+    pub(crate) fn of_tiles(self) -> lacuna_kernels::isa::Isa {
+        use lacuna_kernels::isa::Isa as Tiles;
+        match self {
+            Isa::Portable | Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => Tiles::Portable,
+            Isa::Avx2 | Isa::AvxVnni => Tiles::Avx2,
+            Isa::Avx512Vnni | Isa::Avx512Vbmi | Isa::Amx => Tiles::Avx512,
+        }
     }
 
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
+            Isa::Neon => "neon",
+            Isa::NeonDot => "neondot",
+            Isa::NeonI8mm => "neoni8mm",
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512vnni",
@@ -143,17 +192,16 @@ impl Target {
     /// `isa` before `LACUNA_ISA` before the best row there is; `threads` before all cores.
     /// Asking for a row this processor lacks is an error.
     pub fn new(isa: Option<Isa>, threads: Option<usize>) -> Result<Target> {
-        let best = Isa::detect();
         let isa = match (isa, std::env::var("LACUNA_ISA")) {
             (Some(isa), _) => isa,
             (None, Ok(name)) => Isa::from_name(&name).ok_or_else(|| {
-                Error::Options(format!(
-                    "LACUNA_ISA is '{name}'; use portable, avx2, avxvnni, avx512, avx512vnni, avx512vbmi or amx"
-                ))
+                let names = Isa::ALL.map(Isa::name).join(", ");
+                Error::Options(format!("LACUNA_ISA is '{name}'; use avx512 or one of {names}"))
             })?,
-            (None, Err(_)) => best,
+            (None, Err(_)) => Isa::detect(),
         };
-        if isa > best {
+        if !isa.is_available() {
+            let best = Isa::detect();
             return Err(Error::Options(format!("this processor has no {isa}; the best it has is {best}")));
         }
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());

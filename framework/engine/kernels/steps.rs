@@ -318,9 +318,9 @@ macro_rules! by_isa {
                 // SAFETY: the caller's promise, which includes that the processor has `isa`.
                 return unsafe {
                     match isa {
-                        $crate::target::Isa::Portable => $inner($($arg),*),
-                        $crate::target::Isa::Avx2 | $crate::target::Isa::AvxVnni => avx2($($arg),*),
-                        $crate::target::Isa::Avx512Vnni | $crate::target::Isa::Avx512Vbmi | $crate::target::Isa::Amx => avx512($($arg),*),
+                        isa if isa >= $crate::target::Isa::Avx512Vnni => avx512($($arg),*),
+                        isa if isa >= $crate::target::Isa::Avx2 => avx2($($arg),*),
+                        _ => $inner($($arg),*),
                     }
                 };
             }

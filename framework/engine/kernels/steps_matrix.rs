@@ -168,11 +168,8 @@ pub unsafe fn run_matmul(isa: Isa, s: &MatMulStep, p: [*mut u8; ARGS_MAX], part:
 /// # Safety
 /// The processor has `isa`; the operands hold what the step addresses, and `rows` of y are nobody else's.
 unsafe fn product(isa: Isa, s: &MatMulStep, [y, a, b, c]: [*mut f32; ARGS_MAX], rows: Range<usize>) {
-    let (isa, width) = match isa {
-        Isa::Portable => (tile::Isa::Portable, 16),
-        Isa::Avx2 | Isa::AvxVnni => (tile::Isa::Avx2, 16),
-        _ => (tile::Isa::Avx512, PANEL),
-    };
+    let isa = isa.of_tiles();
+    let width = if isa == tile::Isa::Avx512 { PANEL } else { 16 };
     let (mut panel, mut sums) =
         (MaybeUninit::<[f32; DEPTH * PANEL]>::uninit(), MaybeUninit::<[f32; ROWS * PANEL]>::uninit());
     let (panel, sums) = (panel.as_mut_ptr().cast::<f32>(), sums.as_mut_ptr().cast::<f32>());

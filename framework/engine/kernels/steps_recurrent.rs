@@ -30,17 +30,9 @@ const ROWS: usize = 48;
 
 /// Columns of a panel for this processor's tiles.
 pub fn recurrent_panel(isa: Isa) -> usize {
-    match tile_isa(isa) {
+    match isa.of_tiles() {
         tile::Isa::Avx512 => tile::MOST_COLUMNS,
         _ => 16,
-    }
-}
-
-fn tile_isa(isa: Isa) -> tile::Isa {
-    match isa {
-        Isa::Portable => tile::Isa::Portable,
-        Isa::Avx2 | Isa::AvxVnni => tile::Isa::Avx2,
-        _ => tile::Isa::Avx512,
     }
 }
 
@@ -102,7 +94,7 @@ pub unsafe fn run_lstm(
                         ahead: None,
                     };
                     // SAFETY: states, gates of this step and panels are whole (the caller's promise).
-                    unsafe { tile::run(tile_isa(isa), &product, rows) };
+                    unsafe { tile::run(isa.of_tiles(), &product, rows) };
                 }
             }
             for n in 0..s.batch {

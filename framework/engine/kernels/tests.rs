@@ -365,9 +365,8 @@ fn check_tiles<T: Copy + PartialEq + std::fmt::Debug>(
 
 /// Rows this processor can run; the others are printed and counted.
 fn runnable(dtype: KernelType) -> Vec<&'static ConvKernel> {
-    let best = Isa::detect();
     let (run, skipped): (Vec<_>, Vec<_>) =
-        CONV_KERNELS.iter().filter(|k| k.dtype == dtype).partition(|k| k.isa <= best);
+        CONV_KERNELS.iter().filter(|k| k.dtype == dtype).partition(|k| k.isa.is_available());
     for k in &skipped {
         println!("skipped {}: this processor has no {}", k.name, k.isa);
     }

@@ -87,6 +87,8 @@ fn interleave_cycles(geom: &ConvGeom, slots: u64, isa: Isa) -> f64 {
     let (pixels, of_slot, of_element) = match isa {
         Isa::Avx512Vnni => (64.0, 2.2, 5.0),
         Isa::AvxVnni => (32.0, 1.65, 5.0),
+        // Guessed, as all of NEON's numbers: no such processor was at hand.
+        Isa::NeonDot | Isa::NeonI8mm => (64.0, 4.0, 12.0),
         _ => (32.0, 2.4, 7.0),
     };
     let blocks = (geom.rows as f64 * geom.ow as f64 / pixels).ceil();
@@ -99,8 +101,11 @@ fn rate(kernel: &ConvKernel) -> f64 {
         (_, Isa::Portable) => 1.0,
         (KernelType::Int8, Isa::Avx2) => 13.0,
         (KernelType::Int8, Isa::AvxVnni) => 40.0,
+        (KernelType::Int8, Isa::Neon) => 6.0,
+        (KernelType::Int8, Isa::NeonDot | Isa::NeonI8mm) => 28.0,
         (KernelType::Int8, _) => 62.0,
         (KernelType::F32, Isa::Avx2 | Isa::AvxVnni) => 15.5,
+        (KernelType::F32, Isa::Neon | Isa::NeonDot | Isa::NeonI8mm) => 7.0,
         // On Granite Rapids: two multiplications of 16 floats a cycle, nearly.
         (KernelType::F32, _) => 26.0,
     }
@@ -110,6 +115,7 @@ fn epilogue_cycles(isa: Isa) -> f64 {
     match isa {
         Isa::Portable => 60.0,
         Isa::Avx2 | Isa::AvxVnni => 8.0,
+        Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => 14.0,
         _ => 3.0,
     }
 }
