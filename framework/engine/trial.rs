@@ -43,19 +43,19 @@ impl Trial<'_> {
         }
     }
 
-    pub fn run(&mut self, plan: &Plan, blobs: &[Blob], times: &mut [u64]) {
+    /// `times` as for [`Workers::run`].
+    pub fn run(&mut self, plan: &Plan, blobs: &[Blob], times: Option<&mut [u64]>) {
         // Zeros may be refused by an op: that is no matter here.
         let (rows, fault) = (self.rows(1), Fault::default());
         let bases = self.bases(blobs, &rows, &fault);
         // SAFETY: the arena is as large as the plan asks for, inputs and outputs are at least as large as the dims the
         // plan was built for, and every blob that the plan's rows name is in the table.
-        unsafe { self.workers.run(plan, &bases, Some(times)) };
+        unsafe { self.workers.run(plan, &bases, times) };
     }
 
     /// The best of a few runs.
     pub fn time(&mut self, plan: &Plan, blobs: &[Blob], runs: usize) -> Duration {
-        let mut times = vec![0; plan.steps()];
-        best_of(runs, || self.run(plan, blobs, &mut times))
+        best_of(runs, || self.run(plan, blobs, None))
     }
 
     /// The best of a few runs of all pieces of a batch, each on a thread of its own.

@@ -132,6 +132,10 @@ pub struct Tile {
 }
 
 impl Tile {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty() || self.cols.is_empty() || self.ocs.is_empty()
+    }
+
     /// That it lies in the output and starts at a multiple of `granule` channels, in debug builds.
     fn check(&self, g: &ConvGeom, granule: usize) {
         debug_assert!(self.rows.end <= g.rows && self.cols.end <= g.ow && self.ocs.end <= g.oc);
@@ -573,7 +577,7 @@ impl ConvGeom {
     }
 
     /// Elements of x from tap (0, 0) to tap (ky, kx) of one output.
-    fn tap_at(&self, ky: u32, kx: u32) -> usize {
+    pub(crate) fn tap_at(&self, ky: u32, kx: u32) -> usize {
         let (y, x) = (ky as usize * self.dh as usize, kx as usize * self.dw as usize);
         y * self.x_row as usize + x * self.x_pixel as usize
     }

@@ -11,6 +11,7 @@ use super::conv;
 use super::cost::map_ns;
 use super::fallback::emit_reference;
 use super::join::{Slice, Slices, slices};
+use super::meetings::{kept_until, set_barriers};
 use super::place::{Demand, Place, Root, dense_strides};
 use super::recurrent;
 use super::rows;
@@ -162,7 +163,7 @@ pub fn build(
         ranked.push(found.ok_or_else(none)?);
     }
     let contests = settle(&mut plan, weights, layers, ranked, how);
-    drop_barriers(&mut plan);
+    set_barriers(&mut plan);
     Ok(Built { plan, contests, key, kept_way })
 }
 
@@ -1154,12 +1155,17 @@ impl Builder<'_> {
 
     /// Lays out the arena and resolves operands.
     fn finish(mut self, keep_values: bool) -> Result<(Plan, Requests)> {
+        let kept_until = kept_until(&self.plan, self.target.threads);
         let intervals: Vec<Interval> = self
             .buffers
             .iter()
             .map(|b| Interval {
                 first: if keep_values { 0 } else { b.first },
-                last: if keep_values { usize::MAX } else { b.last },
+                last: if keep_values {
+                    usize::MAX
+                } else {
+                    kept_until.get(b.last).copied().unwrap_or(b.last)
+                },
                 size: (READ_BEFORE + b.elements * b.dtype.size() + READ_AFTER).next_multiple_of(LINE),
             })
             .collect();
@@ -1188,24 +1194,6 @@ impl Builder<'_> {
             .filter(|(_, p)| matches!(p.root, Root::Buffer(_)))
             .collect();
         Ok((self.plan, self.requests))
-    }
-}
-
-/// Two steps of one part each run on the same thread, in order, and need not meet between. A fill and the step
-/// that writes its pixels may run together, but a fill must not start before what used its bytes is done, and
-/// what follows must see all of it.
-pub fn drop_barriers(p: &mut Plan) {
-    let mut shared_fill = false;
-    for i in 0..p.steps() {
-        if p.step_kind[i] == StepKind::Fill {
-            p.step_barrier[i] = false;
-            shared_fill |= p.step_parts[i] > 1;
-            continue;
-        }
-        let next_alone =
-            i + 1 < p.steps() && p.step_parts[i + 1] == 1 && p.step_kind[i + 1] != StepKind::Fill;
-        p.step_barrier[i] = shared_fill || p.step_parts[i] > 1 || !next_alone;
-        shared_fill &= !p.step_barrier[i];
     }
 }
 

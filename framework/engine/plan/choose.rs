@@ -6,8 +6,8 @@
 //! layer give the same bytes, so its results never depend on what was measured; those of an f32 layer differ
 //! within the bound of `crate::kernels`.
 
-use super::build::drop_barriers;
 use super::cost::{conv_ns, dense_slots, sparse_slots};
+use super::meetings::set_barriers;
 use super::weights::{Chosen, Request, Weights};
 use super::{Plan, Split};
 use crate::kernels::{
@@ -15,6 +15,7 @@ use crate::kernels::{
 };
 use crate::target::{Isa, Target};
 use std::path::Path;
+use std::time::Instant;
 
 /// Which kernels the planner may choose from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -299,22 +300,22 @@ pub fn settle(
 const SWEEPS_MAX: usize = 5;
 /// What all runs together may take, per layer.
 const TUNE_NS_PER_LAYER: f64 = 2e6;
-/// Runs with every layer's fastest candidate.
-const RUNS_TOGETHER: usize = 3;
+/// Runs of each way for all layers.
+const RUNS_TOGETHER: usize = 5;
 /// A candidate must be faster than the one expected to be by this factor.
 const GAIN: f64 = 0.97;
 
-/// Times the candidates of all layers and gives each layer the fastest. `run` runs a plan and fills in the time
+/// Times the candidates of all layers and gives each layer the fastest. `run` runs a plan and, if asked, fills in the time
 /// of every step, in nanoseconds. Weights that lost are given back.
 pub fn measure(
     plan: &mut Plan,
     weights: &mut Weights,
     mut contests: Vec<Contest>,
-    mut run: impl FnMut(&Plan, &mut [u64]),
+    mut run: impl FnMut(&Plan, Option<&mut [u64]>),
 ) {
     let mut times = vec![0; plan.steps()];
     // The first run is a cold one.
-    run(plan, &mut times);
+    run(plan, Some(&mut times));
     let rounds = contests.iter().map(|c| c.entries.len()).max().unwrap_or(0);
     let of_round = |round: usize| contests.iter().map(|c| round % c.entries.len()).collect();
     let mut ways: Vec<Vec<usize>> = (0..rounds).map(of_round).collect();
@@ -323,7 +324,7 @@ pub fn measure(
     for _ in 0..SWEEPS_MAX {
         for (way, least) in ways.iter().zip(&mut least) {
             apply_way(plan, &contests, way);
-            run(plan, &mut times);
+            run(plan, Some(&mut times));
             let all = times.iter().sum::<u64>() as f64;
             spent += all;
             *least = least.min(all);
@@ -336,18 +337,28 @@ pub fn measure(
             break;
         }
     }
-    // Every layer's fastest, or the entries of one round if these take less in all: a layer is fast where it finds what the
-    // layer before left in its own core's caches, and that is not so if neighbours share their work out in other ways.
-    let of_layer = |c: &Contest| fastest(c.entries.iter().map(|entry| entry.measured));
-    let best: Vec<usize> = contests.iter().map(of_layer).collect();
-    apply_way(plan, &contests, &best);
-    let run_best = |_| {
-        run(plan, &mut times);
-        times.iter().sum::<u64>() as f64
+    // A layer is fast where it finds what the layer before left in its own core's caches, and starts early where threads
+    // need not meet before it: neither shows when every step is timed by itself. So ways for all layers are timed as a whole:
+    // every layer's fastest, every layer's fastest by pixels, and the best round.
+    let of_layer = |by_pixels: bool| {
+        let time = move |e: &Entry| match e.pick.split {
+            Split::Channels(_) if by_pixels => f64::INFINITY,
+            _ => e.measured,
+        };
+        contests.iter().map(|c| fastest(c.entries.iter().map(time))).collect::<Vec<usize>>()
     };
-    let together = (0..RUNS_TOGETHER).map(run_best).fold(f64::INFINITY, f64::min);
-    ways.insert(0, best);
-    let way = ways.swap_remove(fastest(std::iter::once(together).chain(least)));
+    let mut ways = [of_layer(false), of_layer(true), ways.swap_remove(fastest(least.into_iter()))];
+    let mut least = [f64::INFINITY; 3];
+    for _ in 0..RUNS_TOGETHER {
+        for (way, least) in ways.iter().zip(&mut least) {
+            apply_way(plan, &contests, way);
+            set_barriers(plan);
+            let begin = Instant::now();
+            run(plan, None);
+            *least = least.min(begin.elapsed().as_nanos() as f64);
+        }
+    }
+    let way = std::mem::take(&mut ways[fastest(least.into_iter())]);
     for (Contest { request: r, mut entries }, winner) in contests.into_iter().zip(way) {
         let told: Vec<String> = entries.iter().map(Entry::tell).collect();
         let winner = entries.swap_remove(winner);
@@ -360,7 +371,7 @@ pub fn measure(
         apply(plan, r.conv, r.step, &chosen, winner.pick, winner.ns);
         weights.insert(r.key, chosen);
     }
-    drop_barriers(plan);
+    set_barriers(plan);
 }
 
 /// The first, or another that takes less by more than chance.

@@ -2,8 +2,8 @@
 
 use super::bands;
 use super::fallback::run_reference;
-use super::{Blob, ConvStep, Fault, Plan, Slot, Space, Split, StepKind};
-use crate::kernels::steps::{self, ARGS_MAX, AttentionOperands, NormOperands, OPERANDS_MAX, share};
+use super::{Blob, ConvStep, Fault, Plan, Slot, Space, StepKind};
+use crate::kernels::steps::{self, ARGS_MAX, AttentionOperands, NormOperands, OPERANDS_MAX};
 use crate::kernels::{CONV_KERNELS, ConvGeom, Tile};
 use crate::target::Isa;
 
@@ -111,23 +111,12 @@ fn first(p: [*mut u8; OPERANDS_MAX]) -> [*mut u8; ARGS_MAX] {
 }
 
 unsafe fn run_conv(s: &ConvStep, bases: &Bases, p: [*mut u8; ARGS_MAX], part: usize, parts: usize) {
-    let g = &s.geom;
-    let block = |total: u32, size: u32| {
-        let own = share(total.div_ceil(size) as usize, part, parts);
-        (own.start as u32 * size).min(total)..(own.end as u32 * size).min(total)
-    };
-    let mut tile = Tile { rows: 0..g.rows, cols: 0..g.ow, ocs: 0..g.oc };
-    match s.split {
-        Split::Rows => tile.rows = block(g.rows, 1),
-        Split::Cols(size) => tile.cols = block(g.ow, size),
-        Split::Channels(size) => tile.ocs = block(g.oc, size),
-        Split::Banded => return,
-    }
-    if tile.rows.is_empty() || tile.cols.is_empty() || tile.ocs.is_empty() {
+    let tile = s.tile(part, parts);
+    if tile.is_empty() {
         return;
     }
     // SAFETY: the caller's promise.
-    unsafe { run_tile(s, g, bases, [p[0], p[1], p[2]], &tile) };
+    unsafe { run_tile(s, &s.geom, bases, [p[0], p[1], p[2]], &tile) };
 }
 
 /// Runs a layer, placed as `g` says, for one tile of its result: x, y, residual.

@@ -15,6 +15,7 @@ mod cost;
 mod exec;
 mod fallback;
 mod join;
+mod meetings;
 mod order;
 mod place;
 mod recurrent;
@@ -24,9 +25,9 @@ mod weights;
 
 use crate::kernels::steps::{
     AttentionStep, FillStep, GatherStep, LstmStep, MapOp, MapStep, MatMulStep, MeanStep, NormStep,
-    PixelsStep, PoolStep, ReduceStep,
+    PixelsStep, PoolStep, ReduceStep, share,
 };
-use crate::kernels::{ConvGeom, QEpilogue};
+use crate::kernels::{ConvGeom, QEpilogue, Tile};
 use lacuna_ir::flow::Bodies;
 use lacuna_ir::{Range32, ValueId};
 
@@ -104,6 +105,25 @@ pub struct ConvStep {
     pub weights: u32,
     pub split: Split,
     pub then: Option<Then>,
+}
+
+impl ConvStep {
+    /// What a part of the step computes.
+    fn tile(&self, part: usize, parts: usize) -> Tile {
+        let g = &self.geom;
+        let block = |total: u32, size: u32| {
+            let own = share(total.div_ceil(size) as usize, part, parts);
+            (own.start as u32 * size).min(total)..(own.end as u32 * size).min(total)
+        };
+        let mut tile = Tile { rows: 0..g.rows, cols: 0..g.ow, ocs: 0..g.oc };
+        match self.split {
+            Split::Rows => tile.rows = block(g.rows, 1),
+            Split::Cols(size) => tile.cols = block(g.ow, size),
+            Split::Channels(size) => tile.ocs = block(g.oc, size),
+            Split::Banded => tile.rows = 0..0,
+        }
+        tile
+    }
 }
 
 /// What f32 results become while they are in the caches.
