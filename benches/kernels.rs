@@ -81,6 +81,9 @@ fn geometry([h, w, c, oc, k]: [u32; 5]) -> ConvGeom {
 
 fn time(kernel: &ConvKernel, layer: &str, dims: [u32; 5], sparsity: f64) {
     let g = geometry(dims);
+    if !(kernel.supports)(&g) {
+        return;
+    }
     let size = if kernel.dtype == KernelType::Int8 { 1 } else { 4 };
     let mut state = 0x2545_f491_4f6c_dd1du64;
     let mut random = || {

@@ -49,7 +49,8 @@ pub struct Options {
     /// values much larger than that run a band of lines at a time.
     pub cache_bytes: Option<usize>,
     /// Let f32 layers multiply in bfloat16, where that is faster: sums and tensors stay f32, and results get the error of factors
-    /// with 8 bits ([`crate::kernels`]). An error where the processor cannot (AVX512_BF16).
+    /// with 8 bits ([`crate::kernels`]). Weights of whole numbers, and branches that data choose, stay f32. An error where the
+    /// processor cannot (AVX512_BF16).
     pub bf16: bool,
     /// Keep every value of the lowered graph after a run, for [`Session::value`]. Costs memory.
     pub keep_values: bool,

@@ -116,14 +116,8 @@ unsafe fn run_tile(
         for begin in (0..steps).step_by(STEPS) {
             let end = steps.min(begin + STEPS);
             let elements = 2 * begin..depth.min(2 * end);
-            for (p, &at) in x_at[..count].iter().enumerate() {
-                // SAFETY: every run is readable for pixels of the tile; a row of the scratch holds `STEPS` pairs and the rest of
-                // the last vector.
-                unsafe {
-                    let to = scratch.add(p * STRIDE).cast();
-                    gather(x.wrapping_add(at), s.table, run_len, elements.clone(), to);
-                }
-            }
+            // SAFETY: every run is readable for pixels of the tile; the scratch has `PIXELS` rows.
+            unsafe { gather(x, &x_at[..count], (s.table, run_len), elements, scratch) };
             for first in (tile.ocs.start as usize..tile.ocs.end as usize).step_by(PANEL) {
                 let lanes = (g.oc as usize - first).next_multiple_of(LANES).min(PANEL);
                 let columns = lanes.min(tile.ocs.end as usize - first);
@@ -148,26 +142,37 @@ unsafe fn run_tile(
     }
 }
 
-/// Rounds `elements` of the runs of one pixel into a row of the scratch. One zero follows.
+/// Rounds `elements` of the runs of each pixel into a row of the scratch. A zero follows, for the neighbour of a last one.
 ///
 /// # Safety
-/// The processor has AVX-512 BF16; the runs are readable from `x` on; behind `to` lies room for [`ROUNDED`] more than `elements`.
+/// The processor has AVX-512 BF16. The runs of every pixel are readable, `elements` are of them and [`STEPS`] pairs at most, and
+/// the scratch has as many rows as there are pixels.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn gather(x: *const f32, runs: &[u32], run_len: usize, elements: Range<usize>, mut to: *mut u16) {
-    let (mut run, mut from) = (elements.start / run_len, elements.start % run_len);
-    let mut left = elements.len();
-    while left > 0 {
-        let len = left.min(run_len - from);
-        // SAFETY: `len` elements of the run from `from` on are left, and of them none is written outside of the row.
+unsafe fn gather(
+    x: *const f32,
+    x_at: &[usize],
+    (runs, run_len): (&[u32], usize),
+    elements: Range<usize>,
+    scratch: *mut u32,
+) {
+    let (first_run, first_from) = (elements.start / run_len, elements.start % run_len);
+    for (p, &at) in x_at.iter().enumerate() {
+        let (mut from, mut left) = (first_from, elements.len());
+        // SAFETY: a row is followed by room for the rest of a vector, which is more than one zero.
         unsafe {
-            round(x.wrapping_add(runs[run] as usize + from), len, to);
-            to = to.add(len);
+            let mut to: *mut u16 = scratch.add(p * STRIDE).cast();
+            for &run in &runs[first_run..] {
+                let len = left.min(run_len - from);
+                round(x.wrapping_add(at + run as usize + from), len, to);
+                to = to.add(len);
+                (from, left) = (0, left - len);
+                if left == 0 {
+                    break;
+                }
+            }
+            to.write(0);
         }
-        left -= len;
-        (run, from) = (run + 1, 0);
     }
-    // SAFETY: there is room for one more. A last pair may have one element only.
-    unsafe { to.write(0) };
 }
 
 /// # Safety
