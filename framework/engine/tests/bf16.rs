@@ -4,8 +4,7 @@ mod common;
 
 use common::*;
 use lacuna_engine::kernels::{CONV_KERNELS, KernelType};
-use lacuna_engine::target::has_bf16;
-use lacuna_engine::{Error, Isa, KernelChoice, Options, Session, Tune};
+use lacuna_engine::{Error, Isa, KernelChoice, Options, Session, Target, Tune};
 use lacuna_ir::op::GemmAttr;
 use lacuna_ir::{Attr, Graph, OpKind, Tensor};
 
@@ -22,12 +21,13 @@ const ASKED: Options = Options {
     release_weights: false,
 };
 
-/// Whether the processor has what these tests need; says so if not.
+/// Whether a session may be asked for them here; says so if not.
 fn present(test: &str) -> bool {
-    if !has_bf16() {
-        println!("skipped {test}: this processor does not multiply bfloat16");
+    let target = Target::native().and_then(|target| target.with_bf16(true));
+    if let Err(why) = &target {
+        println!("skipped {test}: {why}");
     }
-    has_bf16()
+    target.is_ok()
 }
 
 /// Steps whose products are bfloat16.
@@ -61,7 +61,7 @@ fn results_stay_near_those_of_f32() {
                 let mut session = Session::new(&g, &options).unwrap();
                 let steps = bf16_steps(&session);
                 assert!(steps > 0 || tune == Tune::On, "{name}: no step in bfloat16");
-                // Sessions beside it, and other batches, take the same kernels and weights.
+                // Sessions beside it, and other batches, take the same kernels.
                 let mut streams = [1, 2].map(|threads| session.stream(threads, 0).unwrap());
                 for batch in [2, 3] {
                     let x = [input(&g, batch, 5)];
@@ -69,7 +69,7 @@ fn results_stay_near_those_of_f32() {
                     assert_near(&want, &got, name);
                     assert!(steps == 0 || want != got, "{name}: nothing was rounded");
                     for stream in &mut streams {
-                        assert_eq!(stream.run(&x).unwrap(), got, "{name}");
+                        assert_near(&want, &stream.run(&x).unwrap(), name);
                         assert_eq!(bf16_steps(stream), steps, "{name}");
                     }
                 }
@@ -123,7 +123,7 @@ fn asking_in_vain_is_an_error() {
         other => panic!("{other:?}"),
     };
     refused(Options { isa: Some(Isa::Portable), ..ASKED });
-    if !has_bf16() {
+    if !present("products in bfloat16") {
         refused(ASKED);
     }
 }
