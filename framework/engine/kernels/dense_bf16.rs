@@ -243,6 +243,14 @@ const TILES: [&[TileFn]; 4] = [
     by_rows!(4: 1 2 3 4 5 6),
 ];
 
+/// The same bits as pairs of neighbours.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pairs(bits: __m512i) -> __m512bh {
+    // SAFETY: both types are 64 bytes of anything.
+    unsafe { transmute::<__m512i, __m512bh>(bits) }
+}
+
 /// # Safety
 /// As of [`multiply`], for `P` pixels and `V` vectors.
 #[target_feature(enable = "avx512f,avx512bf16")]
@@ -259,14 +267,14 @@ unsafe fn tile<const P: usize, const V: usize>(
     unsafe {
         let mut x = x;
         for _ in 0..steps {
-            let mut w = [_mm512_setzero_si512(); V];
+            let mut w = [pairs(_mm512_setzero_si512()); V];
             for v in 0..V {
-                w[v] = _mm512_loadu_si512(weights.add(v * LANES).cast());
+                w[v] = pairs(_mm512_loadu_si512(weights.add(v * LANES).cast()));
             }
             for p in 0..P {
-                let pair = _mm512_set1_epi32((*x.add(p * STRIDE)).cast_signed());
+                let pair = pairs(_mm512_set1_epi32((*x.add(p * STRIDE)).cast_signed()));
                 for v in 0..V {
-                    sums[p][v] = _mm512_dpbf16_ps(sums[p][v], transmute(pair), transmute(w[v]));
+                    sums[p][v] = _mm512_dpbf16_ps(sums[p][v], pair, w[v]);
                 }
             }
             x = x.wrapping_add(1);
