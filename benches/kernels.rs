@@ -31,9 +31,8 @@ const BUDGET: Duration = Duration::from_millis(40);
 fn main() {
     let mut words = std::env::args().skip(1).filter(|a| !a.starts_with('-'));
     let (wanted, layer) = (words.next(), words.next().unwrap_or_default());
-    let best = Isa::detect();
     println!("kernel,layer,sparsity,ns,gmacs,slot_use");
-    for kernel in CONV_KERNELS.iter().filter(|k| k.isa <= best && !k.name.starts_with("dwconv")) {
+    for kernel in CONV_KERNELS.iter().filter(|k| k.is_available() && !k.name.starts_with("dwconv")) {
         match &wanted {
             Some(part) if !kernel.name.contains(part.as_str()) => continue,
             None if kernel.isa == Isa::Portable => continue,
@@ -82,6 +81,9 @@ fn geometry([h, w, c, oc, k]: [u32; 5]) -> ConvGeom {
 
 fn time(kernel: &ConvKernel, layer: &str, dims: [u32; 5], sparsity: f64) {
     let g = geometry(dims);
+    if !(kernel.supports)(&g) {
+        return;
+    }
     let size = if kernel.dtype == KernelType::Int8 { 1 } else { 4 };
     let mut state = 0x2545_f491_4f6c_dd1du64;
     let mut random = || {
@@ -96,14 +98,14 @@ fn time(kernel: &ConvKernel, layer: &str, dims: [u32; 5], sparsity: f64) {
     let (bias, mult, zeros) = (vec![0; g.oc as usize], vec![1e-4; g.oc as usize], vec![0.0; g.oc as usize]);
     let weights = match kernel.dtype {
         KernelType::Int8 => ConvWeights::Int8 { w: &w, bias: &bias, mult: &mult, x_zero: 0 },
-        KernelType::F32 => ConvWeights::F32 { w: &floats, bias: &zeros },
+        KernelType::F32 | KernelType::Bf16 => ConvWeights::F32 { w: &floats, bias: &zeros },
     };
     let packed = (kernel.pack)(&weights, &g);
     let mut x = AlignedBytes::zeroed(READ_BEFORE + g.x_image as usize * size + READ_AFTER);
     match kernel.dtype {
         KernelType::Int8 => x.iter_mut().for_each(|b| *b = (random() % 64) as u8),
         // Bytes at random would be denormal numbers now and then, which take a hundred times as long.
-        KernelType::F32 => {
+        KernelType::F32 | KernelType::Bf16 => {
             let values = x.chunks_exact_mut(4);
             values.for_each(|v| v.copy_from_slice(&((random() % 64) as f32).to_le_bytes()));
         }

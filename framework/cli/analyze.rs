@@ -25,6 +25,9 @@ pub struct Analyze {
     /// Threads; all cores if not given
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
+    /// Let f32 layers multiply in bfloat16, where the processor can: faster, with the error of factors of 8 bits
+    #[arg(long)]
+    bf16: bool,
     /// Runs to measure (0: only estimate)
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     runs: u32,
@@ -68,7 +71,14 @@ pub fn run(options: Analyze) -> Result<()> {
         0 => Tune::Off,
         _ => benchmark::tune(options.no_cache),
     };
-    let engine = Options { threads, batch: Some(batch), tune, release_weights: true, ..Options::default() };
+    let engine = Options {
+        threads,
+        batch: Some(batch),
+        tune,
+        bf16: options.bf16,
+        release_weights: true,
+        ..Options::default()
+    };
     let mut session = Session::new(&graph, &engine)?;
     let steps = match options.runs {
         0 => session.analyze(),
@@ -95,6 +105,7 @@ pub fn run(options: Analyze) -> Result<()> {
             "model": path,
             "batch_size": batch,
             "isa": target.isa.name(),
+            "bf16": target.bf16,
             "threads": target.threads,
             "arena_bytes": session.arena_bytes(),
             "weight_bytes": session.weight_bytes(),

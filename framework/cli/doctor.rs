@@ -180,7 +180,7 @@ fn caches() -> Vec<Value> {
 }
 
 fn kernels(used: Isa) -> Vec<Value> {
-    let row = |k: &lacuna_engine::kernels::ConvKernel| json!({ "name": k.name, "isa": k.isa.name(), "method": k.method.name(), "runs_here": k.isa <= used });
+    let row = |k: &lacuna_engine::kernels::ConvKernel| json!({ "name": k.name, "isa": k.isa.name(), "method": k.kind(), "runs_here": k.isa <= used && k.is_available() });
     CONV_KERNELS.iter().map(row).collect()
 }
 

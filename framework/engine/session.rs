@@ -48,6 +48,10 @@ pub struct Options {
     /// Bytes of a core's second-level cache that plans are made for; as of most processors if absent. Chains of f32 layers with
     /// values much larger than that run a band of lines at a time.
     pub cache_bytes: Option<usize>,
+    /// Let f32 layers multiply in bfloat16, where that is faster: sums and tensors stay f32, and results get the error of factors
+    /// with 8 bits ([`crate::kernels`]). Weights of whole numbers, and branches that data choose, stay f32. An error where the
+    /// processor cannot (AVX512_BF16).
+    pub bf16: bool,
     /// Keep every value of the lowered graph after a run, for [`Session::value`]. Costs memory.
     pub keep_values: bool,
     /// Give the graph's weights back once they are packed. [`Session::lowered`] then lacks them.
@@ -260,6 +264,7 @@ impl Session {
     ) -> Result<Session> {
         let target = Target::new(options.isa, options.threads)?;
         let target = Target { cache_bytes: options.cache_bytes.unwrap_or(target.cache_bytes), ..target };
+        let target = target.with_bf16(options.bf16)?;
         let (mut graph, reports) = lower(g, &target)?;
         let shape_inputs = shape_inputs(&graph);
         let (symbols, mut bound) = bind(&graph)?;
@@ -345,7 +350,7 @@ impl Session {
     /// activations only. It has `threads` threads; if this one's are pinned, the other's are too, from `first_core` on.
     pub fn stream(&self, threads: usize, first_core: usize) -> Result<Session> {
         let target = Target::new(Some(self.target.isa), Some(threads))?;
-        let target = Target { cache_bytes: self.target.cache_bytes, ..target };
+        let target = Target { cache_bytes: self.target.cache_bytes, bf16: self.target.bf16, ..target };
         let options = Options {
             threads: Some(threads),
             first_core: self.options.first_core.map(|_| first_core),

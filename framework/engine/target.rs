@@ -168,6 +168,14 @@ mod amx {
     }
 }
 
+/// Whether this processor multiplies bfloat16, and has what else the kernels with such products need.
+pub fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return Isa::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// The most threads a session may ask for.
 pub const THREADS_MAX: usize = 1024;
 
@@ -178,6 +186,8 @@ pub struct Target {
     pub threads: usize,
     /// Bytes of a core's second-level cache, for what is done in pieces.
     pub cache_bytes: usize,
+    /// f32 layers may multiply in bfloat16: it was asked for, and the processor can.
+    pub bf16: bool,
 }
 
 /// What most processors' cores have, or more.
@@ -209,7 +219,21 @@ impl Target {
         if threads == 0 || threads > THREADS_MAX {
             return Err(Error::Options(format!("{threads} threads asked for; use 1 to {THREADS_MAX}")));
         }
-        Ok(Target { isa, threads, cache_bytes: CACHE_BYTES })
+        Ok(Target { isa, threads, cache_bytes: CACHE_BYTES, bf16: false })
+    }
+
+    /// The same with products in bfloat16, if they are asked for. Asking in vain is an error.
+    pub fn with_bf16(self, asked: bool) -> Result<Target> {
+        let needs = Isa::Avx512Vnni;
+        if asked && !has_bf16() {
+            let why = "bf16: this processor does not multiply bfloat16 (AVX512_BF16); leave it out";
+            return Err(Error::Options(why.to_string()));
+        }
+        if asked && self.isa < needs {
+            let why = format!("bf16: kernels up to {} do not multiply bfloat16; {needs} do", self.isa);
+            return Err(Error::Options(why));
+        }
+        Ok(Target { bf16: asked, ..self })
     }
 }
 

@@ -34,6 +34,9 @@ struct Args {
     /// Dense kernels only, or sparse ones wherever there are any.
     #[arg(long, default_value = "auto", value_parser = kernel_choice)]
     kernels: KernelChoice,
+    /// Lets f32 layers multiply in bfloat16.
+    #[arg(long)]
+    bf16: bool,
     /// Chooses kernels by measurement.
     #[arg(long)]
     tune: bool,
@@ -100,6 +103,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             (true, false) => Tune::On,
             (false, false) => Tune::Off,
         },
+        bf16: args.bf16,
         release_weights: !args.check,
         ..Options::default()
     };

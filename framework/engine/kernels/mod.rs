@@ -19,6 +19,10 @@
 //! for K products, as for any order of summation (Higham, Accuracy and Stability, section 3.1). Rows by Winograd's algorithm
 //! mix the windows of neighbours: for them the largest `Σ|x·w|` of all outputs takes the place of the output's own, and an
 //! infinite input makes NaN of its neighbours.
+//!
+//! Rows of [`KernelType::Bf16`] round every x and w to bfloat16 before they are multiplied, which adds
+//! `2.01 * 2^-8 * Σ|x·w|` to a bound whose first factor is 1.03. Numbers nearer to zero than 2^-126 count as zero, and what
+//! is beyond the largest bfloat16, 3.39e38, as infinite.
 
 // Other processors have the portable rows only, and no use for what the vector rows share.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -26,7 +30,7 @@
 pub(crate) use packed::{count_nonzeros, each_nonzero};
 
 use crate::memory::AlignedBytes;
-use crate::target::Isa;
+use crate::target::{Isa, has_bf16};
 use lacuna_ir::op::{LateAdd, Requant};
 use std::ops::Range;
 
@@ -36,6 +40,8 @@ mod amx;
 mod dense_avx2;
 #[cfg(target_arch = "x86_64")]
 mod dense_avx512;
+#[cfg(target_arch = "x86_64")]
+mod dense_bf16;
 #[cfg(target_arch = "x86_64")]
 mod dense_f32;
 mod depthwise;
@@ -148,6 +154,9 @@ pub enum KernelType {
     /// u8 activations, i8 weights, i32 sums.
     Int8,
     F32,
+    /// The same tensors, multiplied as bfloat16; f32 sums. Only for who asks, where the processor can
+    /// ([`Target::bf16`](crate::Target::bf16)).
+    Bf16,
 }
 
 /// Weights as the graph has them: `w` is `[O, kh, kw, C / group]`, `bias` and `mult` are `[O]`.
@@ -174,7 +183,7 @@ pub type PackFn = fn(&ConvWeights<'_>, &ConvGeom) -> Packed;
 /// Computes one tile: geometry, epilogue, packed weights, x, residual, y, tile.
 ///
 /// # Safety
-/// The processor has the kernel's `isa`. `packed` lies on a 64-byte boundary and is what `pack` of the same row
+/// The processor has what the row needs ([`ConvKernel::is_available`]). `packed` lies on a 64-byte boundary and is what `pack` of the same row
 /// made for this geometry's window, channels, `x_row` and `x_pixel`. `x`, the residual (if there is one) and `y` are
 /// the starts of buffers that hold all that the geometry addresses for this tile, with [`READ_BEFORE`] and
 /// [`READ_AFTER`] readable bytes around x and the residual. Nobody else writes what this tile reads or writes.
@@ -211,6 +220,18 @@ pub struct ConvKernel {
     pub supports: fn(&ConvGeom) -> bool,
     pub pack: PackFn,
     pub run: RunFn,
+}
+
+impl ConvKernel {
+    /// Whether this processor runs the row.
+    pub fn is_available(&self) -> bool {
+        self.isa.is_available() && (self.dtype != KernelType::Bf16 || has_bf16())
+    }
+
+    /// How it multiplies, in a word.
+    pub fn kind(&self) -> &'static str {
+        if self.dtype == KernelType::Bf16 { "bf16" } else { self.method.name() }
+    }
 }
 
 /// All convolution kernels. For one type the first supported row is always right, later rows are faster.
@@ -353,6 +374,17 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         supports: one_group,
         pack: dense_f32::pack_avx512,
         run: dense_f32::run_avx512,
+    },
+    #[cfg(target_arch = "x86_64")]
+    ConvKernel {
+        name: "conv_f32_6x64_avx512bf16",
+        isa: Isa::Avx512Vnni,
+        dtype: KernelType::Bf16,
+        method: Method::Direct,
+        oc_granule: 64,
+        supports: one_group,
+        pack: dense_bf16::pack,
+        run: dense_bf16::run,
     },
     #[cfg(target_arch = "x86_64")]
     ConvKernel {

@@ -309,7 +309,7 @@ fn check_tiles<T: Copy + PartialEq + std::fmt::Debug>(
     let g = &l.geom;
     let r_lies_so =
         [g.y_origin, g.y_image, g.y_row, g.y_pixel] == [g.r_origin, g.r_image, g.r_row, g.r_pixel];
-    let may_be_over = e.has_residual && r_lies_so && kernel.dtype == KernelType::F32;
+    let may_be_over = e.has_residual && r_lies_so && kernel.dtype != KernelType::Int8;
     for (whole, over) in [(true, false), (false, false), (true, true), (false, true)] {
         if over && !may_be_over {
             continue;
@@ -364,15 +364,18 @@ fn check_tiles<T: Copy + PartialEq + std::fmt::Debug>(
 }
 
 /// Rows this processor can run; the others are printed and counted.
-fn runnable(dtype: KernelType) -> Vec<&'static ConvKernel> {
+fn runnable(dtypes: &[KernelType]) -> Vec<&'static ConvKernel> {
     let (run, skipped): (Vec<_>, Vec<_>) =
-        CONV_KERNELS.iter().filter(|k| k.dtype == dtype).partition(|k| k.isa.is_available());
+        CONV_KERNELS.iter().filter(|k| dtypes.contains(&k.dtype)).partition(|k| k.is_available());
     for k in &skipped {
-        println!("skipped {}: this processor has no {}", k.name, k.isa);
+        println!("skipped {}: this processor lacks what it needs", k.name);
     }
     println!("{} rows run, {} skipped", run.len(), skipped.len());
     run
 }
+
+/// Types whose tensors are f32.
+const FLOATS: &[KernelType] = &[KernelType::F32, KernelType::Bf16];
 
 const SPARSITIES: [f32; 5] = [0.0, 0.5, 0.8, 0.95, 1.0];
 
@@ -387,7 +390,7 @@ fn random_weights(len: usize, sparsity: f32, extreme: bool, noise: &mut Noise) -
 
 #[test]
 fn integer_rows_equal_the_reference_bit_for_bit() {
-    let kernels = runnable(KernelType::Int8);
+    let kernels = runnable(&[KernelType::Int8]);
     let mut noise = Noise(0x0dd_c0ffee);
     for (case, s) in shapes().iter().enumerate() {
         for sparsity in SPARSITIES {
@@ -502,7 +505,7 @@ fn residuals_are_added_with_two_roundings() {
     r.slice().copy_from_slice(&residual);
     x.slice()[0] = 3;
     let weights = ConvWeights::Int8 { w: &[0; CHANNELS], bias: &bias, mult: &mult, x_zero: 0 };
-    for kernel in runnable(KernelType::Int8).iter().filter(|k| (k.supports)(&g)) {
+    for kernel in runnable(&[KernelType::Int8]).iter().filter(|k| (k.supports)(&g)) {
         let packed = (kernel.pack)(&weights, &g);
         let pointers = (x.start.cast_const(), r.start.cast_const());
         let same = |_, a: u8, b: u8| a == b;
@@ -535,7 +538,7 @@ fn extreme_sums_are_clamped() {
         let e = QEpilogue { zero, lo, hi, has_residual, residual_mult: 2.5, ..plain_epilogue() };
         let want = integer_reference(&s, &g, &e, (&[1; 9], &w, &bias, &mult), &vec![77; 9 * channels]);
         let Integer::Bytes(want) = want else { unreachable!("the epilogue asks for bytes") };
-        for kernel in runnable(KernelType::Int8).iter().filter(|k| (k.supports)(&g)) {
+        for kernel in runnable(&[KernelType::Int8]).iter().filter(|k| (k.supports)(&g)) {
             let packed = (kernel.pack)(&weights, &g);
             let pointers = (x.start.cast_const(), r.start.cast_const());
             let same = |_, a: u8, b: u8| a == b;
@@ -638,20 +641,51 @@ fn integer_reference(
 
 #[test]
 fn float_rows_stay_within_their_bound() {
-    let kernels = runnable(KernelType::F32);
+    let kernels = runnable(FLOATS);
     let mut noise = Noise(0xf10a7);
     for s in shapes() {
         for sparsity in [0.0, 0.9] {
-            check_float_layer(&kernels, &s, sparsity, &mut noise);
+            check_float_layer(&kernels, &s, sparsity, Values::Any, &mut noise);
         }
     }
 }
 
-fn check_float_layer(kernels: &[&ConvKernel], s: &Shape, sparsity: f32, noise: &mut Noise) {
+/// Rounding takes nothing from factors that bfloat16 holds.
+#[test]
+fn bf16_rows_are_as_good_as_f32_for_factors_of_8_bits() {
+    let kernels = runnable(&[KernelType::Bf16]);
+    let mut noise = Noise(0xbf16);
+    for s in shapes() {
+        check_float_layer(&kernels, &s, 0.0, Values::OfBf16, &mut noise);
+        check_float_layer(&kernels, &s, 0.5, Values::Whole, &mut noise);
+    }
+}
+
+/// What tensors of a float layer hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Values {
+    Any,
+    /// Numbers of 8 bits, which bfloat16 holds.
+    OfBf16,
+    /// Whole numbers, so small that their sums are exact.
+    Whole,
+}
+
+impl Values {
+    fn draw(self, noise: &mut Noise) -> f32 {
+        match self {
+            Values::Any => noise.float(),
+            Values::OfBf16 => f32::from_bits(noise.float().to_bits() & 0xffff_0000),
+            Values::Whole => noise.below(33) as f32 - 16.0,
+        }
+    }
+}
+
+fn check_float_layer(kernels: &[&ConvKernel], s: &Shape, sparsity: f32, values: Values, noise: &mut Noise) {
     let l = layout(s, noise);
     let g = &l.geom;
     let depth = g.depth();
-    let mut floats = |n: u32| (0..n).map(|_| noise.float()).collect::<Vec<f32>>();
+    let mut floats = |n: u32| (0..n).map(|_| values.draw(noise)).collect::<Vec<f32>>();
     let (x, bias) = (floats(s.n * s.h * s.w * s.c), floats(s.oc));
     let residual = floats(g.rows * g.ow * s.oc);
     let mut w = floats(s.oc * depth as u32);
@@ -675,13 +709,20 @@ fn check_float_layer(kernels: &[&ConvKernel], s: &Shape, sparsity: f32, noise: &
     for_each_element([s.n, g.oh, g.ow, s.oc], r_strides, |i, at| r_slice[at] = residual[i]);
 
     let (want, bound) = float_reference(s, g, &e, (&x, &w, &bias), &residual);
+    let roundings = bf16_roundings(s, g, &x, &w);
     let weights = ConvWeights::F32 { w: &w, bias: &bias };
     for kernel in kernels.iter().filter(|k| (k.supports)(g)) {
         let packed = (kernel.pack)(&weights, &ConvGeom { rows: g.oh, ..*g });
-        let what = format!("{s:?} sparsity {sparsity}");
+        assert_eq!(packed.nonzeros, w.iter().filter(|&&v| v != 0.0).count() as u64);
+        let what = format!("{s:?} {values:?} sparsity {sparsity}");
         let pointers = (x_buffer.start.cast_const().cast(), r_buffer.start.cast_const().cast());
         let largest = bound.iter().copied().fold(0.0, f32::max);
-        let bound = |i: usize| if matches!(kernel.method, Method::Winograd(_)) { largest } else { bound[i] };
+        let bound = |i: usize| match (kernel.dtype, values) {
+            (KernelType::Bf16, Values::Any) => bound[i] + roundings[i],
+            (KernelType::Bf16, Values::Whole) => 0.0,
+            _ if matches!(kernel.method, Method::Winograd(_)) => largest,
+            _ => bound[i],
+        };
         let close = |i: usize, a: f32, b: f32| (a - b).abs() <= bound(i);
         check_tiles(kernel, &what, (&l, &e), &packed.bytes, pointers, noise, close, &want);
     }
@@ -712,6 +753,15 @@ fn float_reference(
     let sums = eval(abs(x), abs(w), abs(bias), abs(residual), wide);
     let unit = 1.01 * (g.depth() as f32 + 3.0) * 2f32.powi(-24);
     (want, sums.iter().map(|s| 2.0 * unit * s).collect())
+}
+
+/// What rounding both factors of every product to bfloat16 does to each output, at most.
+fn bf16_roundings(s: &Shape, g: &ConvGeom, x: &[f32], w: &[f32]) -> Vec<f32> {
+    let abs = |v: &[f32]| v.iter().map(|f| f.abs()).collect::<Vec<_>>();
+    let zeros = |n: u32| vec![0.0; n as usize];
+    let products = (&abs(x)[..], &abs(w)[..], &zeros(s.oc)[..]);
+    let (sums, _) = float_reference(s, g, &plain_epilogue(), products, &zeros(g.rows * g.ow * s.oc));
+    sums.iter().map(|sum| 2.01 / 256.0 * sum).collect()
 }
 
 #[test]
@@ -759,7 +809,9 @@ fn names_are_unique_and_follow_the_grammar() {
         assert!(CONV_KERNELS[..i].iter().all(|other| other.name != k.name));
         let parts: Vec<&str> = k.name.split('_').collect();
         let dtype = if k.dtype == KernelType::Int8 { "i8" } else { "f32" };
-        assert_eq!((parts[1], parts[3]), (dtype, k.isa.name()), "{}", k.name);
+        // The row of instruction sets does not say that bfloat16 is there.
+        let isa = if k.dtype == KernelType::Bf16 { "avx512bf16" } else { k.isa.name() };
+        assert_eq!((parts[1], parts[3]), (dtype, isa), "{}", k.name);
     }
 }
 
@@ -792,7 +844,7 @@ fn f32_residuals_may_be_overwritten() {
         let weights = ConvWeights::F32 { w: &w, bias: &vec![0.5; s.oc as usize] };
         let e = QEpilogue { has_residual: true, ..plain_epilogue() };
         let tile = Tile { rows: 0..g.rows, cols: 0..g.ow, ocs: 0..g.oc };
-        for kernel in runnable(KernelType::F32).iter().filter(|k| (k.supports)(g)) {
+        for kernel in runnable(FLOATS).iter().filter(|k| (k.supports)(g)) {
             let packed = (kernel.pack)(&weights, g);
             let run = |over: bool| {
                 let [mut y, residual] = [0; 2].map(|_| {

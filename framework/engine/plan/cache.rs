@@ -7,8 +7,8 @@
 //! <kernel> rows|cols|channels <block> <threads> <what was measured>      one line per layer
 //! end <layers>
 //! ```
-//! The key is a hash of all that a choice rests on: every layer's geometry and weights, the instruction set, the
-//! number of threads, the table of kernels and the engine's version. A file that does not read as this, byte for
+//! The key is a hash of all that a choice rests on: every layer's geometry and weights, the instruction set, whether
+//! bfloat16 was asked for, the number of threads, the table of kernels and the engine's version. A file that does not read as this, byte for
 //! byte, is as good as none and is written anew; a choice from a file can make a run slow but never wrong.
 
 use super::choose::{How, Known, Pick};
@@ -43,7 +43,7 @@ pub fn key(layers: &[Request], sources: &[Source], how: &How<'_>) -> u128 {
     let mut hash = Hash::default();
     hash.bytes(env!("CARGO_PKG_VERSION").as_bytes());
     hash.bytes(how.target.isa.name().as_bytes());
-    hash.bytes(&[how.choice as u8]);
+    hash.bytes(&[how.choice as u8, u8::from(how.target.bf16)]);
     hash.bytes(&how.target.threads.to_le_bytes());
     CONV_KERNELS.iter().for_each(|kernel| hash.bytes(kernel.name.as_bytes()));
     for (layer, source) in layers.iter().zip(sources) {

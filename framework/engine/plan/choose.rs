@@ -4,7 +4,7 @@
 //! a few times, each time with the next candidate of every layer, and times every step: candidates are compared
 //! in the place where they will run, with the caches as the steps before leave them. All candidates of an integer
 //! layer give the same bytes, so its results never depend on what was measured; those of an f32 layer differ
-//! within the bound of `crate::kernels`.
+//! within the bounds of `crate::kernels`.
 
 use super::cost::{conv_ns, dense_slots, sparse_slots};
 use super::meetings::set_barriers;
@@ -98,11 +98,13 @@ pub fn rank(
     how: &How<'_>,
     known: Option<&Known>,
 ) -> Option<Ranked> {
-    let dtype = match weights {
-        ConvWeights::Int8 { .. } => KernelType::Int8,
-        ConvWeights::F32 { .. } => KernelType::F32,
+    let whole = is_whole(weights);
+    let takes = |dtype: KernelType| match (dtype, weights) {
+        (KernelType::Int8, ConvWeights::Int8 { .. }) | (KernelType::F32, ConvWeights::F32 { .. }) => true,
+        (KernelType::Bf16, ConvWeights::F32 { .. }) => how.target.bf16 && !whole,
+        _ => false,
     };
-    let usable = |k: &ConvKernel| k.isa <= how.target.isa && k.dtype == dtype && (k.supports)(geom);
+    let usable = |k: &ConvKernel| k.isa <= how.target.isa && takes(k.dtype) && (k.supports)(geom);
     let (elements, nonzeros) = count(weights);
     let density = nonzeros as f64 / elements.max(1) as f64;
     let pack = |kernel: usize| {
@@ -131,7 +133,7 @@ pub fn rank(
         rows
     };
     let (mut sparse, mut dense) = (best(&[Method::Sparse]), best(&[Method::Direct]));
-    if !is_whole(weights) {
+    if !whole {
         dense.extend(best(&[Method::Winograd(2), Method::Winograd(4)]));
     }
     match how.choice {
@@ -148,9 +150,9 @@ pub fn rank(
     let mut reason = format!("density {density:.3}");
     for Candidate { kernel, packed, ns } in &candidates {
         let fill = packed.nonzeros as f64 / packed.slots.max(1) as f64;
-        let method = CONV_KERNELS[*kernel].method;
-        reason += &format!("; {} {:.1} us", method.name(), ns / 1e3);
-        if method == Method::Sparse {
+        let kernel = &CONV_KERNELS[*kernel];
+        reason += &format!("; {} {:.1} us", kernel.kind(), ns / 1e3);
+        if kernel.method == Method::Sparse {
             reason += &format!(" at slot efficiency {fill:.2}");
         }
     }
@@ -176,7 +178,7 @@ fn count(weights: &ConvWeights<'_>) -> (u64, u64) {
 }
 
 /// Whether weights are whole numbers: products of integers that run in f32, whose sums are exact without the fractions of
-/// Winograd's transforms.
+/// Winograd's transforms and without rounding to bfloat16.
 fn is_whole(weights: &ConvWeights<'_>) -> bool {
     match weights {
         ConvWeights::Int8 { .. } => true,
@@ -395,7 +397,7 @@ fn apply_way(plan: &mut Plan, contests: &[Contest], way: &[usize]) {
 
 impl Entry {
     fn tell(&self) -> String {
-        let kind = CONV_KERNELS[self.chosen.kernel].method.name();
+        let kind = CONV_KERNELS[self.chosen.kernel].kind();
         let isa = CONV_KERNELS[self.chosen.kernel].isa;
         let by = match self.pick.split {
             Split::Banded => "in bands",

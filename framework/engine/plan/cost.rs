@@ -41,11 +41,12 @@ pub fn conv_ns(kernel: &ConvKernel, geom: &ConvGeom, slots: u64) -> f64 {
         let steps = slots as f64 / 64.0;
         (pixels / block).ceil() * steps * (1.45 * block).max(5.0)
     } else {
-        products / rate(kernel)
+        products / rate(kernel) + pixels * geom.depth() as f64 * gather_cycles(kernel.dtype)
     };
     // Weights arrive from memory at this rate where few pixels share them.
     let arrival = match kernel.dtype {
         KernelType::F32 => (slots * if sparse { 6 } else { 4 }) as f64 / BYTES_PER_CYCLE,
+        KernelType::Bf16 => (slots * 2) as f64 / BYTES_PER_CYCLE,
         KernelType::Int8 => 0.0,
     };
     STEP_NS + (work.max(arrival) + epilogue) / CYCLES_PER_NS
@@ -106,9 +107,15 @@ fn rate(kernel: &ConvKernel) -> f64 {
         (KernelType::Int8, _) => 62.0,
         (KernelType::F32, Isa::Avx2 | Isa::AvxVnni) => 15.5,
         (KernelType::F32, Isa::Neon | Isa::NeonDot | Isa::NeonI8mm) => 7.0,
+        (KernelType::Bf16, _) => 52.0,
         // On Granite Rapids: two multiplications of 16 floats a cycle, nearly.
         (KernelType::F32, _) => 26.0,
     }
+}
+
+/// Of an element under an output, before it is multiplied.
+fn gather_cycles(dtype: KernelType) -> f64 {
+    if dtype == KernelType::Bf16 { 0.1 } else { 0.0 }
 }
 
 fn epilogue_cycles(isa: Isa) -> f64 {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use lacuna_engine::{Options, Session, StepProfile, Tune};
+use lacuna_engine::{Options, Session, StepProfile, Target, Tune};
 use std::path::PathBuf;
 use std::{env, fs};
 
@@ -75,6 +75,21 @@ fn choices_are_kept_found_again_and_written_anew_when_they_are_broken() {
         assert_eq!(again.steps().iter().any(|s| s.reason.contains("in bands")), bands > 0);
     }
     assert_eq!(files(&folder).len(), 3);
+
+    // What was measured with products in bfloat16 is kept beside what was measured without, and not taken for it.
+    let mut kept = 3;
+    let can = |bf16: &bool| Target::native().unwrap().with_bf16(*bf16).is_ok();
+    for bf16 in [true, false].into_iter().filter(can) {
+        let options = Options { bf16, batch: None, threads: Some(1), ..options };
+        let session = || Session::new(&mlp(false, 0.0), &options).unwrap();
+        let (first, again) = (session(), session());
+        assert_eq!(first.analyze(), again.analyze());
+        assert!(
+            bf16 || again.steps().iter().all(|s| !s.kernel.contains("bf16") && !s.reason.contains("bf16"))
+        );
+        kept += 1;
+        assert_eq!(files(&folder).len(), kept);
+    }
 
     // A folder that cannot be made is no error.
     // SAFETY: as above; sessions have ended with their threads.

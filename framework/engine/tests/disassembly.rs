@@ -6,13 +6,15 @@
 use lacuna_engine::kernels::CONV_KERNELS;
 use std::process::Command;
 
-const MULTIPLICATIONS: &[&str] = &["vpdpbusd", "vpdpwssd", "vpmaddwd", "vpmaddubsw", "vfmadd", "tdpb"];
+const MULTIPLICATIONS: &[&str] =
+    &["vpdpbusd", "vpdpwssd", "vpmaddwd", "vpmaddubsw", "vfmadd", "vdpbf16ps", "tdpb"];
 /// Step loops that must be found, so that the test sees what it looks for.
 const MUST_HAVE_LOOPS: &[(&str, usize)] = &[
     ("kernels::lane_gather::avx512::", 20),
     ("kernels::dense_avx512::int8::", 36),
     ("kernels::interleave::block::", 4),
     ("kernels::dense_avx2::", 16),
+    ("kernels::dense_bf16::", 38),
 ];
 
 #[test]
