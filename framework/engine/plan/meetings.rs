@@ -127,7 +127,7 @@ fn of_conv(p: &Plan, row: usize, slots: &[Slot], part: usize, parts: usize) -> O
     if tile.is_empty() {
         return Some(Vec::new());
     }
-    let size = if CONV_KERNELS[s.kernel].dtype == KernelType::F32 { 4 } else { 1 };
+    let size = if CONV_KERNELS[s.kernel].dtype == KernelType::Int8 { 1 } else { 4 };
     let y_size = if s.epilogue.out_f32 { 4 } else { size };
     // Elements from the first pixel's to the last pixel's, wherever the lines lie.
     let stretch = |at: &dyn Fn(u32, u32) -> usize, last: usize| {
