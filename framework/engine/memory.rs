@@ -1,6 +1,6 @@
 //! Owned bytes on 64-byte boundaries: packed weights and the activation arena.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
 /// Alignment of every buffer and every slot in it: one cache line, one AVX-512 register.
 pub const LINE: usize = 64;
@@ -23,11 +23,31 @@ impl AlignedBytes {
 
     /// As [`AlignedBytes::zeroed`]; `None` when there is not that much memory.
     pub fn try_zeroed(len: usize) -> Option<AlignedBytes> {
+        let AlignedBytes { mut lines, .. } = AlignedBytes::with_room(len)?;
+        lines.resize(len.div_ceil(LINE), Line([0; LINE]));
+        Some(AlignedBytes { lines, len })
+    }
+
+    /// None, with room for `len` bytes of whole lines, which no memory is taken for before they are there.
+    pub fn with_room(len: usize) -> Option<AlignedBytes> {
         let mut lines = Vec::new();
         lines.try_reserve_exact(len.div_ceil(LINE)).ok()?;
         ask_for_large_pages(lines.as_mut_ptr() as *mut u8, len);
-        lines.resize(len.div_ceil(LINE), Line([0; LINE]));
-        Some(AlignedBytes { lines, len })
+        Some(AlignedBytes { lines, len: 0 })
+    }
+
+    /// Appends bytes, from the next whole line on, and says where they lie.
+    pub fn append(&mut self, bytes: &[u8]) -> Range<usize> {
+        let (whole, rest) = bytes.as_chunks::<LINE>();
+        let begin = self.lines.len() * LINE;
+        self.lines.extend(whole.iter().map(|&line| Line(line)));
+        if !rest.is_empty() {
+            let mut line = [0; LINE];
+            line[..rest.len()].copy_from_slice(rest);
+            self.lines.push(Line(line));
+        }
+        self.len = begin + bytes.len();
+        begin..self.len
     }
 
     pub fn len(&self) -> usize {
@@ -102,5 +122,16 @@ mod tests {
             b.fill(7);
             assert_eq!(b.iter().filter(|&&x| x == 7).count(), len);
         }
+    }
+
+    #[test]
+    fn appended_bytes_begin_on_lines_and_stay() {
+        let mut b = AlignedBytes::with_room(256).unwrap();
+        let ranges: Vec<_> = [64, 0, 1, 65].map(|len| (len, b.append(&vec![len as u8; len]))).to_vec();
+        for (len, range) in ranges {
+            assert_eq!((range.start % LINE, range.len()), (0, len));
+            assert!(b[range].iter().all(|&x| x == len as u8));
+        }
+        assert_eq!(b.len(), 128 + 65);
     }
 }

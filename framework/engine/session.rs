@@ -306,6 +306,7 @@ impl Session {
                 store_choices(folder, key, &plan, way);
             }
         }
+        weights.lay_out(&plan);
         let inputs: Vec<Port> = graph.inputs.iter().map(|&v| port(&graph, v)).collect();
         // Passes give values new names: outputs keep those of the caller's graph.
         let outputs: Vec<Port> = (g.outputs.iter().zip(&graph.outputs))

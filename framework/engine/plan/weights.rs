@@ -2,17 +2,20 @@
 //!
 //! Packing happens once per op: a new batch finds its weights here. While a plan is emitted, layers whose weights
 //! are not packed yet become requests; [`pack`] then packs all of them side by side, each for the kernels that may
-//! win. Blobs are shared: streams of one model read the same bytes.
+//! win. Blobs are shared: streams of one model read the same bytes. At last the layers' blobs are laid behind each other in the
+//! order in which they run: in memory of large pages, and so that what a kernel fetches ahead is the next layer's.
 
 use super::choose::{How, Known, Pick, Ranked, rank};
 use super::order::{self, Orders};
+use super::{Plan, StepKind};
 use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights, Method, each_nonzero};
-use crate::memory::AlignedBytes;
+use crate::memory::{AlignedBytes, LINE};
 use crate::passes;
 use bytes::Bytes;
 use lacuna_ir::{OpId, ValueId};
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -175,11 +178,24 @@ pub struct Requests {
     pub sources: Vec<Source>,
 }
 
+/// A blob's bytes, in memory that may hold others too.
+#[derive(Clone, Debug, Default)]
+struct Stored {
+    memory: Arc<AlignedBytes>,
+    range: Range<usize>,
+}
+
+impl From<AlignedBytes> for Stored {
+    fn from(bytes: AlignedBytes) -> Stored {
+        Stored { range: 0..bytes.len(), memory: Arc::new(bytes) }
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Weights {
     /// Orders of channels, for as long as anything is packed.
     pub orders: Orders,
-    blobs: Vec<Arc<AlignedBytes>>,
+    blobs: Vec<Stored>,
     chosen: HashMap<Key, Chosen>,
     constants: HashMap<ValueId, u32>,
     zeros: HashMap<usize, u32>,
@@ -191,13 +207,13 @@ pub struct Weights {
 
 impl Weights {
     pub fn push(&mut self, bytes: AlignedBytes) -> u32 {
-        self.blobs.push(Arc::new(bytes));
+        self.blobs.push(bytes.into());
         u32::try_from(self.blobs.len() - 1).expect("fewer blobs than values")
     }
 
     /// Gives a blob's bytes back; its number stays.
     pub fn release(&mut self, blob: u32) {
-        self.blobs[blob as usize] = Arc::default();
+        self.blobs[blob as usize] = Stored::default();
     }
 
     /// The blob of a constant operand.
@@ -218,7 +234,7 @@ impl Weights {
         copy.copy_from_slice(bytes);
         match self.free.pop() {
             Some(blob) => {
-                self.blobs[blob as usize] = Arc::new(copy);
+                self.blobs[blob as usize] = copy.into();
                 blob
             }
             None => self.push(copy),
@@ -261,12 +277,30 @@ impl Weights {
 
     /// Bytes of all blobs.
     pub fn bytes(&self) -> usize {
-        self.blobs.iter().map(|b| b.len()).sum()
+        self.blobs.iter().map(|b| b.range.len()).sum()
     }
 
     /// Where every blob lies, for as long as nothing is added or released.
     pub fn table(&self) -> Vec<Blob> {
-        self.blobs.iter().map(|b| Blob { start: b.as_ptr(), len: b.len() }).collect()
+        let blob = |b: &Stored| Blob { start: b.memory[b.range.clone()].as_ptr(), len: b.range.len() };
+        self.blobs.iter().map(blob).collect()
+    }
+
+    /// Lays the blobs of a plan's layers behind each other. They stay where they are if there is no memory for that.
+    pub fn lay_out(&mut self, plan: &Plan) {
+        let mut seen = HashSet::new();
+        let layers = (0..plan.steps()).filter(|&step| plan.step_kind[step] == StepKind::Conv);
+        let blobs = layers.map(|step| plan.convs[plan.step_row[step] as usize].weights);
+        let blobs: Vec<u32> = blobs.filter(|&blob| seen.insert(blob)).collect();
+        let len = |blob: &u32| self.blobs[*blob as usize].range.len().next_multiple_of(LINE);
+        let Some(mut memory) = AlignedBytes::with_room(blobs.iter().map(len).sum()) else { return };
+        for &blob in &blobs {
+            let stored = std::mem::take(&mut self.blobs[blob as usize]);
+            // A blob's old memory goes before the next is copied.
+            self.blobs[blob as usize].range = memory.append(&stored.memory[stored.range]);
+        }
+        let memory = Arc::new(memory);
+        blobs.iter().for_each(|&blob| self.blobs[blob as usize].memory = memory.clone());
     }
 }
 

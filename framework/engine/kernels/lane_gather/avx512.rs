@@ -259,9 +259,10 @@ pub(in crate::kernels) unsafe fn run(
         let begin = block.groups.end;
         let more = |end: &usize| bytes(begin..*end) <= CHUNK;
         block.groups = begin..(begin + 1..=groups.end).take_while(more).last().unwrap_or(begin + 1);
-        // The first two blocks of pixels fetch both lines of the step that is as far into the next chunk.
-        let next = if block.groups.end < groups.end { bytes(block.groups.clone()) } else { 0 };
-        let mut lines = (next..).step_by(64).take(if next > 0 { 2 } else { 0 });
+        // The first two blocks of pixels fetch both lines of the step that is as far into the next chunk. Behind the last one
+        // lies what the next layer begins with, if anything.
+        let next = bytes(block.groups.clone());
+        let mut lines = [next, next + 64].into_iter();
         let mut row = tile.rows.start;
         while row < tile.rows.end && cols > 0 {
             let (x_at, y_at, r_at) = row_at(row);
