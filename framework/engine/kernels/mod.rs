@@ -38,6 +38,10 @@ mod dense_avx2;
 mod dense_avx512;
 #[cfg(target_arch = "x86_64")]
 mod dense_f32;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod dense_i8;
+#[cfg(target_arch = "aarch64")]
+mod dense_neon;
 mod depthwise;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_avx2;
@@ -45,11 +49,17 @@ mod depthwise_avx2;
 mod depthwise_avx512;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_f32;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod depthwise_i8;
+#[cfg(target_arch = "aarch64")]
+mod depthwise_neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod interleave;
 pub mod lane_gather;
 #[cfg(target_arch = "x86_64")]
 mod lookup;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -269,7 +279,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         dtype: KernelType::Int8,
         method: Method::Direct,
         oc_granule: 16,
-        supports: depthwise_avx2::supports,
+        supports: depthwise_i8::supports,
         pack: depthwise::pack,
         run: depthwise_avx2::run,
     },
@@ -503,6 +513,72 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         supports: depthwise,
         pack: depthwise::pack,
         run: depthwise_f32::run_avx512,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_i8_4x16_neon",
+        isa: Isa::Neon,
+        dtype: KernelType::Int8,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: one_group,
+        pack: dense_neon::pack_neon,
+        run: dense_neon::run_neon,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "dwconv_i8_4x16_neon",
+        isa: Isa::Neon,
+        dtype: KernelType::Int8,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: depthwise_i8::supports,
+        pack: depthwise::pack,
+        run: depthwise_neon::run,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_i8_6x16_neondot",
+        isa: Isa::NeonDot,
+        dtype: KernelType::Int8,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: one_group,
+        pack: dense_neon::pack_neondot,
+        run: dense_neon::run_neondot,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_i8_6x16_neoni8mm",
+        isa: Isa::NeonI8mm,
+        dtype: KernelType::Int8,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: one_group,
+        pack: dense_neon::pack_neoni8mm,
+        run: dense_neon::run_neoni8mm,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_i8_64x64_neondot_interleave",
+        isa: Isa::NeonDot,
+        dtype: KernelType::Int8,
+        method: Method::Sparse,
+        oc_granule: 64,
+        supports: one_group,
+        pack: interleave::pack_neondot,
+        run: interleave::run_neondot,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_i8_64x64_neoni8mm_interleave",
+        isa: Isa::NeonI8mm,
+        dtype: KernelType::Int8,
+        method: Method::Sparse,
+        oc_granule: 64,
+        supports: one_group,
+        pack: interleave::pack_neoni8mm,
+        run: interleave::run_neoni8mm,
     },
 ];
 
