@@ -538,7 +538,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
     },
     #[cfg(target_arch = "aarch64")]
     ConvKernel {
-        name: "conv_i8_6x16_neondot",
+        name: "conv_i8_5x16_neondot",
         isa: Isa::NeonDot,
         dtype: KernelType::Int8,
         method: Method::Direct,

@@ -21,6 +21,18 @@ pub(super) fn for_signed_x<'a>(weights: &ConvWeights<'a>) -> ConvWeights<'a> {
     }
 }
 
+/// The four bytes at `from`, and zeros.
+///
+/// # Safety
+/// They are readable.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn quad(from: *const u8) -> uint8x16_t {
+    // SAFETY: the caller's promise.
+    let quad = unsafe { from.cast::<u32>().read_unaligned() };
+    vreinterpretq_u8_u32(vsetq_lane_u32::<0>(quad, vdupq_n_u32(0)))
+}
+
 /// u8 activations as the signed bytes `x - 128`.
 #[inline]
 #[target_feature(enable = "neon")]

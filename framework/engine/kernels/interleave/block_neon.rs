@@ -5,7 +5,7 @@
 //! the rows of four weights puts those of one pixel next to each other, and the pixels stay in order.
 
 use super::{Blocks, GROUP, Layer, Pixels, SIGNED_QUADS, STRIP, Scratch, WIDE_QUADS, offset};
-use crate::kernels::neon::{finished, scaled, sdot_0, signed, usdot_0};
+use crate::kernels::neon::{finished, quad, scaled, sdot_0, signed, usdot_0};
 use std::arch::aarch64::*;
 use std::mem::MaybeUninit;
 
@@ -136,7 +136,7 @@ macro_rules! add {
                         }
                     }
                     for _ in 0..count {
-                        let w = vreinterpretq_s8_u32(vld1q_dup_u32(step.add(8).cast()));
+                        let w = vreinterpretq_s8_u8(quad(step.add(8)));
                         let rows = [0, 1, 2, 3].map(|i| tile.add(offset(step, i)));
                         for lane in 0..LANES {
                             let [a, b, c, d] = rows.map(|row| vld1q_u8(row.add(lane * LANE)));
