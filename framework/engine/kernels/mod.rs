@@ -21,7 +21,7 @@
 //! infinite input makes NaN of its neighbours.
 
 // Other processors have the portable rows only, and no use for what the vector rows share.
-#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 
 pub(crate) use packed::{count_nonzeros, each_nonzero};
 
@@ -656,6 +656,7 @@ impl ConvGeom {
 
     /// Calls `f(nth, x, y, residual)` with the elements where pixels `range` of a tile lie, counted row by row: tap (0, 0) and
     /// channel 0.
+    #[cfg(target_arch = "x86_64")]
     fn each_pixel(
         &self,
         tile: &Tile,
