@@ -161,7 +161,7 @@ unsafe fn quads<const P: usize>(block: &Block<'_>, out: &mut Sums) {
         let mut w: *const i8 = block.weights.cast();
         for &run in block.table {
             let mut x = block.x.add(run as usize);
-            // One step, whose four elements are the so manieth of a register of x.
+            // One step: `$sdot` says which four elements of a register of x are its own.
             macro_rules! step {
                 ($sdot:ident, $xs:ident) => {
                     for v in 0..4 {
