@@ -8,8 +8,9 @@
 //! format "D16v", step of 4 neighbours: [16 lanes][4] i8
 //! ```
 
-use super::packed::{LANES, Panels, Sections, expect, read};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks, lookup};
+use super::dense_i8::{Block, Form, Results, Sums, run};
+use super::packed::{LANES, Panels, expect};
+use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, lookup};
 use lacuna_ir::op::Requant;
 use std::arch::x86_64::*;
 
@@ -27,34 +28,14 @@ pub(super) fn pack_avxvnni(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     Panels::new(g, 4, 1).pack::<1>(b"D16v", weights, g, LANES, |slot| slot)
 }
 
-/// The most pixels of a block.
-const PIXELS_MAX: usize = 6;
+const WORDS: Form = Form {
+    format: b"D16w",
+    lane_bytes: 8,
+    blocks: &[words::<1>, words::<2>, words::<3>, words::<4>],
+    results: &RESULTS,
+};
 
-/// Sums of a block: 16 channels of each pixel.
-type Sums = [[i32; LANES]; PIXELS_MAX];
-
-/// What a step looks like.
-struct Form {
-    format: &'static [u8; 4],
-    /// Bytes of all weights of a lane and step.
-    lane_bytes: usize,
-    /// By pixels of a block, from 1 on.
-    blocks: &'static [unsafe fn(&Block<'_>, &mut Sums)],
-}
-
-const WORDS: Form =
-    Form { format: b"D16w", lane_bytes: 8, blocks: &[words::<1>, words::<2>, words::<3>, words::<4>] };
-
-/// A block of pixels of one panel of up to 16 channels. Strides are bytes.
-struct Block<'a> {
-    table: &'a [u32],
-    steps_per_run: u32,
-    weights: *const u8,
-    bias: *const i32,
-    mult: *const f32,
-    x: *const u8,
-    x_stride: usize,
-}
+const RESULTS: Results = Results { requant, scale };
 
 /// # Safety
 /// See [`super::RunFn`].
@@ -89,87 +70,10 @@ pub(super) unsafe fn run_avxvnni(
 }
 
 /// # Safety
-/// See [`super::RunFn`]; the processor has what the form's blocks need.
-unsafe fn run(
-    form: &Form,
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    [x, r]: [*const u8; 2],
-    y: *mut u8,
-    tile: &Tile,
-) {
-    let s = read(form.format, g, packed);
-    for_each_block(form, g, &s, tile, e.has_residual, x, |flat, block, first, row, cols| {
-        let mut acc = [[0i32; LANES]; PIXELS_MAX];
-        // SAFETY: the caller vouches for the processor and for the pixels and channels of the tile.
-        unsafe {
-            (form.blocks[cols.len() - 1])(&block, &mut acc);
-            let n = (tile.ocs.end as usize - first).min(LANES);
-            for (acc, col) in acc.iter().zip(cols) {
-                let y_at = flat.y_at(row, col) + first;
-                if e.out_f32 {
-                    let mut f = [0f32; LANES];
-                    scale(&block, acc, &mut f);
-                    y.cast::<f32>().add(y_at).copy_from_nonoverlapping(f.as_ptr(), n);
-                    continue;
-                }
-                let mut residual = [0u8; LANES];
-                if e.has_residual {
-                    let r = r.add(flat.r_at(row, col) + first);
-                    match n {
-                        LANES => residual = r.cast::<[u8; LANES]>().read(),
-                        _ => r.copy_to_nonoverlapping(residual.as_mut_ptr(), n),
-                    }
-                }
-                let bytes = requant(block.mult, e, acc, &residual);
-                match n {
-                    LANES => y.add(y_at).cast::<[u8; LANES]>().write(bytes),
-                    _ => y.add(y_at).copy_from_nonoverlapping(bytes.as_ptr(), n),
-                }
-            }
-        }
-    });
-}
-
-/// Calls `each(geometry, block, first channel, row, columns)`, panels outside and pixels inside.
-fn for_each_block(
-    form: &Form,
-    g: &ConvGeom,
-    s: &Sections<'_>,
-    tile: &Tile,
-    residual: bool,
-    x: *const u8,
-    mut each: impl FnMut(&ConvGeom, Block<'_>, usize, u32, std::ops::Range<u32>),
-) {
-    tile.check(g, LANES);
-    let (flat, tile) = g.flattened(tile, residual);
-    let panel_bytes = s.table.len() * s.args[0] as usize * LANES * form.lane_bytes;
-    for first in tile.ocs.clone().step_by(LANES) {
-        let first = first as usize;
-        let weights = &s.data[first / LANES * panel_bytes..][..panel_bytes];
-        for row in tile.rows.clone() {
-            for cols in blocks(tile.cols.clone(), form.blocks.len() as u32) {
-                let block = Block {
-                    table: s.table,
-                    steps_per_run: s.args[0],
-                    weights: weights.as_ptr(),
-                    bias: s.bias[first..first + LANES].as_ptr(),
-                    mult: s.mult[first..first + LANES].as_ptr(),
-                    x: x.wrapping_add(flat.x_at(row, cols.start)),
-                    x_stride: flat.x_step(),
-                };
-                each(&flat, block, first, row, cols);
-            }
-        }
-    }
-}
-
-/// # Safety
 /// AVX2 is there; `P` pixels from `block.x` belong to the tile.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn words<const P: usize>(block: &Block<'_>, out: &mut Sums) {
-    // SAFETY: `for_each_block` cut bias and weights to the panel's size; every run and its last step (at most
+    // SAFETY: `dense_i8` cut bias and weights to the panel's size; every run and its last step (at most
     // 3 bytes past the run) is readable for pixels of the tile.
     unsafe {
         let bias: *const __m256i = block.bias.cast();
@@ -207,6 +111,7 @@ macro_rules! quads {
             format: b"D16v",
             lane_bytes: 4,
             blocks: &[$name::<1>, $name::<2>, $name::<3>, $name::<4>, $name::<5>, $name::<6>],
+            results: &RESULTS,
         };
 
         /// # Safety
@@ -247,16 +152,18 @@ quads!(AVX512_VL, quads_avx512vl, "avx2,avx512vl,avx512vnni", _mm256_dpbusd_epi3
 /// `acc as f32 * mult` of 16 channels.
 ///
 /// # Safety
-/// AVX2 is there.
+/// AVX2 is there; 16 multipliers may be read.
 #[target_feature(enable = "avx2")]
-unsafe fn scale(block: &Block<'_>, acc: &[i32; LANES], out: &mut [f32; LANES]) {
+unsafe fn scale(mult: *const f32, acc: &[i32; LANES]) -> [f32; LANES] {
+    let mut out = [0f32; LANES];
     for at in [0, 8] {
         // SAFETY: `mult` points at 16 floats, the arrays hold 16.
         unsafe {
             let f = _mm256_cvtepi32_ps(_mm256_loadu_si256(acc.as_ptr().add(at).cast()));
-            _mm256_storeu_ps(out.as_mut_ptr().add(at), _mm256_mul_ps(f, _mm256_loadu_ps(block.mult.add(at))));
+            _mm256_storeu_ps(out.as_mut_ptr().add(at), _mm256_mul_ps(f, _mm256_loadu_ps(mult.add(at))));
         }
     }
+    out
 }
 
 /// [`QEpilogue::requant`] of 16 channels.

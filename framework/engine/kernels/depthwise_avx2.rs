@@ -3,21 +3,12 @@
 //! Bytes become 16-bit numbers, and those of two taps neighbours, so that one `vpmaddwd` multiplies and adds both for eight
 //! channels, exactly. Weights are packed as the portable row packs them.
 
-use super::depthwise::FORMAT;
-use super::packed::{LANES, read};
-use super::{ConvGeom, QEpilogue, Tile, blocks, dense_avx2};
+use super::depthwise_i8::{Code, Job, Sums};
+use super::{ConvGeom, QEpilogue, Tile, dense_avx2, depthwise_i8};
 use std::arch::x86_64::*;
 
-/// The most outputs at a time.
-const OUTPUTS: usize = 4;
-const TAPS_MAX: usize = 64;
-
-type Sums = [[i32; LANES]; OUTPUTS];
-
-/// One channel is a matrix product too, whose results may be floats.
-pub(super) fn supports(g: &ConvGeom) -> bool {
-    super::depthwise(g) && g.c > 1 && u64::from(g.kh) * u64::from(g.kw) <= TAPS_MAX as u64
-}
+const CODE: Code =
+    Code { sums: [outputs::<1>, outputs::<2>, outputs::<3>, outputs::<4>], requant: dense_avx2::requant };
 
 /// # Safety
 /// See [`super::RunFn`].
@@ -30,61 +21,8 @@ pub(super) unsafe fn run(
     y: *mut u8,
     tile: &Tile,
 ) {
-    tile.check(g, LANES);
-    const BY_OUTPUTS: [unsafe fn(&Job<'_>, &mut Sums); OUTPUTS] =
-        [outputs::<1>, outputs::<2>, outputs::<3>, outputs::<4>];
-    let s = read(FORMAT, g, packed);
-    let weights: &[[i8; LANES]] = bytemuck::cast_slice(s.data);
-    let mut taps = [0; TAPS_MAX];
-    let taps = &mut taps[..g.depth()];
-    for (i, tap) in taps.iter_mut().enumerate() {
-        *tap = g.tap_at(i as u32 / g.kw, i as u32 % g.kw);
-    }
-    for row in tile.rows.clone() {
-        for cols in blocks(tile.cols.clone(), OUTPUTS as u32) {
-            for first in (tile.ocs.start as usize..tile.ocs.end as usize).step_by(LANES) {
-                let job = Job {
-                    x: x.wrapping_add(g.x_at(row, cols.start) + first),
-                    x_output: g.x_step(),
-                    taps,
-                    weights: &weights[first / LANES * taps.len()..][..taps.len()],
-                    bias: s.bias[first..][..LANES].try_into().expect("bias is padded to whole blocks"),
-                };
-                let mut sums = [[0; LANES]; OUTPUTS];
-                let lanes = LANES.min(tile.ocs.end as usize - first);
-                // SAFETY: the processor has AVX2; all taps of these outputs are readable, of a last block of fewer
-                // channels with at most 15 bytes more, less than READ_AFTER; pixels and channels belong to the tile.
-                unsafe {
-                    BY_OUTPUTS[cols.len() - 1](&job, &mut sums);
-                    for (sums, col) in sums.iter().zip(cols.clone()) {
-                        let mut residual = [0; LANES];
-                        if e.has_residual {
-                            r.add(g.r_at(row, col) + first)
-                                .copy_to_nonoverlapping(residual.as_mut_ptr(), lanes);
-                        }
-                        let bytes = dense_avx2::requant(s.mult[first..].as_ptr(), e, sums, &residual);
-                        let y = y.add(g.y_at(row, col) + first);
-                        match lanes {
-                            LANES => y.cast::<[u8; LANES]>().write(bytes),
-                            _ => y.copy_from_nonoverlapping(bytes.as_ptr(), lanes),
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Outputs that lie in one row, of one block of channels.
-struct Job<'a> {
-    /// Tap (0, 0) of the first output.
-    x: *const u8,
-    /// Bytes from one output to the next.
-    x_output: usize,
-    /// Bytes from tap (0, 0) to each tap.
-    taps: &'a [usize],
-    weights: &'a [[i8; LANES]],
-    bias: &'a [i32; LANES],
+    // SAFETY: the caller's promise.
+    unsafe { depthwise_i8::run(&CODE, g, e, packed, [x, r], y, tile) };
 }
 
 /// # Safety

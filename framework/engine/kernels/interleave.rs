@@ -1,4 +1,5 @@
-//! Sparse int8 convolutions of any pattern of zeros where there is no `vpermb`: on AVX2, and with 256-bit and 512-bit VNNI.
+//! Sparse int8 convolutions of any pattern of zeros where there is no `vpermb`: on AVX2, with 256-bit and 512-bit VNNI, and with
+//! NEON's dot products.
 //!
 //! A register holds pixels. A block of 32 (or 64) pixels is turned into a tile `[element of the window][pixel]`, a part
 //! of the window at a time, so that the tile stays in the first-level cache while every output channel adds its weights
@@ -7,7 +8,8 @@
 //! channel's last step. At last the results are turned back into NHWC. Tile and sums lie on the stack.
 //!
 //! Without VNNI, `vpmaddubsw` would saturate: magnitude pruning leaves large weights, of which hardly any two are small
-//! enough together. So the tile holds 16-bit elements and a step is two `vpmaddwd`.
+//! enough together. So the tile holds 16-bit elements and a step is two `vpmaddwd`. NEON's `sdot` multiplies signed bytes: its
+//! tile holds `x - 128`, and the bias makes up for it.
 //!
 //! ```text
 //! format "IL" and the form's letters, args: parts of the window, strips of the window
@@ -19,11 +21,16 @@
 //! Groups are 64 channels. Channels are taken by their number of steps, so that a branch predictor sees loops of the same
 //! length many times.
 
+#[cfg(target_arch = "aarch64")]
+use super::neon::for_signed_x;
 use super::packed::{expect, read, write};
 use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile};
 use std::mem::MaybeUninit;
 
+#[cfg(target_arch = "x86_64")]
 mod block;
+#[cfg(target_arch = "aarch64")]
+mod block_neon;
 
 /// Channels of a group.
 const GROUP: usize = 64;
@@ -47,41 +54,59 @@ struct Form {
     pixels: usize,
 }
 
+#[cfg(target_arch = "x86_64")]
 const PAIRS: Form = Form { format: b"ILp4", weights: 2, element: 2, pixels: 32 };
+#[cfg(target_arch = "x86_64")]
 const QUADS: Form = Form { format: b"ILq4", weights: 4, element: 1, pixels: 32 };
 const WIDE_QUADS: Form = Form { format: b"ILq8", weights: 4, element: 1, pixels: 64 };
+/// For `x - 128`.
+#[cfg(target_arch = "aarch64")]
+const SIGNED_QUADS: Form = Form { format: b"ILs8", ..WIDE_QUADS };
 
 impl Form {
     /// Bytes of a row of the tile: one element of all pixels.
-    fn row(&self) -> usize {
+    const fn row(&self) -> usize {
         self.pixels * self.element
     }
 
     /// Strips of the window in one tile.
-    fn strips(&self) -> usize {
+    const fn strips(&self) -> usize {
         TILE / self.row() / STRIP
     }
 
     /// Bytes of a step: offsets, then weights of 4 bytes in all.
-    fn step(&self) -> usize {
+    const fn step(&self) -> usize {
         self.weights * 2 + 4
     }
 
     /// Channels whose sums are kept at a time: whole groups.
-    fn channels(&self) -> usize {
+    const fn channels(&self) -> usize {
         SUMS / 4 / self.pixels
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(super) fn pack_avx2(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     pack(&PAIRS, weights, g)
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(super) fn pack_avxvnni(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     pack(&QUADS, weights, g)
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(super) fn pack_avx512(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    pack(&WIDE_QUADS, weights, g)
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) fn pack_neondot(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    pack(&SIGNED_QUADS, &for_signed_x(weights), g)
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) fn pack_neoni8mm(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     pack(&WIDE_QUADS, weights, g)
 }
 
@@ -223,6 +248,7 @@ struct Blocks {
 
 /// # Safety
 /// See [`super::RunFn`].
+#[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn run_avx2(
     g: &ConvGeom,
     e: &QEpilogue,
@@ -238,6 +264,7 @@ pub(super) unsafe fn run_avx2(
 
 /// # Safety
 /// See [`super::RunFn`].
+#[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn run_avxvnni(
     g: &ConvGeom,
     e: &QEpilogue,
@@ -255,6 +282,7 @@ pub(super) unsafe fn run_avxvnni(
 
 /// # Safety
 /// See [`super::RunFn`].
+#[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn run_avx512(
     g: &ConvGeom,
     e: &QEpilogue,
@@ -266,6 +294,38 @@ pub(super) unsafe fn run_avx512(
 ) {
     // SAFETY: the caller's promise.
     unsafe { run(WIDE_QUADS, &block::AVX512, g, e, packed, [x, r], y, tile) };
+}
+
+/// # Safety
+/// See [`super::RunFn`].
+#[cfg(target_arch = "aarch64")]
+pub(super) unsafe fn run_neondot(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { run(SIGNED_QUADS, &block_neon::DOT, g, e, packed, [x, r], y, tile) };
+}
+
+/// # Safety
+/// See [`super::RunFn`].
+#[cfg(target_arch = "aarch64")]
+pub(super) unsafe fn run_neoni8mm(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { run(WIDE_QUADS, &block_neon::I8MM, g, e, packed, [x, r], y, tile) };
 }
 
 /// # Safety
@@ -328,4 +388,14 @@ unsafe fn run(
             }
         }
     }
+}
+
+/// Offset `i` of a step.
+///
+/// # Safety
+/// `step` has one.
+#[inline(always)]
+unsafe fn offset(step: *const u8, i: usize) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { step.cast::<u16>().add(i).read_unaligned() as usize }
 }

@@ -25,7 +25,7 @@
 //! is beyond the largest bfloat16, 3.39e38, as infinite.
 
 // Other processors have the portable rows only, and no use for what the vector rows share.
-#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 
 pub(crate) use packed::{count_nonzeros, each_nonzero};
 
@@ -44,6 +44,10 @@ mod dense_avx512;
 mod dense_bf16;
 #[cfg(target_arch = "x86_64")]
 mod dense_f32;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod dense_i8;
+#[cfg(target_arch = "aarch64")]
+mod dense_neon;
 mod depthwise;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_avx2;
@@ -51,11 +55,17 @@ mod depthwise_avx2;
 mod depthwise_avx512;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_f32;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod depthwise_i8;
+#[cfg(target_arch = "aarch64")]
+mod depthwise_neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod interleave;
 pub mod lane_gather;
 #[cfg(target_arch = "x86_64")]
 mod lookup;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -294,7 +304,7 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         dtype: KernelType::Int8,
         method: Method::Direct,
         oc_granule: 16,
-        supports: depthwise_avx2::supports,
+        supports: depthwise_i8::supports,
         pack: depthwise::pack,
         run: depthwise_avx2::run,
     },
@@ -540,6 +550,72 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         pack: depthwise::pack,
         run: depthwise_f32::run_avx512,
     },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_i8_4x16_neon",
+        isa: Isa::Neon,
+        dtype: KernelType::Int8,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: one_group,
+        pack: dense_neon::pack_neon,
+        run: dense_neon::run_neon,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "dwconv_i8_4x16_neon",
+        isa: Isa::Neon,
+        dtype: KernelType::Int8,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: depthwise_i8::supports,
+        pack: depthwise::pack,
+        run: depthwise_neon::run,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_i8_5x16_neondot",
+        isa: Isa::NeonDot,
+        dtype: KernelType::Int8,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: one_group,
+        pack: dense_neon::pack_neondot,
+        run: dense_neon::run_neondot,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_i8_6x16_neoni8mm",
+        isa: Isa::NeonI8mm,
+        dtype: KernelType::Int8,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: one_group,
+        pack: dense_neon::pack_neoni8mm,
+        run: dense_neon::run_neoni8mm,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_i8_64x64_neondot_interleave",
+        isa: Isa::NeonDot,
+        dtype: KernelType::Int8,
+        method: Method::Sparse,
+        oc_granule: 64,
+        supports: one_group,
+        pack: interleave::pack_neondot,
+        run: interleave::run_neondot,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_i8_64x64_neoni8mm_interleave",
+        isa: Isa::NeonI8mm,
+        dtype: KernelType::Int8,
+        method: Method::Sparse,
+        oc_granule: 64,
+        supports: one_group,
+        pack: interleave::pack_neoni8mm,
+        run: interleave::run_neoni8mm,
+    },
 ];
 
 fn any(_: &ConvGeom) -> bool {
@@ -616,6 +692,7 @@ impl ConvGeom {
 
     /// Calls `f(nth, x, y, residual)` with the elements where pixels `range` of a tile lie, counted row by row: tap (0, 0) and
     /// channel 0.
+    #[cfg(target_arch = "x86_64")]
     fn each_pixel(
         &self,
         tile: &Tile,

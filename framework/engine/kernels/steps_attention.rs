@@ -182,6 +182,7 @@ impl Head {
     ///
     /// # Safety
     /// It lies inside scratch.
+    #[cfg(target_arch = "x86_64")]
     pub unsafe fn scratch_at<T>(&self, at: usize) -> *mut T {
         // SAFETY: the caller's promise.
         unsafe { self.scratch.add(at).cast() }

@@ -88,8 +88,9 @@ fn interleave_cycles(geom: &ConvGeom, slots: u64, isa: Isa) -> f64 {
     let (pixels, of_slot, of_element) = match isa {
         Isa::Avx512Vnni => (64.0, 2.2, 5.0),
         Isa::AvxVnni => (32.0, 1.65, 5.0),
-        // Guessed, as all of NEON's numbers: no such processor was at hand.
-        Isa::NeonDot | Isa::NeonI8mm => (64.0, 4.0, 12.0),
+        // Guessed, as all of NEON's numbers: no such processor was at hand. A step of 4 weights is 48 vector instructions, of
+        // which two may begin in a cycle.
+        Isa::NeonDot | Isa::NeonI8mm => (64.0, 6.5, 12.0),
         _ => (32.0, 2.4, 7.0),
     };
     let blocks = (geom.rows as f64 * geom.ow as f64 / pixels).ceil();
@@ -102,8 +103,10 @@ fn rate(kernel: &ConvKernel) -> f64 {
         (_, Isa::Portable) => 1.0,
         (KernelType::Int8, Isa::Avx2) => 13.0,
         (KernelType::Int8, Isa::AvxVnni) => 40.0,
+        // Guessed: 4, 16 and 32 products an instruction, of which two may begin in a cycle, of the first rather one.
         (KernelType::Int8, Isa::Neon) => 6.0,
-        (KernelType::Int8, Isa::NeonDot | Isa::NeonI8mm) => 28.0,
+        (KernelType::Int8, Isa::NeonDot) => 28.0,
+        (KernelType::Int8, Isa::NeonI8mm) => 52.0,
         (KernelType::Int8, _) => 62.0,
         (KernelType::F32, Isa::Avx2 | Isa::AvxVnni) => 15.5,
         (KernelType::F32, Isa::Neon | Isa::NeonDot | Isa::NeonI8mm) => 7.0,

@@ -3,7 +3,7 @@
 //! Registers are seen as 128-bit lanes: lane `l` of a turned register holds pixels `16 * l..16 * l + 16`. Unpacking
 //! stays within lanes, so lane `l` of sum `i` holds pixels `16 * l + 4 * i..`, and packing puts them in order again.
 
-use super::{Blocks, Form, GROUP, Layer, PAIRS, Pixels, QUADS, STRIP, Scratch, WIDE_QUADS};
+use super::{Blocks, Form, GROUP, Layer, PAIRS, Pixels, QUADS, STRIP, Scratch, WIDE_QUADS, offset};
 use crate::kernels::QEpilogue;
 use lacuna_ir::op::Requant;
 use std::arch::x86_64::*;
@@ -366,16 +366,6 @@ macro_rules! blocks {
             }
         }
     };
-}
-
-/// Offset `i` of a step.
-///
-/// # Safety
-/// `step` has one.
-#[inline(always)]
-unsafe fn offset(step: *const u8, i: usize) -> usize {
-    // SAFETY: the caller's promise.
-    unsafe { step.cast::<u16>().add(i).read_unaligned() as usize }
 }
 
 /// # Safety
