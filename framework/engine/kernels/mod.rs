@@ -36,14 +36,14 @@ mod amx;
 mod dense_avx2;
 #[cfg(target_arch = "x86_64")]
 mod dense_avx512;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod dense_f32;
 mod depthwise;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_avx2;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_avx512;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod depthwise_f32;
 #[cfg(target_arch = "x86_64")]
 mod interleave;
@@ -52,12 +52,12 @@ pub mod lane_gather;
 mod lookup;
 mod packed;
 mod portable;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod sparse_f32;
 pub mod steps;
 #[cfg(all(test, unix))]
 mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod winograd_f32;
 
 /// Readable bytes that lie behind every activation buffer.
@@ -503,6 +503,61 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         supports: depthwise,
         pack: depthwise::pack,
         run: depthwise_f32::run_avx512,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_f32_6x16_neon",
+        isa: Isa::Neon,
+        dtype: KernelType::F32,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: one_group,
+        pack: dense_f32::pack_neon,
+        run: dense_f32::run_neon,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_f32_4x16_neon_winograd",
+        isa: Isa::Neon,
+        dtype: KernelType::F32,
+        method: Method::Winograd(2),
+        oc_granule: 16,
+        supports: winograd_f32::supports,
+        pack: winograd_f32::pack_two_neon,
+        run: winograd_f32::run_two_neon,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_f32_16x16_neon_winograd",
+        isa: Isa::Neon,
+        dtype: KernelType::F32,
+        method: Method::Winograd(4),
+        oc_granule: 16,
+        supports: winograd_f32::supports,
+        pack: winograd_f32::pack_four_neon,
+        run: winograd_f32::run_four_neon,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_f32_64x64_neon_sparse",
+        isa: Isa::Neon,
+        dtype: KernelType::F32,
+        method: Method::Sparse,
+        oc_granule: 64,
+        supports: one_group,
+        pack: sparse_f32::pack,
+        run: sparse_f32::run_neon,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "dwconv_f32_4x16_neon",
+        isa: Isa::Neon,
+        dtype: KernelType::F32,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: depthwise,
+        pack: depthwise::pack,
+        run: depthwise_f32::run_neon,
     },
 ];
 
