@@ -20,7 +20,7 @@
 //! mix the windows of neighbours: for them the largest `Σ|x·w|` of all outputs takes the place of the output's own, and an
 //! infinite input makes NaN of its neighbours.
 
-// Other processors have the portable rows only, and no use for what the vector rows share.
+// Other processors have fewer rows, or the portable ones only, and no use for all that the vector rows share.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 pub(crate) use packed::{count_nonzeros, each_nonzero};
