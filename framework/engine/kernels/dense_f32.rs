@@ -38,6 +38,7 @@ struct Format {
 /// Panels are narrow, so that x is read four times as often as with AVX-512.
 const AVX2: Format = Format { panel: 16, lanes: 8, name: b"D16f", block: 48 << 10, steps: 160 };
 /// Made for AVX2: no ARM processor was at hand to find out what suits NEON. Two of its registers are 8 lanes.
+#[cfg(target_arch = "aarch64")]
 const NEON: Format = AVX2;
 const AVX512: Format = Format { panel: 64, lanes: LANES, name: b"D64f", block: 128 << 10, steps: 512 };
 

@@ -47,7 +47,9 @@ const TWO_AVX2: Format = Format { isa: Isa::Avx2, name: b"W16f", panel: 16 };
 const TWO_AVX512: Format = Format { isa: Isa::Avx512, name: b"W64f", panel: 64 };
 const FOUR_AVX2: Format = Format { isa: Isa::Avx2, name: b"X16f", panel: 16 };
 const FOUR_AVX512: Format = Format { isa: Isa::Avx512, name: b"X64f", panel: 64 };
+#[cfg(target_arch = "aarch64")]
 const TWO_NEON: Format = Format { isa: Isa::Neon, name: b"W16f", panel: 16 };
+#[cfg(target_arch = "aarch64")]
 const FOUR_NEON: Format = Format { isa: Isa::Neon, name: b"X16f", panel: 16 };
 
 pub(super) fn supports(g: &ConvGeom) -> bool {
