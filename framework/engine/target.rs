@@ -98,7 +98,8 @@ impl Isa {
     pub(crate) fn of_tiles(self) -> lacuna_kernels::isa::Isa {
         use lacuna_kernels::isa::Isa as Tiles;
         match self {
-            Isa::Portable | Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => Tiles::Portable,
+            Isa::Portable => Tiles::Portable,
+            Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => Tiles::Neon,
             Isa::Avx2 | Isa::AvxVnni => Tiles::Avx2,
             Isa::Avx512Vnni | Isa::Avx512Vbmi | Isa::Amx => Tiles::Avx512,
         }

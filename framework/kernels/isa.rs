@@ -2,11 +2,14 @@
 
 use std::sync::OnceLock;
 
-/// Ordered: a later one includes the earlier.
+/// Ordered: a later one of the same family of processors includes the earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// Plain Rust for the target the crate was built for.
     Portable,
+    /// NEON, as every 64-bit ARM processor has it: 4 floats. Plain Rust is compiled for it anyway: it matters where sums must
+    /// stay in registers.
+    Neon,
     /// AVX2 and FMA: 8 floats.
     Avx2,
     /// AVX-512 F, BW, DQ, VL: 16 floats.
@@ -14,11 +17,12 @@ pub enum Isa {
 }
 
 impl Isa {
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512];
 
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
         }
@@ -28,6 +32,7 @@ impl Isa {
     pub fn is_supported(self) -> bool {
         match self {
             Isa::Portable => true,
+            Isa::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
@@ -36,7 +41,7 @@ impl Isa {
                     && ["avx512f", "avx512bw", "avx512dq", "avx512vl"].iter().all(|f| detected(f))
             }
             #[cfg(not(target_arch = "x86_64"))]
-            _ => false,
+            Isa::Avx2 | Isa::Avx512 => false,
         }
     }
 
@@ -47,6 +52,7 @@ impl Isa {
             let asked = std::env::var("LACUNA_ISA").ok();
             let most = match asked.as_deref() {
                 Some("portable") => Isa::Portable,
+                Some(name) if name.starts_with("neon") => Isa::Neon,
                 Some(name) if name.starts_with("avx2") => Isa::Avx2,
                 _ => Isa::Avx512,
             };
@@ -97,7 +103,7 @@ macro_rules! by_isa {
                     $crate::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::isa::Isa::Portable => {}
+                    $crate::isa::Isa::Portable | $crate::isa::Isa::Neon => {}
                 }
             }
             body($($arg),*)

@@ -1,5 +1,7 @@
 //! A register of floats, for kernels whose sums must stay in registers: plain loops leave that to chance.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -151,6 +153,111 @@ impl Lanes for __m256 {
         // Bounds come first: these instructions return their second operand when one is NaN.
         // SAFETY: the processor has AVX2 by the caller's promise.
         unsafe { _mm256_min_ps(_mm256_set1_ps(max), _mm256_max_ps(_mm256_set1_ps(min), self)) }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Lanes for float32x4_t {
+    const COUNT: usize = 4;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the processor has NEON by the caller's promise.
+        unsafe { vdupq_n_f32(0.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise; no alignment is asked.
+        unsafe { vld1q_f32(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise; no alignment is asked.
+        unsafe { vst1q_f32(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(self, a: Self, b: Self) -> Self {
+        // SAFETY: the processor has NEON by the caller's promise.
+        unsafe { vfmaq_f32(self, a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the processor has NEON by the caller's promise.
+        unsafe { vaddq_f32(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: the processor has NEON by the caller's promise.
+        unsafe { vsubq_f32(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, by: f32) -> Self {
+        // SAFETY: the processor has NEON by the caller's promise.
+        unsafe { vmulq_n_f32(self, by) }
+    }
+
+    #[inline(always)]
+    unsafe fn clamp(self, min: f32, max: f32) -> Self {
+        // SAFETY: the processor has NEON by the caller's promise; these instructions keep a NaN.
+        unsafe { vminq_f32(vmaxq_f32(self, vdupq_n_f32(min)), vdupq_n_f32(max)) }
+    }
+}
+
+/// The first `count` floats at `from`, 4 at most; the other lanes are 0.
+///
+/// # Safety
+/// So many floats may be read.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn load_some(from: *const f32, count: usize) -> float32x4_t {
+    let mut v = vdupq_n_f32(0.0);
+    // SAFETY: the caller's promise: each lane is read if it is one of the first `count`.
+    unsafe {
+        if count > 3 {
+            return vld1q_f32(from);
+        }
+        if count > 0 {
+            v = vld1q_lane_f32::<0>(from, v);
+        }
+        if count > 1 {
+            v = vld1q_lane_f32::<1>(from.add(1), v);
+        }
+        if count > 2 {
+            v = vld1q_lane_f32::<2>(from.add(2), v);
+        }
+    }
+    v
+}
+
+/// Writes the first `count` lanes, 4 at most, to `to`.
+///
+/// # Safety
+/// So many floats may be written.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn store_some(v: float32x4_t, to: *mut f32, count: usize) {
+    // SAFETY: the caller's promise: each lane is written if it is one of the first `count`.
+    unsafe {
+        if count > 3 {
+            return vst1q_f32(to, v);
+        }
+        if count > 0 {
+            vst1q_lane_f32::<0>(to, v);
+        }
+        if count > 1 {
+            vst1q_lane_f32::<1>(to.add(1), v);
+        }
+        if count > 2 {
+            vst1q_lane_f32::<2>(to.add(2), v);
+        }
     }
 }
 

@@ -114,7 +114,7 @@ macro_rules! by_vector {
                     $crate::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::isa::Isa::Portable => {}
+                    $crate::isa::Isa::Portable | $crate::isa::Isa::Neon => {}
                 }
             }
             $body($crate::vector::Portable::new(), $($arg),*)

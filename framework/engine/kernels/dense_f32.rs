@@ -1,10 +1,10 @@
-//! Dense f32 convolutions on AVX2 and AVX-512: the register tile that training uses, over weights packed beforehand.
+//! Dense f32 convolutions on AVX2, AVX-512 and NEON: the register tile that training uses, over weights packed beforehand.
 //!
 //! Steps run over the runs of x that [`Panels`] lists, so one loop serves every window, stride and dilation.
 //!
 //! ```text
 //! format "D16f" or "D64f", data: panels of 16 or 64 channels, see [`Panels`]; its table counts elements
-//! step: 1, [vectors][8 or 16 lanes] f32
+//! step: 1, [vectors][8 or 16 lanes] f32, 8 with panels of 16
 //! ```
 
 use super::packed::{LANES, Panels, expect, read};
@@ -37,14 +37,24 @@ struct Format {
 
 /// Panels are narrow, so that x is read four times as often as with AVX-512.
 const AVX2: Format = Format { panel: 16, lanes: 8, name: b"D16f", block: 48 << 10, steps: 160 };
+/// Made for AVX2: no ARM processor was at hand to find out what suits NEON. Two of its registers are 8 lanes.
+#[cfg(target_arch = "aarch64")]
+const NEON: Format = AVX2;
 const AVX512: Format = Format { panel: 64, lanes: LANES, name: b"D64f", block: 128 << 10, steps: 512 };
 
+#[cfg(target_arch = "x86_64")]
 pub(super) fn pack_avx2(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     pack(&AVX2, weights, g)
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(super) fn pack_avx512(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     pack(&AVX512, weights, g)
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) fn pack_neon(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    pack(&NEON, weights, g)
 }
 
 fn pack(format: &Format, weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
@@ -64,6 +74,7 @@ fn pack(format: &Format, weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
 
 /// # Safety
 /// See [`super::RunFn`].
+#[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn run_avx2(
     g: &ConvGeom,
     e: &QEpilogue,
@@ -79,6 +90,7 @@ pub(super) unsafe fn run_avx2(
 
 /// # Safety
 /// See [`super::RunFn`].
+#[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn run_avx512(
     g: &ConvGeom,
     e: &QEpilogue,
@@ -90,6 +102,22 @@ pub(super) unsafe fn run_avx512(
 ) {
     // SAFETY: as the caller promises.
     unsafe { run_tile(Isa::Avx512, &AVX512, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+}
+
+/// # Safety
+/// See [`super::RunFn`].
+#[cfg(target_arch = "aarch64")]
+pub(super) unsafe fn run_neon(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    // SAFETY: as the caller promises.
+    unsafe { run_tile(Isa::Neon, &NEON, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
 }
 
 /// Pixels inside: a panel's weights stay in the nearest caches while they stream by.

@@ -1,4 +1,4 @@
-//! Depthwise f32 convolutions on AVX-512 and AVX2: up to four neighbouring outputs of one vector of channels.
+//! Depthwise f32 convolutions on AVX-512, AVX2 and NEON: up to four neighbouring outputs of one vector of channels.
 //!
 //! Windows 3 and 5 wide, with strides 1 and 2, read each input once for all outputs and columns of the window that
 //! need it. Channels are the innermost loop, so that memory is read and written in its own order. Weights are packed as
@@ -7,6 +7,11 @@
 use super::depthwise::FORMAT;
 use super::packed::{LANES, read};
 use super::{ConvGeom, QEpilogue, Tile, blocks};
+#[cfg(target_arch = "aarch64")]
+use lacuna_kernels::lanes::{load_some, store_some};
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 /// The most outputs at a time.
@@ -47,6 +52,7 @@ trait Vector: Copy {
     unsafe fn finish(self, residual: Option<*const f32>, min: f32, max: f32, lanes: usize, to: *mut f32);
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Vector for __m512 {
     const COUNT: usize = 16;
 
@@ -93,6 +99,7 @@ impl Vector for __m512 {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Vector for __m256 {
     const COUNT: usize = 8;
 
@@ -138,6 +145,66 @@ impl Vector for __m256 {
     }
 }
 
+/// Two registers: one alone would leave the units that add waiting for each other's sums.
+#[cfg(target_arch = "aarch64")]
+impl Vector for [float32x4_t; 2] {
+    const COUNT: usize = 8;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { [vdupq_n_f32(0.0); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { [vaddq_f32(self[0], other[0]), vaddq_f32(self[1], other[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { [vld1q_f32(from), vld1q_f32(from.add(4))] }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { [vfmaq_f32(self[0], a[0], b[0]), vfmaq_f32(self[1], a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn finish(self, residual: Option<*const f32>, min: f32, max: f32, lanes: usize, to: *mut f32) {
+        // SAFETY: the lanes in question are those of the two registers.
+        unsafe {
+            let (min, max) = (vdupq_n_f32(min), vdupq_n_f32(max));
+            for i in 0..2 {
+                let lanes = lanes.saturating_sub(4 * i);
+                let sum = match residual {
+                    Some(r) => vaddq_f32(self[i], load_some(r.wrapping_add(4 * i), lanes)),
+                    None => self[i],
+                };
+                // These instructions keep a NaN.
+                store_some(vminq_f32(vmaxq_f32(sum, min), max), to.wrapping_add(4 * i), lanes);
+            }
+        }
+    }
+}
+
+/// Asks for the line of an element that will be read soon.
+#[inline(always)]
+fn fetch(at: *const f32) {
+    // SAFETY: a hint, which may name any address.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    // Rust has no such hint for other processors yet.
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// `P` outputs. `KW` is the window's width and `S` the outputs' distance in inputs, where outputs share their inputs;
 /// with 0 each reads its own.
 ///
@@ -157,7 +224,7 @@ unsafe fn outputs<V: Vector, const KW: usize, const S: usize, const P: usize>(jo
                 // Of the last row, which nothing has read yet, what outputs to the right will read.
                 let ahead = x.wrapping_add((job.kh - 1) * job.x_line + 2 * P * S * job.x_column);
                 for i in 0..P * S {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(i * job.x_column).cast());
+                    fetch(ahead.wrapping_add(i * job.x_column));
                 }
             }
             let mut sums = [V::zero(); P];
@@ -231,11 +298,16 @@ macro_rules! functions {
         };
     };
 }
+#[cfg(target_arch = "x86_64")]
 functions!(AVX512, outputs_avx512, __m512, "avx512f");
+#[cfg(target_arch = "x86_64")]
 functions!(AVX2, outputs_avx2, __m256, "avx2,fma");
+#[cfg(target_arch = "aarch64")]
+functions!(NEON, outputs_neon, [float32x4_t; 2], "neon");
 
 /// # Safety
 /// See [`super::RunFn`].
+#[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn run_avx512(
     g: &ConvGeom,
     e: &QEpilogue,
@@ -251,6 +323,7 @@ pub(super) unsafe fn run_avx512(
 
 /// # Safety
 /// See [`super::RunFn`].
+#[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn run_avx2(
     g: &ConvGeom,
     e: &QEpilogue,
@@ -262,6 +335,22 @@ pub(super) unsafe fn run_avx2(
 ) {
     // SAFETY: as the caller promises.
     unsafe { run(&AVX2, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+}
+
+/// # Safety
+/// See [`super::RunFn`].
+#[cfg(target_arch = "aarch64")]
+pub(super) unsafe fn run_neon(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    // SAFETY: as the caller promises.
+    unsafe { run(&NEON, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
 }
 
 /// # Safety

@@ -24,8 +24,8 @@
 //! `2.01 * 2^-8 * Σ|x·w|` to a bound whose first factor is 1.03. Numbers nearer to zero than 2^-126 count as zero, and what
 //! is beyond the largest bfloat16, 3.39e38, as infinite.
 
-// Other processors have the portable rows only, and no use for what the vector rows share.
-#![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+// Other processors have fewer rows, or the portable ones only, and no use for all that the vector rows share.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 pub(crate) use packed::{count_nonzeros, each_nonzero};
 
@@ -42,7 +42,7 @@ mod dense_avx2;
 mod dense_avx512;
 #[cfg(target_arch = "x86_64")]
 mod dense_bf16;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod dense_f32;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod dense_i8;
@@ -53,7 +53,7 @@ mod depthwise;
 mod depthwise_avx2;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_avx512;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod depthwise_f32;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod depthwise_i8;
@@ -68,12 +68,12 @@ mod lookup;
 mod neon;
 mod packed;
 mod portable;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod sparse_f32;
 pub mod steps;
 #[cfg(all(test, unix))]
 mod tests;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod winograd_f32;
 
 /// Readable bytes that lie behind every activation buffer.
@@ -616,6 +616,61 @@ pub const CONV_KERNELS: &[ConvKernel] = &[
         pack: interleave::pack_neoni8mm,
         run: interleave::run_neoni8mm,
     },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_f32_6x16_neon",
+        isa: Isa::Neon,
+        dtype: KernelType::F32,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: one_group,
+        pack: dense_f32::pack_neon,
+        run: dense_f32::run_neon,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_f32_4x16_neon_winograd",
+        isa: Isa::Neon,
+        dtype: KernelType::F32,
+        method: Method::Winograd(2),
+        oc_granule: 16,
+        supports: winograd_f32::supports,
+        pack: winograd_f32::pack_two_neon,
+        run: winograd_f32::run_two_neon,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_f32_16x16_neon_winograd",
+        isa: Isa::Neon,
+        dtype: KernelType::F32,
+        method: Method::Winograd(4),
+        oc_granule: 16,
+        supports: winograd_f32::supports,
+        pack: winograd_f32::pack_four_neon,
+        run: winograd_f32::run_four_neon,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "conv_f32_64x64_neon_sparse",
+        isa: Isa::Neon,
+        dtype: KernelType::F32,
+        method: Method::Sparse,
+        oc_granule: 64,
+        supports: one_group,
+        pack: sparse_f32::pack,
+        run: sparse_f32::run_neon,
+    },
+    #[cfg(target_arch = "aarch64")]
+    ConvKernel {
+        name: "dwconv_f32_4x16_neon",
+        isa: Isa::Neon,
+        dtype: KernelType::F32,
+        method: Method::Direct,
+        oc_granule: 16,
+        supports: depthwise,
+        pack: depthwise::pack,
+        run: depthwise_f32::run_neon,
+    },
 ];
 
 fn any(_: &ConvGeom) -> bool {
@@ -692,7 +747,6 @@ impl ConvGeom {
 
     /// Calls `f(nth, x, y, residual)` with the elements where pixels `range` of a tile lie, counted row by row: tap (0, 0) and
     /// channel 0.
-    #[cfg(target_arch = "x86_64")]
     fn each_pixel(
         &self,
         tile: &Tile,

@@ -1,4 +1,4 @@
-//! Sparse f32 convolutions of any pattern of zeros, on AVX-512 and AVX2.
+//! Sparse f32 convolutions of any pattern of zeros, on AVX-512, AVX2 and NEON.
 //!
 //! One nonzero weight is broadcast and multiplied with a vector of pixels, so pixels must be neighbours. A block of up
 //! to 64 pixels is turned into a tile `[element of the window][pixel]`, [`DEPTH`] elements at a time: the tile stays in
@@ -19,8 +19,12 @@ use super::packed::{Panels, expect, read, write};
 use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks};
 use std::mem::MaybeUninit;
 
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 const FORMAT: &[u8; 4] = b"S64f";
 /// Channels of a group.
@@ -96,7 +100,7 @@ struct Multiply<'a> {
     sums: *mut f32,
     /// Sums begin with it, if there is one, and not with what they are.
     bias: Option<*const f32>,
-    /// Lines to fetch into the second-level cache meanwhile, so many for each channel.
+    /// Lines to fetch into the second-level cache meanwhile, so many for each channel: where there is an instruction for it.
     ahead: *const i8,
     lines: usize,
 }
@@ -155,6 +159,7 @@ struct Scratch {
 
 /// # Safety
 /// See [`super::RunFn`].
+#[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn run_avx512(
     g: &ConvGeom,
     e: &QEpilogue,
@@ -170,6 +175,7 @@ pub(super) unsafe fn run_avx512(
 
 /// # Safety
 /// See [`super::RunFn`].
+#[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn run_avx2(
     g: &ConvGeom,
     e: &QEpilogue,
@@ -181,6 +187,22 @@ pub(super) unsafe fn run_avx2(
 ) {
     // SAFETY: as the caller promises.
     unsafe { run(&avx2::VECTORS, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+}
+
+/// # Safety
+/// See [`super::RunFn`].
+#[cfg(target_arch = "aarch64")]
+pub(super) unsafe fn run_neon(
+    g: &ConvGeom,
+    e: &QEpilogue,
+    packed: &[u8],
+    x: *const u8,
+    r: *const u8,
+    y: *mut u8,
+    tile: &Tile,
+) {
+    // SAFETY: as the caller promises.
+    unsafe { run(&neon::VECTORS, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
 }
 
 /// # Safety

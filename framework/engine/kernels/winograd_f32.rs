@@ -20,6 +20,9 @@ use lacuna_kernels::gemm::tile::{First, Product, Row, run};
 use lacuna_kernels::isa::Isa;
 use lacuna_kernels::lanes::Lanes;
 use lacuna_kernels::winograd::{Four, MOST_SIDE, Scheme, Two};
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::float32x4_t;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256, __m512};
 use std::mem::MaybeUninit;
 
@@ -44,26 +47,44 @@ const TWO_AVX2: Format = Format { isa: Isa::Avx2, name: b"W16f", panel: 16 };
 const TWO_AVX512: Format = Format { isa: Isa::Avx512, name: b"W64f", panel: 64 };
 const FOUR_AVX2: Format = Format { isa: Isa::Avx2, name: b"X16f", panel: 16 };
 const FOUR_AVX512: Format = Format { isa: Isa::Avx512, name: b"X64f", panel: 64 };
+#[cfg(target_arch = "aarch64")]
+const TWO_NEON: Format = Format { isa: Isa::Neon, name: b"W16f", panel: 16 };
+#[cfg(target_arch = "aarch64")]
+const FOUR_NEON: Format = Format { isa: Isa::Neon, name: b"X16f", panel: 16 };
 
 pub(super) fn supports(g: &ConvGeom) -> bool {
     let window = [g.kh, g.kw, g.sh, g.sw, g.dh, g.dw];
     g.group == 1 && window == [3, 3, 1, 1, 1, 1] && CHANNELS.contains(&g.c) && g.oc >= *CHANNELS.start()
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(super) fn pack_two_avx2(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     pack::<Two>(&TWO_AVX2, weights, g)
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(super) fn pack_two_avx512(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     pack::<Two>(&TWO_AVX512, weights, g)
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(super) fn pack_four_avx2(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     pack::<Four>(&FOUR_AVX2, weights, g)
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(super) fn pack_four_avx512(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
     pack::<Four>(&FOUR_AVX512, weights, g)
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) fn pack_two_neon(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    pack::<Two>(&TWO_NEON, weights, g)
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) fn pack_four_neon(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
+    pack::<Four>(&FOUR_NEON, weights, g)
 }
 
 /// Slots are those of a direct row, which others are compared with.
@@ -127,10 +148,18 @@ macro_rules! runs {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 runs!(run_two_avx2, Two, __m256, TWO_AVX2, "avx2,fma");
+#[cfg(target_arch = "x86_64")]
 runs!(run_four_avx2, Four, __m256, FOUR_AVX2, "avx2,fma");
+#[cfg(target_arch = "x86_64")]
 runs!(run_two_avx512, Two, __m512, TWO_AVX512, "avx2,fma,avx512f");
+#[cfg(target_arch = "x86_64")]
 runs!(run_four_avx512, Four, __m512, FOUR_AVX512, "avx2,fma,avx512f");
+#[cfg(target_arch = "aarch64")]
+runs!(run_two_neon, Two, float32x4_t, TWO_NEON, "neon");
+#[cfg(target_arch = "aarch64")]
+runs!(run_four_neon, Four, float32x4_t, FOUR_NEON, "neon");
 
 /// A tile of outputs: elements of the first one's tap (0, 0), of its channel 0 in y and in the residual.
 #[derive(Clone, Copy, Default)]

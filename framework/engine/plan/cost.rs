@@ -56,7 +56,12 @@ pub fn conv_ns(kernel: &ConvKernel, geom: &ConvGeom, slots: u64) -> f64 {
 /// turned into the tile once, and every result back.
 fn sparse_f32_cycles(geom: &ConvGeom, slots: u64, isa: Isa) -> f64 {
     let vectors = (geom.rows as f64 * geom.ow as f64 / 16.0).ceil();
-    let (of_slot, of_element) = if isa >= Isa::Avx512Vnni { (1.0, 5.0) } else { (2.6, 12.0) };
+    let (of_slot, of_element) = match isa {
+        // Guessed, as all of NEON's numbers.
+        Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => (5.5, 20.0),
+        isa if isa >= Isa::Avx512Vnni => (1.0, 5.0),
+        _ => (2.6, 12.0),
+    };
     let elements = geom.depth() as f64 + geom.oc as f64;
     vectors * (slots as f64 * of_slot + elements * of_element)
 }

@@ -62,7 +62,7 @@ fn tiles_of_every_size_start_from_a_bias_and_end_with_residual_and_clamp() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
         // 16 columns of operands that lie side by side have a tile of their own.
         let packed = [(16, 1, 0)].into_iter();
-        let others = [1, 3, 8, 15, 16, 17, 40, 48, 49, 64].map(|columns| (columns, 2, 1));
+        let others = [1, 2, 3, 4, 8, 11, 15, 16, 17, 40, 48, 49, 64].map(|columns| (columns, 2, 1));
         for (columns, a_step, gap) in packed.chain(others) {
             for count in [1, 2, 5, 6, 7, 11, 12, 13, 25] {
                 // Rows lie anywhere: here in reverse order, and those of c apart.

@@ -9,7 +9,8 @@
 //! c[row.c + j] = clamp(sum + residual)
 //! ```
 //! AVX-512 tiles are 6 x 64, 8 x 48, 12 x 32 or 12 x 16: 24 sums, the vectors of a row of `b` and a broadcast fit 32
-//! registers. AVX2 tiles are 6 x 16, and 12 x 8 for products of so few columns; portable ones are 4 x 16.
+//! registers. AVX2 tiles are 6 x 16, and 12 x 8 for products of so few columns; NEON's are 6 x 16, 8 x 12, 12 x 8 or 12 x 4:
+//! 24 sums here too. Portable ones are 4 x 16.
 
 use crate::isa::Isa;
 
@@ -65,7 +66,8 @@ pub struct Product<'a> {
     pub first: First,
     /// Sums as they are if there is none.
     pub last: Option<Last<'a>>,
-    /// Elements that are multiplied after this product, fetched into the second-level cache meanwhile: a line a step.
+    /// Elements that are multiplied after this product, fetched into the second-level cache meanwhile: a line a step, by tiles
+    /// for x86.
     pub ahead: Option<(*const f32, usize)>,
 }
 
@@ -79,16 +81,17 @@ pub struct Product<'a> {
 /// inside its buffer, and no other thread uses those of `c`.
 pub unsafe fn run(isa: Isa, product: &Product<'_>, rows: &[Row]) {
     assert!((1..=MOST_COLUMNS).contains(&product.columns), "a tile of {} columns", product.columns);
+    #[cfg(target_arch = "x86_64")]
     let vectors = product.columns.div_ceil(16);
     let most = match isa {
-        Isa::Portable => portable::MOST,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 if product.columns <= 8 => avx2::NARROW.len(),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::TILES.len(),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512::TILES[vectors - 1].len(),
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon::most_rows(product.columns),
         _ => portable::MOST,
     };
     // Tiles as equal as can be: a short one at the end would wait for its own sums.
@@ -111,6 +114,8 @@ pub unsafe fn run(isa: Isa, product: &Product<'_>, rows: &[Row]) {
                 Isa::Avx512 => avx512::TILES[vectors - 1][tile.len() - 1](&product, tile.as_ptr()),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => avx2[tile.len() - 1](&product, tile.as_ptr()),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => neon::tile(&product, tile),
                 _ => portable::tile(&product, tile),
             }
         }
@@ -174,6 +179,134 @@ mod portable {
                         }
                     }
                     std::ptr::copy_nonoverlapping(sum.as_ptr(), s.c.add(row.c + j), lanes);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use super::{First, Product, Row};
+    use crate::lanes::{load_some, store_some};
+    use std::arch::aarch64::*;
+
+    /// Floats of a register.
+    const LANES: usize = 4;
+    /// Columns of the widest tile; more are taken in several.
+    const COLUMNS: usize = 16;
+
+    /// `columns` columns from `j` on of some rows.
+    type Tile = unsafe fn(&Product<'_>, *const Row, usize, usize);
+
+    macro_rules! by_rows {
+        ($v:literal, $few:literal: $($p:literal)*) => { &[$(columns_of::<$p, $v, $few>),*] };
+    }
+
+    /// By registers of columns, then by rows.
+    const TILES: [&[Tile]; COLUMNS / LANES] = [
+        by_rows!(1, false: 1 2 3 4 5 6 7 8 9 10 11 12),
+        by_rows!(2, false: 1 2 3 4 5 6 7 8 9 10 11 12),
+        by_rows!(3, false: 1 2 3 4 5 6 7 8),
+        by_rows!(4, false: 1 2 3 4 5 6),
+    ];
+    /// For columns that do not fill a register.
+    const FEW: &[Tile] = by_rows!(1, true: 1 2 3 4 5 6 7 8 9 10 11 12);
+
+    /// Of a tile of so many columns.
+    pub fn most_rows(columns: usize) -> usize {
+        TILES[columns.min(COLUMNS).div_ceil(LANES) - 1].len()
+    }
+
+    /// # Safety
+    /// As of [`super::run`]; no more rows than [`most_rows`].
+    pub unsafe fn tile(s: &Product<'_>, rows: &[Row]) {
+        for j in (0..s.columns).step_by(COLUMNS) {
+            let columns = (s.columns - j).min(COLUMNS);
+            let tiles = if columns < LANES { FEW } else { TILES[columns.div_ceil(LANES) - 1] };
+            // SAFETY: the promise of `run`, for the columns j..j + columns.
+            unsafe { tiles[rows.len() - 1](s, rows.as_ptr(), j, columns) };
+        }
+    }
+
+    /// # Safety
+    /// NEON; `P` rows; `columns` of the product's, which `V` registers hold and `V - 1` do not, at least one register or `FEW`;
+    /// otherwise as of [`super::run`].
+    #[target_feature(enable = "neon")]
+    unsafe fn columns_of<const P: usize, const V: usize, const FEW: bool>(
+        s: &Product<'_>,
+        rows: *const Row,
+        j: usize,
+        columns: usize,
+    ) {
+        // The last register ends with the last column: it may share columns with the one before, and computes the same.
+        let last_at = columns.saturating_sub(LANES);
+        // SAFETY: the promise of `run`; registers lie in the columns, or `FEW` of their lanes are read and written.
+        unsafe {
+            let load = |at: *const f32| {
+                let mut w = [vdupq_n_f32(0.0); V];
+                for v in 0..V - 1 {
+                    w[v] = vld1q_f32(at.add(v * LANES));
+                }
+                w[V - 1] = if FEW { load_some(at, columns) } else { vld1q_f32(at.add(last_at)) };
+                w
+            };
+            let mut x_rows = [s.a; P];
+            let mut sums = [[vdupq_n_f32(0.0); V]; P];
+            for p in 0..P {
+                x_rows[p] = s.a.add((*rows.add(p)).a);
+            }
+            match s.first {
+                First::Zero => {}
+                First::Bias(bias) => sums = [load(bias.add(j)); P],
+                First::Sum => {
+                    for p in 0..P {
+                        sums[p] = load(s.c.add((*rows.add(p)).c + j));
+                    }
+                }
+            }
+            let mut b = s.b.add(j);
+            for &run in s.runs {
+                let mut at = run as usize;
+                for _ in 0..s.run_len {
+                    let w = load(b);
+                    for p in 0..P {
+                        let x = *x_rows[p].add(at);
+                        for v in 0..V {
+                            sums[p][v] = vfmaq_n_f32(sums[p][v], w[v], x);
+                        }
+                    }
+                    at += s.a_step;
+                    b = b.wrapping_add(s.b_step);
+                }
+            }
+            if let Some(last) = s.last {
+                let (min, max) = (vdupq_n_f32(last.min), vdupq_n_f32(last.max));
+                let bias = last.bias.map_or([vdupq_n_f32(0.0); V], |bias| load(bias.add(j)));
+                for p in 0..P {
+                    for v in 0..V {
+                        sums[p][v] = vaddq_f32(sums[p][v], bias[v]);
+                    }
+                    if let Some((residual, at)) = last.residual {
+                        let residual = load(residual.add(at[p] + j));
+                        for v in 0..V {
+                            sums[p][v] = vaddq_f32(sums[p][v], residual[v]);
+                        }
+                    }
+                    for v in 0..V {
+                        // These instructions keep a NaN.
+                        sums[p][v] = vminq_f32(vmaxq_f32(sums[p][v], min), max);
+                    }
+                }
+            }
+            for p in 0..P {
+                let c = s.c.add((*rows.add(p)).c + j);
+                for v in 0..V - 1 {
+                    vst1q_f32(c.add(v * LANES), sums[p][v]);
+                }
+                match FEW {
+                    true => store_some(sums[p][V - 1], c, columns),
+                    false => vst1q_f32(c.add(last_at), sums[p][V - 1]),
                 }
             }
         }

@@ -99,6 +99,8 @@ pub fn sum_lines(isa: Isa, lines: &[Line], sums: &mut [f32]) {
     } else {
         (lines, sums)
     };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa;
     for (line, sum) in lines.iter().zip(sums) {
         *sum = line.0.iter().sum();
     }
@@ -108,13 +110,14 @@ pub fn sum_lines(isa: Isa, lines: &[Line], sums: &mut [f32]) {
 /// for 16 more than all.
 pub fn compress(isa: Isa, w: &[f32], open: &mut [Entry]) -> usize {
     assert!(open.len() >= w.len() + LANES);
-    let (mut count, mut first) = (0, 0);
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    let (mut count, first) = match isa {
         // SAFETY: the processor has the instructions; there is room, as checked.
-        count = unsafe { avx512::compress(w, open) };
-        first = w.len() / LANES * LANES;
-    }
+        Isa::Avx512 => (unsafe { avx512::compress(w, open) }, w.len() / LANES * LANES),
+        _ => (0, 0),
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let (mut count, first, _) = (0, 0, isa);
     for (place, &value) in w.iter().enumerate().skip(first) {
         // Written always and kept if open: a branch here would be guessed wrong at every open weight.
         open[count] = Entry { value, place: place as u32 };
@@ -140,6 +143,8 @@ pub fn gather(
         // SAFETY: the processor has the instructions; bounds are checked above.
         return unsafe { avx512::gather(data, stride, lanes, channels, plane, lines) };
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa;
     for channel in 0..channels {
         let line = &mut lines[channel * plane].0;
         line.fill(0.0);
@@ -160,6 +165,8 @@ pub fn scatter(isa: Isa, lines: &[Line], plane: usize, channels: usize, stride: 
         // SAFETY: the processor has the instructions; bounds are checked above.
         return unsafe { avx512::scatter(lines, plane, channels, stride, data) };
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa;
     for channel in 0..channels {
         for (lane, v) in lines[channel * plane].0.iter().enumerate() {
             data[lane * stride + channel] = *v;
