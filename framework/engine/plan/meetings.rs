@@ -63,22 +63,24 @@ pub fn set_barriers(p: &mut Plan) {
     meet_after_shared_steps(p);
     // What each thread has touched since the last meeting. Unknown if there is none.
     let mut since: Option<Vec<Vec<Touch>>> = Some(Vec::new());
+    let mut step = touches(p, 0);
     for i in 0..p.steps() {
-        since = since.zip(touches(p, i)).map(|(mut since, step)| {
+        let next = touches(p, i + 1);
+        since = since.zip(step).map(|(mut since, step)| {
             since.resize(since.len().max(step.len()), Vec::new());
             since.iter_mut().zip(step).for_each(|(since, step)| since.extend(step));
             since
         });
-        if !p.step_barrier[i] {
-            continue;
-        }
-        // A step without a meeting behind it would not be looked at again.
-        let looked_at = i + 1 < p.steps() && p.step_barrier[i + 1];
-        let next = since.as_ref().filter(|_| looked_at).zip(touches(p, i + 1));
-        p.step_barrier[i] = next.is_none_or(|(since, next)| meet(since, &next));
         if p.step_barrier[i] {
-            since = Some(Vec::new());
+            // A step without a meeting behind it would not be looked at again.
+            let looked_at = i + 1 < p.steps() && p.step_barrier[i + 1];
+            let known = since.as_ref().filter(|_| looked_at).zip(next.as_ref());
+            p.step_barrier[i] = known.is_none_or(|(since, next)| meet(since, next));
+            if p.step_barrier[i] {
+                since = Some(Vec::new());
+            }
         }
+        step = next;
     }
 }
 
