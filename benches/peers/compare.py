@@ -302,10 +302,13 @@ def cores_lines(args):
             continue
         path = str(args.models / f"{name}-{sparsity}-int8.onnx")
         one, two = Lacuna(args, ("lacuna", path, "sync"), 1, 1), Lacuna(args, ("lacuna", path, "sync"), 1, args.cores)
-        rounds = [(one.measure(args.seconds), two.measure(args.seconds)) for _ in range(args.rounds)]
-        a, b = (statistics.median(column) for column in zip(*rounds))
-        gain = statistics.median(one / two for one, two in rounds)
-        lines.append(f"| {name} {sparsity} % int8 | {a:.3f} | {b:.3f} | {gain:.2f} |")
+        rounds = []
+        for _ in range(args.rounds):
+            second = doctor(args.lacuna)["second_core"] or {"gain": 1.0, "round_trip_ns": 0.0}
+            a, b = one.measure(args.seconds), two.measure(args.seconds)
+            rounds.append((a, b, a / b, second["gain"], second["round_trip_ns"]))
+        a, b, gain, most, trip = (statistics.median(column) for column in zip(*rounds))
+        lines.append(f"| {name} {sparsity} % int8 | {a:.3f} | {b:.3f} | {gain:.2f} | {most:.2f} | {trip:.0f} |")
     return lines
 
 
@@ -333,10 +336,10 @@ def has(flag):
     return flag in cpu_field("flags").split()
 
 
-def clock_ghz(lacuna):
-    """As `lacuna doctor` measures it."""
+def doctor(lacuna):
+    """What `lacuna doctor` measures of the processor."""
     words = [lacuna, "doctor", "--json"]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)["processor"]["clock_ghz"]
+    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)["processor"]
 
 
 def go_into(venv):
@@ -419,8 +422,16 @@ def report(args, rows):
             *filter(None, limits),
         ]
     if cores := cores_lines(args):
-        text += ["", f"lacuna on one core and on {args.cores}, batch 1, one request at a time:", ""]
-        text += ["| network | 1 core | all | gain |", "|---|--:|--:|--:|", *cores]
+        text += [
+            "",
+            f"lacuna on one core and on {args.cores}, batch 1, one request at a time. Beside it what a second thread gained in the same"
+            " rounds where two share nothing, and how long a word took between them, both by `lacuna doctor`: a host may put two"
+            " virtual cores on one core, or far apart.",
+            "",
+            "| network | 1 core | all | gain | most that a second thread gains | round trip, ns |",
+            "|---|--:|--:|--:|--:|--:|",
+            *cores,
+        ]
     if wanted(args, (*RSS_ROW, "int8", {})) and not args.isa:
         text += ["", f"Peak memory of a process that runs {RSS_ROW[0]} {RSS_ROW[1]} % int8 (VmHWM; the peers' with Python), MB:", ""]
         text += ["| | MB |", "|---|--:|", *rss_lines(args)]
@@ -460,7 +471,7 @@ def main():
     args = parser.parse_args()
     if args.venv:
         go_into(args.venv)
-    args.clock = args.clock or clock_ghz(args.lacuna)
+    args.clock = args.clock or doctor(args.lacuna)["clock_ghz"]
     rows = [row for row in ROWS if wanted(args, row)]
     if not rows and not args.files:
         parser.error("no row has such a name, and no files are given")

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use std::fs;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Instant;
 
 #[derive(clap::Args, Debug)]
@@ -112,7 +114,7 @@ fn processor() -> Value {
         let line = info.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name))?;
         Some(line.split_once(':')?.1.trim().to_owned())
     };
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let cores = thread::available_parallelism().map_or(1, |n| n.get());
     let memory = read("/proc/meminfo").unwrap_or_default();
     let bytes = |key: &str| {
         let kib = |l: &str| l.strip_prefix(key)?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
@@ -123,6 +125,7 @@ fn processor() -> Value {
         "threads": cores,
         "cores": field("cpu cores").and_then(|n| n.parse::<u64>().ok()),
         "clock_ghz": clock_ghz(),
+        "second_core": (cores > 1).then(second_core),
         "instruction_sets": instruction_sets(),
         "memory_bytes": bytes("MemTotal:"),
         "memory_available_bytes": bytes("MemAvailable:"),
@@ -150,6 +153,66 @@ fn clock_ghz() -> Option<f64> {
 #[cfg(not(target_arch = "x86_64"))]
 fn clock_ghz() -> Option<f64> {
     None
+}
+
+/// What a second thread can gain where the two share nothing, and how long a word takes from one to the other and back. Two
+/// virtual cores of a busy host may be threads of one core (no gain), or belong to distant caches (a third of a microsecond and more).
+fn second_core() -> Value {
+    let work = || {
+        // Sums that do not wait for each other fill a core by themselves.
+        let sums =
+            (0..2_000_000u64).fold([0u64; 8], |sums, i| sums.map(|sum| black_box(sum.wrapping_add(i))));
+        black_box(sums);
+    };
+    let seconds = |threads: usize| {
+        let start = Instant::now();
+        thread::scope(|scope| {
+            (1..threads).for_each(|_| drop(scope.spawn(work)));
+            work();
+        });
+        start.elapsed().as_secs_f64()
+    };
+    let gain = median((0..9).map(|_| 2.0 * seconds(1) / seconds(2)));
+    json!({ "gain": gain, "round_trip_ns": median((0..9).map(|_| round_trip_ns())) })
+}
+
+/// Two threads take turns in writing the next number to one word.
+fn round_trip_ns() -> f64 {
+    const TRIPS: u32 = 2000;
+    let word = AtomicU32::new(0);
+    let wait_for = |number: u32| {
+        // Who waits for long lets others run: the other thread may need this core.
+        for spin in 1u32.. {
+            match word.load(Ordering::Acquire) == number {
+                true => break,
+                false if spin.is_multiple_of(4096) => thread::yield_now(),
+                false => std::hint::spin_loop(),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for trip in 0..TRIPS {
+                wait_for(2 * trip);
+                word.store(2 * trip + 1, Ordering::Release);
+            }
+        });
+        let turn = |trip: u32| {
+            wait_for(2 * trip + 1);
+            word.store(2 * trip + 2, Ordering::Release);
+        };
+        // The other thread runs when it has answered.
+        turn(0);
+        let start = Instant::now();
+        (1..TRIPS).for_each(turn);
+        start.elapsed().as_secs_f64() * 1e9 / f64::from(TRIPS - 1)
+    })
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// What this processor has of the instruction sets that kernels ask for.
@@ -208,6 +271,13 @@ fn show(report: &Value) {
     let isa = |v: &Value| {
         format!("{}, {} (there are {})", text(&v["used"]), text(&v["why"]), list(&v["available"]))
     };
+    let second = &cpu["second_core"];
+    let second_core = match (second["gain"].as_f64(), second["round_trip_ns"].as_f64()) {
+        (Some(gain), Some(ns)) => {
+            format!("two threads do {gain:.2} times the work of one; a word goes to and fro in {ns:.0} ns")
+        }
+        _ => "none".into(),
+    };
     let mut rows = vec![
         ("lacuna", text(&report["lacuna"])),
         ("processor", or(&cpu["name"], "unknown")),
@@ -222,6 +292,7 @@ fn show(report: &Value) {
                 report["threads"]["engine"]
             ),
         ),
+        ("second core", second_core),
         ("memory", format!("{}, {} available", bytes("memory_bytes"), bytes("memory_available_bytes"))),
         ("caches", if caches.is_empty() { "unknown".into() } else { caches.join(", ") }),
         ("huge pages", or(&cpu["huge_pages"], "unknown")),

@@ -26,6 +26,9 @@ pub fn emit_gather(b: &mut Builder<'_>, op: OpId, axis: i32) -> Result<()> {
     let x = b.input(op, 0)?;
     let axis = (axis as i64).rem_euclid(x.dims.len().max(1) as i64) as usize;
     let limit = x.dims[axis];
+    if limit == 0 {
+        return b.error("there are no rows to choose from");
+    }
     // One known row is a view.
     let constant = g.const_tensor(index_value).filter(|t| t.dims.is_empty());
     if let Some(&[i]) = constant.as_ref().and_then(|t| t.as_i64()) {

@@ -4,6 +4,7 @@ mod common;
 
 use common::*;
 use lacuna_engine::{Error, InputRef, Isa, Options, OutputMut, Session};
+use lacuna_ir::params::Params;
 use lacuna_ir::{Attr, DType, Dim, Graph, OpKind, Tensor};
 
 fn session() -> Session {
@@ -102,4 +103,36 @@ fn an_output_that_is_an_empty_input_is_tuned() {
     let options = Options { threads: Some(2), batch: Some(8), tune, ..Options::default() };
     let mut s = Session::new(&g, &options).unwrap();
     assert_eq!(s.run(&[Tensor::zeros(DType::F32, &[8, 0])]).unwrap()[0].dims, [8, 0]);
+}
+
+/// Fuzzing found the second, reading for the like the others.
+#[test]
+fn there_is_nothing_to_read_from_what_is_empty() {
+    let mut g = Graph::new("rows");
+    let x = g.add_input("x", DType::F32, &[0, 3].map(Dim::Fixed));
+    let i = g.add_input("i", DType::I64, &[Dim::Fixed(2)]);
+    let sum = g.add_op(OpKind::Add, Attr::None, "sum", &[i, i], &["s"]).unwrap()[0];
+    g.outputs = g.add_op(OpKind::Gather, Attr::Axis(0), "rows", &[x, sum], &["y"]).unwrap();
+    let mut s = Session::new(&g, &Options::default()).unwrap();
+    let inputs = [Tensor::zeros(DType::F32, &[0, 3]), Tensor::zeros(DType::I64, &[2])];
+    let e = s.run(&inputs).unwrap_err();
+    assert!(matches!(&e, Error::Op { op, .. } if op == "rows"), "{e}");
+    assert!(lacuna_ir::interp::run(&g, &inputs).is_err());
+
+    let mut g = Graph::new("samples");
+    let x = g.add_input("x", DType::F32, &[1, 1, 3, 0].map(Dim::Fixed));
+    let grid = g.add_input("grid", DType::F32, &[1, 2, 2, 2].map(Dim::Fixed));
+    let usual = Attr::Params(Params::usual(OpKind::GridSample));
+    let e = g.add_op(OpKind::GridSample, usual, "samples", &[x, grid], &["y"]).unwrap_err().to_string();
+    assert!(e.contains("samples") && e.contains("nothing to take samples of"), "{e}");
+
+    let mut g = Graph::new("clipped");
+    let x = g.add_input("x", DType::F32, &[4, 1, 2].map(Dim::Fixed));
+    let w = g.add_input("w", DType::F32, &[1, 3, 2].map(Dim::Fixed));
+    let r = g.add_input("r", DType::F32, &[1, 3, 3].map(Dim::Fixed));
+    for clip in [-1.0, f32::NAN] {
+        let attr = Params::usual(OpKind::RNN).with(OpKind::RNN, "clip", clip.to_bits() as i32);
+        let e = g.add_op(OpKind::RNN, Attr::Params(attr), "rnn", &[x, w, r], &["y", "h"]).unwrap_err();
+        assert!(e.to_string().contains("must be a bound"), "{e}");
+    }
 }

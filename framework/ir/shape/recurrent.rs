@@ -17,23 +17,26 @@ pub fn gates(kind: OpKind) -> u64 {
 }
 
 pub fn lstm(attr: &Attr, inputs: Inputs<'_>) -> Facts {
-    let [_, hidden, _, layout] = attr.numbers()?;
-    recurrent(OpKind::LSTM, hidden.int(), layout.flag(), inputs)
+    let [_, hidden, clip, layout] = attr.numbers()?;
+    recurrent(OpKind::LSTM, hidden.int(), clip.float(), layout.flag(), inputs)
 }
 
 pub fn gru(attr: &Attr, inputs: Inputs<'_>) -> Facts {
-    let [_, hidden, _, layout] = attr.numbers()?;
-    recurrent(OpKind::GRU, hidden.int(), layout.flag(), inputs)
+    let [_, hidden, clip, layout] = attr.numbers()?;
+    recurrent(OpKind::GRU, hidden.int(), clip.float(), layout.flag(), inputs)
 }
 
 pub fn rnn(attr: &Attr, inputs: Inputs<'_>) -> Facts {
-    let [_, hidden, _, layout] = attr.numbers()?;
-    recurrent(OpKind::RNN, hidden.int(), layout.flag(), inputs)
+    let [_, hidden, clip, layout] = attr.numbers()?;
+    recurrent(OpKind::RNN, hidden.int(), clip.float(), layout.flag(), inputs)
 }
 
 /// x `[seq,batch,in]` (`[batch,seq,in]` with `layout`), w `[dirs,gates·H,in]`, r `[dirs,gates·H,H]`, optional bias
 /// `[dirs,2·gates·H]`, lengths i32 `[batch]`, state (and cell) `[dirs,batch,H]`, peepholes `[dirs,3·H]`.
-fn recurrent(kind: OpKind, hidden: i64, layout: bool, inputs: Inputs<'_>) -> Facts {
+fn recurrent(kind: OpKind, hidden: i64, clip: f32, layout: bool, inputs: Inputs<'_>) -> Facts {
+    if clip < 0.0 || clip.is_nan() {
+        return Err(format!("clip is {clip}: it must be a bound, and is left out if there is none"));
+    }
     let [mut seq, mut batch, width] = rank(0, &typed(inputs, 0, DType::F32)?)?;
     if layout {
         std::mem::swap(&mut seq, &mut batch);

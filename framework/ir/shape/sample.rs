@@ -113,6 +113,9 @@ pub fn grid_sample(_: &Attr, inputs: Inputs<'_>) -> Facts {
         return Err(format!("a grid of shape {} does not fit {}", show(grid.dims), show(x.dims)));
     }
     expect_like(1, &grid, &[&x.dims[..1], &grid.dims[1..]].concat())?;
+    if x.dims[2..].contains(&Dim::Fixed(0)) {
+        return Err(format!("x has shape {}: there is nothing to take samples of", show(x.dims)));
+    }
     one(DType::F32, [&x.dims[..2], &grid.dims[1..=n]].concat())
 }
 
