@@ -472,6 +472,16 @@ fn benchmark_takes_the_flags_of_deepsparse_and_writes_its_keys() {
         let busy = result("mean") * runs / 1e3;
         assert!(busy <= result("seconds_ran") * *streams as f64 * 1.001, "{r}");
     }
+    // In bfloat16 where the processor multiplies it; elsewhere the flag is refused.
+    let words = ["benchmark", model, "--bf16", "-t", "0.1", "-w", "0", "-q", "-x", file];
+    if lacuna::engine::target::has_bf16() {
+        works(&words);
+        let r: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+        assert_eq!(r["bf16"], true);
+        assert_eq!(json(&["analyze", model, "--bf16", "--runs", "0", "--json"])["bf16"], true);
+    } else {
+        fails(&words, 2, &["bf16", "leave it out"]);
+    }
     fails(&["benchmark", model, "-shapes", "[1,3,8,8]"], 2, &["image", "dimension 1"]);
     fails(&["benchmark", model, "-shapes", "1x3"], 2, &["-shapes"]);
 }
