@@ -5,8 +5,8 @@
 //! unless named.
 
 use lacuna_engine::kernels::{
-    CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, Method, QEpilogue, READ_AFTER, READ_BEFORE,
-    Tile,
+    CONV_KERNELS, ConvGeom, ConvKernel, ConvWeights, KernelType, Method, Operands, QEpilogue, READ_AFTER,
+    READ_BEFORE, Tile,
 };
 use lacuna_engine::{AlignedBytes, Isa};
 use std::time::{Duration, Instant};
@@ -126,13 +126,12 @@ fn time(kernel: &ConvKernel, layer: &str, dims: [u32; 5], sparsity: f64) {
         max: f32::INFINITY,
     };
     let tile = Tile { rows: 0..g.rows, cols: 0..g.ow, ocs: 0..g.oc };
-    let mut run = || {
+    let (x, y) = (x.as_ptr().wrapping_add(READ_BEFORE), y.as_mut_ptr());
+    let operands = Operands { geom: g, epilogue: e, packed: &packed.bytes, x, r: x, y, tile };
+    let run = || {
         let start = Instant::now();
         // SAFETY: the processor has the row's instructions; x and y hold the geometry and the slack around x.
-        unsafe {
-            let x = x.as_ptr().add(READ_BEFORE);
-            (kernel.run)(&g, &e, &packed.bytes, x, x, y.as_mut_ptr(), &tile);
-        }
+        unsafe { (kernel.run)(&operands) };
         start.elapsed()
     };
     run();

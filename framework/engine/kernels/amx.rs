@@ -25,7 +25,7 @@
 
 use super::dense_avx512::{Requant, lanes_before};
 use super::packed::{LANES, Sections, bounded, expect, read, write};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, READ_AFTER, Tile, blocks};
+use super::{ConvGeom, ConvWeights, KernelType, Operands, Packed, READ_AFTER, Tile, blocks};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -204,32 +204,16 @@ struct Call<'a> {
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_i8(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_i8(o: &Operands<'_>) {
     // SAFETY: the caller's promise includes the processor's instruction set.
-    unsafe { run(g, e, &read(FORMAT, g, packed), [x, r], y, tile, chunks_as_they_are) }
+    unsafe { run(FORMAT, chunks_as_they_are, o) }
 }
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_i8_sparse(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_i8_sparse(o: &Operands<'_>) {
     // SAFETY: the caller's promise includes the processor's instruction set.
-    unsafe { run(g, e, &read(FORMAT_SPARSE, g, packed), [x, r], y, tile, chunks_expanded) }
+    unsafe { run(FORMAT_SPARSE, chunks_expanded, o) }
 }
 
 /// Takes pixels through all chunks of panels.
@@ -260,15 +244,9 @@ fn each_band(g: &ConvGeom, tile: &Tile, mut take: impl FnMut(&Tile)) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-unsafe fn run(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    sections: &Sections<'_>,
-    [x, r]: [*const u8; 2],
-    y: *mut u8,
-    tile: &Tile,
-    chunks: Chunks,
-) {
+unsafe fn run(format: &[u8; 4], chunks: Chunks, o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, x, r, y, ref tile } = o;
+    let sections = &read(format, g, packed);
     let requant = Requant::new_vbmi(e).bounded(sections.args[2] != 0);
     let (g, tile) = g.flattened(tile, e.has_residual);
     if tile.rows.is_empty() || tile.cols.is_empty() {

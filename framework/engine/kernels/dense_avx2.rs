@@ -10,7 +10,7 @@
 
 use super::dense_i8::{Block, Form, Results, Sums, run};
 use super::packed::{LANES, Panels, expect};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, lookup};
+use super::{ConvGeom, ConvWeights, KernelType, Operands, Packed, QEpilogue, lookup};
 use lacuna_ir::op::Requant;
 use std::arch::x86_64::*;
 
@@ -39,34 +39,18 @@ const RESULTS: Results = Results { requant, scale };
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_i8(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_i8(o: &Operands<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { run(&WORDS, g, e, packed, [x, r], y, tile) };
+    unsafe { run(&WORDS, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_avxvnni(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_avxvnni(o: &Operands<'_>) {
     // The two encodings of 256-bit VNNI are two extensions; processors have either or both.
     let form = if is_x86_feature_detected!("avxvnni") { &AVX_VNNI } else { &AVX512_VL };
     // SAFETY: the caller's promise.
-    unsafe { run(form, g, e, packed, [x, r], y, tile) };
+    unsafe { run(form, o) };
 }
 
 /// # Safety

@@ -11,7 +11,7 @@
 //! ```
 
 use super::packed::{Panels, Sections, expect, read};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks, lookup};
+use super::{ConvGeom, ConvWeights, KernelType, Operands, Packed, QEpilogue, blocks, lookup};
 use lacuna_ir::op;
 use std::arch::x86_64::*;
 
@@ -528,46 +528,22 @@ struct Pixels {
 ///
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_i8(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_i8(o: &Operands<'_>) {
     // SAFETY: the caller's promise, which includes the processor.
-    unsafe { run(g, e, &Requant::new(e), packed, x, r, y, tile) }
+    unsafe { run(&Requant::new(&o.epilogue), o) }
 }
 
 /// The same with a faster look-up of bytes.
 ///
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_i8_vbmi(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_i8_vbmi(o: &Operands<'_>) {
     // SAFETY: the caller's promise, which includes the processor.
-    unsafe { run(g, e, &Requant::new_vbmi(e), packed, x, r, y, tile) }
+    unsafe { run(&Requant::new_vbmi(&o.epilogue), o) }
 }
 
-unsafe fn run(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    q: &Requant,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+unsafe fn run(q: &Requant, o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, x, r, y, ref tile } = o;
     tile.check(g, PANEL);
     let s = read(b"D64i", g, packed);
     let y_size = if e.out_f32 { 4 } else { 1 };

@@ -15,7 +15,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::packed::{LANES, Panels, expect, read, write};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks};
+use super::{ConvGeom, ConvWeights, KernelType, Operands, Packed, blocks};
 use std::arch::x86_64::*;
 use std::mem::{MaybeUninit, transmute};
 use std::ops::Range;
@@ -78,29 +78,9 @@ struct Results<'a> {
 
 /// # Safety
 /// See [`super::RunFn`]; the processor has AVX-512 BF16, too.
-pub(super) unsafe fn run(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
-    // SAFETY: as the caller promises.
-    unsafe { run_tile(g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
-}
-
-/// # Safety
-/// As of [`run`].
-unsafe fn run_tile(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    [x, r]: [*const f32; 2],
-    y: *mut f32,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run(o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, ref tile, .. } = o;
+    let (x, r, y) = o.floats();
     tile.check(g, PANEL);
     let s = read(b"D64h", g, packed);
     let (data, bias): (&[u32], &[f32]) = (bytemuck::cast_slice(s.data), bytemuck::cast_slice(s.bias));

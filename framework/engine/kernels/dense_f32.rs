@@ -8,7 +8,7 @@
 //! ```
 
 use super::packed::{LANES, Panels, expect, read};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks};
+use super::{ConvGeom, ConvWeights, KernelType, Operands, Packed, blocks};
 use lacuna_kernels::gemm::tile::{First, Last, Product, Row, run};
 use lacuna_kernels::isa::Isa;
 
@@ -75,65 +75,34 @@ fn pack(format: &Format, weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn run_avx2(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_avx2(o: &Operands<'_>) {
     // SAFETY: as the caller promises.
-    unsafe { run_tile(Isa::Avx2, &AVX2, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+    unsafe { run_tile(Isa::Avx2, &AVX2, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn run_avx512(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_avx512(o: &Operands<'_>) {
     // SAFETY: as the caller promises.
-    unsafe { run_tile(Isa::Avx512, &AVX512, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+    unsafe { run_tile(Isa::Avx512, &AVX512, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "aarch64")]
-pub(super) unsafe fn run_neon(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_neon(o: &Operands<'_>) {
     // SAFETY: as the caller promises.
-    unsafe { run_tile(Isa::Neon, &NEON, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+    unsafe { run_tile(Isa::Neon, &NEON, o) };
 }
 
 /// Pixels inside: a panel's weights stay in the nearest caches while they stream by.
 ///
 /// # Safety
 /// See [`super::RunFn`].
-unsafe fn run_tile(
-    isa: Isa,
-    format: &Format,
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    [x, r]: [*const f32; 2],
-    y: *mut f32,
-    tile: &Tile,
-) {
+unsafe fn run_tile(isa: Isa, format: &Format, o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, ref tile, .. } = o;
+    let (x, r, y) = o.floats();
     tile.check(g, format.panel);
     let s = read(format.name, g, packed);
     let run_len = s.args[0] as usize;

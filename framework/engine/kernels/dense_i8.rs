@@ -2,7 +2,7 @@
 //! a block's sums become results. A row brings its format and its vector code.
 
 use super::packed::{LANES, Sections, read};
-use super::{ConvGeom, QEpilogue, Tile, blocks};
+use super::{ConvGeom, Operands, QEpilogue, Tile, blocks};
 
 /// The most pixels of a block.
 pub(super) const PIXELS_MAX: usize = 6;
@@ -41,15 +41,8 @@ pub(super) struct Block<'a> {
 
 /// # Safety
 /// See [`super::RunFn`]; the processor has what the form's code needs.
-pub(super) unsafe fn run(
-    form: &Form,
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    [x, r]: [*const u8; 2],
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run(form: &Form, o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, x, r, y, ref tile } = o;
     let s = read(form.format, g, packed);
     for_each_block(form, g, &s, tile, e.has_residual, x, |flat, block, first, row, cols| {
         let mut acc = [[0i32; LANES]; PIXELS_MAX];

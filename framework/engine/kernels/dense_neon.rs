@@ -14,7 +14,7 @@
 use super::dense_i8::{Block, Form, Results, Sums, run};
 use super::neon::{self, for_signed_x, sdot_0, sdot_1, sdot_2, sdot_3, signed, usmmla};
 use super::packed::{LANES, Panels, expect};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile};
+use super::{ConvGeom, ConvWeights, KernelType, Operands, Packed};
 use std::arch::aarch64::*;
 
 const RESULTS: Results = Results { requant: neon::requant, scale: neon::scale };
@@ -62,47 +62,23 @@ pub(super) fn pack_neoni8mm(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_neon(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_neon(o: &Operands<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { run(&WORDS, g, e, packed, [x, r], y, tile) };
+    unsafe { run(&WORDS, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_neondot(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_neondot(o: &Operands<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { run(&QUADS, g, e, packed, [x, r], y, tile) };
+    unsafe { run(&QUADS, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_neoni8mm(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_neoni8mm(o: &Operands<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { run(&PAIRS, g, e, packed, [x, r], y, tile) };
+    unsafe { run(&PAIRS, o) };
 }
 
 /// # Safety

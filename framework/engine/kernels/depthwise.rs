@@ -6,7 +6,7 @@
 
 use super::packed::{LANES, Sections, read, write};
 use super::portable::store_i8;
-use super::{ConvGeom, ConvWeights, Packed, QEpilogue, Tile};
+use super::{ConvGeom, ConvWeights, Operands, Packed, Tile};
 
 pub(super) const FORMAT: &[u8; 4] = b"DW16";
 
@@ -33,15 +33,8 @@ pub(super) fn pack(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_i8(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_i8(o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, x, r, y, ref tile } = o;
     let s = read(FORMAT, g, packed);
     let w: &[[i8; LANES]] = bytemuck::cast_slice(s.data);
     for_each_block(g, &s, tile, |first, block, row, col| {
@@ -66,19 +59,12 @@ pub(super) unsafe fn run_i8(
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_f32(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_f32(o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, ref tile, .. } = o;
+    let (x, r, y) = o.floats();
     let s = read(FORMAT, g, packed);
     let w: &[[f32; LANES]] = bytemuck::cast_slice(s.data);
     let bias: &[f32] = bytemuck::cast_slice(s.bias);
-    let (x, r, y): (*const f32, *const f32, *mut f32) = (x.cast(), r.cast(), y.cast());
     for_each_block(g, &s, tile, |first, block, row, col| {
         let mut acc: [f32; LANES] =
             bias[first..][..LANES].try_into().expect("bias is padded to whole blocks");

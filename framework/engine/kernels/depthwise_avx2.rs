@@ -4,7 +4,7 @@
 //! channels, exactly. Weights are packed as the portable row packs them.
 
 use super::depthwise_i8::{Code, Job, Sums};
-use super::{ConvGeom, QEpilogue, Tile, dense_avx2, depthwise_i8};
+use super::{Operands, dense_avx2, depthwise_i8};
 use std::arch::x86_64::*;
 
 const CODE: Code =
@@ -12,17 +12,9 @@ const CODE: Code =
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run(o: &Operands<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { depthwise_i8::run(&CODE, g, e, packed, [x, r], y, tile) };
+    unsafe { depthwise_i8::run(&CODE, o) };
 }
 
 /// # Safety

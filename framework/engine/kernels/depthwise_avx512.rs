@@ -23,7 +23,7 @@
 
 use super::dense_avx512::Requant;
 use super::packed::{Sections, expect, read, write};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, depthwise};
+use super::{ConvGeom, ConvWeights, KernelType, Operands, Packed, QEpilogue, Tile, depthwise};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -138,46 +138,22 @@ struct Scratch(MaybeUninit<[u8; SCRATCH * QUADS]>);
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run(o: &Operands<'_>) {
     // SAFETY: the caller's promise, which includes the processor.
-    unsafe { run_with(g, e, &Requant::new(e), packed, x, r, y, tile) }
+    unsafe { run_with(&Requant::new(&o.epilogue), o) }
 }
 
 /// The same with a faster look-up of bytes.
 ///
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_vbmi(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_vbmi(o: &Operands<'_>) {
     // SAFETY: the caller's promise, which includes the processor.
-    unsafe { run_with(g, e, &Requant::new_vbmi(e), packed, x, r, y, tile) }
+    unsafe { run_with(&Requant::new_vbmi(&o.epilogue), o) }
 }
 
-unsafe fn run_with(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    requant: &Requant,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+unsafe fn run_with(requant: &Requant, o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, x, r, y, ref tile } = o;
     tile.check(g, BLOCK);
     debug_assert!(!e.out_f32);
     let s = read(FORMAT, g, packed);

@@ -6,7 +6,7 @@
 
 use super::depthwise::FORMAT;
 use super::packed::{LANES, read};
-use super::{ConvGeom, QEpilogue, Tile, blocks};
+use super::{Operands, blocks};
 #[cfg(target_arch = "aarch64")]
 use lacuna_kernels::lanes::{load_some, store_some};
 #[cfg(target_arch = "aarch64")]
@@ -308,62 +308,32 @@ functions!(NEON, outputs_neon, [float32x4_t; 2], "neon");
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn run_avx512(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_avx512(o: &Operands<'_>) {
     // SAFETY: as the caller promises.
-    unsafe { run(&AVX512, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+    unsafe { run(&AVX512, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn run_avx2(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_avx2(o: &Operands<'_>) {
     // SAFETY: as the caller promises.
-    unsafe { run(&AVX2, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+    unsafe { run(&AVX2, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "aarch64")]
-pub(super) unsafe fn run_neon(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_neon(o: &Operands<'_>) {
     // SAFETY: as the caller promises.
-    unsafe { run(&NEON, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+    unsafe { run(&NEON, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`]; the processor has the instructions of `functions`.
-unsafe fn run(
-    functions: &Functions,
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    [x, r]: [*const f32; 2],
-    y: *mut f32,
-    tile: &Tile,
-) {
+unsafe fn run(functions: &Functions, o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, ref tile, .. } = o;
+    let (x, r, y) = o.floats();
     tile.check(g, LANES);
     let s = read(FORMAT, g, packed);
     let by_outputs = match (g.kw, g.dw, g.sw) {

@@ -3,7 +3,7 @@
 
 use super::depthwise::FORMAT;
 use super::packed::{LANES, read};
-use super::{ConvGeom, QEpilogue, Tile, blocks};
+use super::{ConvGeom, Operands, QEpilogue, blocks};
 
 /// The most outputs at a time.
 pub(super) const OUTPUTS: usize = 4;
@@ -38,15 +38,8 @@ pub(super) fn supports(g: &ConvGeom) -> bool {
 
 /// # Safety
 /// See [`super::RunFn`]; the processor has what the code needs.
-pub(super) unsafe fn run(
-    code: &Code,
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    [x, r]: [*const u8; 2],
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run(code: &Code, o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, x, r, y, ref tile } = o;
     tile.check(g, LANES);
     let s = read(FORMAT, g, packed);
     let weights: &[[i8; LANES]] = bytemuck::cast_slice(s.data);

@@ -4,7 +4,7 @@
 //! Weights are packed as the portable row packs them.
 
 use super::depthwise_i8::{Code, Job, Sums};
-use super::{ConvGeom, QEpilogue, Tile, depthwise_i8, neon};
+use super::{Operands, depthwise_i8, neon};
 use std::arch::aarch64::*;
 
 const CODE: Code =
@@ -12,17 +12,9 @@ const CODE: Code =
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run(o: &Operands<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { depthwise_i8::run(&CODE, g, e, packed, [x, r], y, tile) };
+    unsafe { depthwise_i8::run(&CODE, o) };
 }
 
 /// # Safety

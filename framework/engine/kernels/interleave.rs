@@ -24,8 +24,40 @@
 #[cfg(target_arch = "aarch64")]
 use super::neon::for_signed_x;
 use super::packed::{expect, read, write};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile};
+use super::{ConvGeom, ConvWeights, KernelType, Operands, Packed, QEpilogue, Tile};
 use std::mem::MaybeUninit;
+
+/// Defines `turn` (and `interleave` and `both`, which it is made of) for registers whose lanes are 16 bytes each: `$low` and
+/// `$high` interleave the lower and the upper halves of the lanes of two registers.
+macro_rules! turning {
+    ($register:ty, $features:literal, $low:ident, $high:ident) => {
+        /// Interleaves register `i` with register `i + 8`. Named one by one: the compiler keeps an indexed array in memory.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn interleave(v: [$register; 16]) -> [$register; 16] {
+            let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v;
+            let ([q, r], [s, t]) = (both(a, i), both(b, j));
+            let ([u, w], [x, y]) = (both(c, k), both(d, l));
+            let ([a, b], [c, d]) = (both(e, m), both(f, n));
+            let ([e, f], [g, h]) = (both(g, o), both(h, p));
+            [q, r, s, t, u, w, x, y, a, b, c, d, e, f, g, h]
+        }
+
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn both(a: $register, b: $register) -> [$register; 2] {
+            [$low(a, b), $high(a, b)]
+        }
+
+        /// Turns every lane: byte `j` of register `i` becomes byte `i` of register `j`, because each interleaving rotates the
+        /// bits of a byte's address by one.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn turn(v: [$register; 16]) -> [$register; 16] {
+            interleave(interleave(interleave(interleave(v))))
+        }
+    };
+}
 
 #[cfg(target_arch = "x86_64")]
 mod block;
@@ -249,98 +281,49 @@ struct Blocks {
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn run_avx2(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_avx2(o: &Operands<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { run(PAIRS, &block::AVX2, g, e, packed, [x, r], y, tile) };
+    unsafe { run(PAIRS, &block::AVX2, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn run_avxvnni(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_avxvnni(o: &Operands<'_>) {
     // The two encodings of 256-bit VNNI are two extensions; processors have either or both.
     let blocks = if is_x86_feature_detected!("avxvnni") { &block::AVX_VNNI } else { &block::AVX512_VL };
     // SAFETY: the caller's promise.
-    unsafe { run(QUADS, blocks, g, e, packed, [x, r], y, tile) };
+    unsafe { run(QUADS, blocks, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn run_avx512(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_avx512(o: &Operands<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { run(WIDE_QUADS, &block::AVX512, g, e, packed, [x, r], y, tile) };
+    unsafe { run(WIDE_QUADS, &block::AVX512, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "aarch64")]
-pub(super) unsafe fn run_neondot(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_neondot(o: &Operands<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { run(SIGNED_QUADS, &block_neon::DOT, g, e, packed, [x, r], y, tile) };
+    unsafe { run(SIGNED_QUADS, &block_neon::DOT, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "aarch64")]
-pub(super) unsafe fn run_neoni8mm(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_neoni8mm(o: &Operands<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { run(WIDE_QUADS, &block_neon::I8MM, g, e, packed, [x, r], y, tile) };
+    unsafe { run(WIDE_QUADS, &block_neon::I8MM, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`]; the processor has what `blocks` needs.
-#[allow(clippy::too_many_arguments)]
-unsafe fn run(
-    form: Form,
-    blocks: &Blocks,
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    [x, r]: [*const u8; 2],
-    y: *mut u8,
-    tile: &Tile,
-) {
+unsafe fn run(form: Form, blocks: &Blocks, o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, x, r, y, ref tile } = o;
     tile.check(g, GROUP);
     let s = read(form.format, g, packed);
     let (parts, strips) = (s.args[0] as usize, s.args[1] as usize);

@@ -190,14 +190,40 @@ pub struct Packed {
 /// `pack` depends on the weights, `x_row`, `x_pixel` and the window only: a new batch needs no repacking.
 pub type PackFn = fn(&ConvWeights<'_>, &ConvGeom) -> Packed;
 
-/// Computes one tile: geometry, epilogue, packed weights, x, residual, y, tile.
+/// What one call of a kernel works on. Pointers are the starts of whole buffers: it is the geometry that says, in elements, where
+/// in them the tile lies.
+///
+/// Geometry, epilogue and tile are copies: the compiler knows that nobody changes what a kernel's argument points at. Behind further
+/// references it would read them again, and divide by them again, after every store to y.
+pub struct Operands<'a> {
+    pub geom: ConvGeom,
+    pub epilogue: QEpilogue,
+    /// [`Packed::bytes`] of the same row.
+    pub packed: &'a [u8],
+    /// u8 for rows of [`KernelType::Int8`], f32 for all others.
+    pub x: *const u8,
+    /// The residual, of the type of x. Never read if the epilogue has none.
+    pub r: *const u8,
+    /// Of the type of x, or f32 if the epilogue says so.
+    pub y: *mut u8,
+    pub tile: Tile,
+}
+
+impl Operands<'_> {
+    /// x, the residual and y of a row of floats.
+    fn floats(&self) -> (*const f32, *const f32, *mut f32) {
+        (self.x.cast(), self.r.cast(), self.y.cast())
+    }
+}
+
+/// Computes one tile.
 ///
 /// # Safety
 /// The processor has what the row needs ([`ConvKernel::is_available`]). `packed` lies on a 64-byte boundary and is what `pack` of the same row
 /// made for this geometry's window, channels, `x_row` and `x_pixel`. `x`, the residual (if there is one) and `y` are
 /// the starts of buffers that hold all that the geometry addresses for this tile, with [`READ_BEFORE`] and
 /// [`READ_AFTER`] readable bytes around x and the residual. Nobody else writes what this tile reads or writes.
-pub type RunFn = unsafe fn(&ConvGeom, &QEpilogue, &[u8], *const u8, *const u8, *mut u8, &Tile);
+pub type RunFn = unsafe fn(&Operands<'_>);
 
 /// How a kernel multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

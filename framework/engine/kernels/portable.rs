@@ -5,7 +5,7 @@
 //! ```
 
 use super::packed::{read, write};
-use super::{ConvGeom, ConvWeights, Packed, QEpilogue, Tile};
+use super::{ConvGeom, ConvWeights, Operands, Packed, QEpilogue, Tile};
 
 const FORMAT: &[u8; 4] = b"OHWI";
 
@@ -23,15 +23,8 @@ pub(super) fn pack(weights: &ConvWeights<'_>, g: &ConvGeom) -> Packed {
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_i8(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_i8(o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, x, r, y, ref tile } = o;
     let s = read(FORMAT, g, packed);
     let w: &[i8] = bytemuck::cast_slice(s.data);
     for_each_output(g, tile, |o, x_at, row, col| {
@@ -50,18 +43,11 @@ pub(super) unsafe fn run_i8(
 
 /// # Safety
 /// See [`super::RunFn`].
-pub(super) unsafe fn run_f32(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_f32(o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, ref tile, .. } = o;
+    let (x, r, y) = o.floats();
     let s = read(FORMAT, g, packed);
     let w: &[f32] = bytemuck::cast_slice(s.data);
-    let (x, r, y): (*const f32, *const f32, *mut f32) = (x.cast(), r.cast(), y.cast());
     for_each_output(g, tile, |o, x_at, row, col| {
         let mut acc = f32::from_bits(s.bias[o] as u32);
         for_each_tap(g, o, |x_tap, w_at, len| {

@@ -16,7 +16,7 @@
 //! length many times. An odd weight's partner is 0 at the tile's first row, which holds zeros.
 
 use super::packed::{Panels, expect, read, write};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile, blocks};
+use super::{ConvGeom, ConvWeights, KernelType, Operands, Packed, blocks};
 use std::mem::MaybeUninit;
 
 #[cfg(target_arch = "x86_64")]
@@ -160,62 +160,32 @@ struct Scratch {
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn run_avx512(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_avx512(o: &Operands<'_>) {
     // SAFETY: as the caller promises.
-    unsafe { run(&avx512::VECTORS, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+    unsafe { run(&avx512::VECTORS, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn run_avx2(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_avx2(o: &Operands<'_>) {
     // SAFETY: as the caller promises.
-    unsafe { run(&avx2::VECTORS, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+    unsafe { run(&avx2::VECTORS, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`].
 #[cfg(target_arch = "aarch64")]
-pub(super) unsafe fn run_neon(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(super) unsafe fn run_neon(o: &Operands<'_>) {
     // SAFETY: as the caller promises.
-    unsafe { run(&neon::VECTORS, g, e, packed, [x.cast(), r.cast()], y.cast(), tile) };
+    unsafe { run(&neon::VECTORS, o) };
 }
 
 /// # Safety
 /// See [`super::RunFn`]; the processor has the instructions of `vectors`.
-unsafe fn run(
-    vectors: &Vectors,
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    [x, r]: [*const f32; 2],
-    y: *mut f32,
-    tile: &Tile,
-) {
+unsafe fn run(vectors: &Vectors, o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, ref tile, .. } = o;
+    let (x, r, y) = o.floats();
     tile.check(g, GROUP);
     let s = read(FORMAT, g, packed);
     let [depths, runs, run_len, _] = s.args.map(|v| v as usize);

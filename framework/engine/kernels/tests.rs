@@ -329,8 +329,10 @@ fn check_tiles<T: Copy + PartialEq + std::fmt::Debug>(
         let mut owned = vec![None; l.y_len];
         for tile in &all {
             let before = y.slice().to_vec();
+            let (y_at, tile_at) = (y.start.cast(), tile.clone());
+            let operands = Operands { geom: *g, epilogue: *e, packed, x, r, y: y_at, tile: tile_at };
             // SAFETY: the processor has the row's instructions, the buffers hold the layout.
-            unsafe { (kernel.run)(g, e, packed, x, r, y.start.cast(), tile) };
+            unsafe { (kernel.run)(&operands) };
             for row in tile.rows.clone() {
                 for col in tile.cols.clone() {
                     for o in tile.ocs.clone() {
@@ -853,9 +855,17 @@ fn f32_residuals_may_be_overwritten() {
                     b
                 });
                 let from = if over { y.start } else { residual.start };
-                let (x, from) = (x.start.cast_const().cast(), from.cast_const().cast());
+                let operands = Operands {
+                    geom: *g,
+                    epilogue: e,
+                    packed: &packed.bytes,
+                    x: x.start.cast_const().cast(),
+                    r: from.cast_const().cast(),
+                    y: y.start.cast(),
+                    tile: tile.clone(),
+                };
                 // SAFETY: the processor has the row's instructions, the buffers hold the layout.
-                unsafe { (kernel.run)(g, &e, &packed.bytes, x, from, y.start.cast(), &tile) };
+                unsafe { (kernel.run)(&operands) };
                 y.slice().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
             };
             assert!(run(true) == run(false), "{} {s:?}", kernel.name);

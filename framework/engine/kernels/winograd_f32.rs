@@ -15,7 +15,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::packed::{LANES, expect, read, write};
-use super::{ConvGeom, ConvWeights, KernelType, Packed, QEpilogue, Tile};
+use super::{ConvGeom, ConvWeights, KernelType, Operands, Packed, QEpilogue, Tile};
 use lacuna_kernels::gemm::tile::{First, Product, Row, run};
 use lacuna_kernels::isa::Isa;
 use lacuna_kernels::lanes::Lanes;
@@ -131,19 +131,9 @@ macro_rules! runs {
         /// # Safety
         /// See [`super::RunFn`].
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name(
-            g: &ConvGeom,
-            e: &QEpilogue,
-            packed: &[u8],
-            x: *const u8,
-            r: *const u8,
-            y: *mut u8,
-            tile: &Tile,
-        ) {
+        pub(super) unsafe fn $name(o: &Operands<'_>) {
             // SAFETY: as the caller promises.
-            unsafe {
-                run_tile::<$scheme, $lanes>(&$format, g, e, packed, [x.cast(), r.cast()], y.cast(), tile)
-            };
+            unsafe { run_tile::<$scheme, $lanes>(&$format, o) };
         }
     };
 }
@@ -183,15 +173,9 @@ struct Scratch {
 /// # Safety
 /// See [`super::RunFn`]; the processor has the instructions of `L`.
 #[inline(always)]
-unsafe fn run_tile<S: Scheme, L: Lanes>(
-    format: &Format,
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    [x, r]: [*const f32; 2],
-    y: *mut f32,
-    tile: &Tile,
-) {
+unsafe fn run_tile<S: Scheme, L: Lanes>(format: &Format, o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, ref tile, .. } = o;
+    let (x, r, y) = o.floats();
     tile.check(g, format.panel);
     let s = read(format.name, g, packed);
     let (data, bias): (&[f32], &[f32]) = (bytemuck::cast_slice(s.data), bytemuck::cast_slice(s.bias));
@@ -354,7 +338,6 @@ unsafe fn input_tile<S: Scheme, L: Lanes>(
 /// # Safety
 /// The processor has the instructions of `L`; `bias.len()` elements of each plane of `from` may be read, a whole number of
 /// registers, and as many of the residual; `y` holds the spot's outputs.
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn output_tile<S: Scheme, L: Lanes>(
     g: &ConvGeom,

@@ -4,7 +4,7 @@ use super::bands;
 use super::fallback::run_reference;
 use super::{Blob, ConvStep, Fault, Plan, Slot, Space, StepKind};
 use crate::kernels::steps::{self, ARGS_MAX, AttentionOperands, NormOperands, OPERANDS_MAX};
-use crate::kernels::{CONV_KERNELS, ConvGeom, Tile};
+use crate::kernels::{CONV_KERNELS, ConvGeom, Operands, Tile};
 use crate::target::Isa;
 
 /// Where the spaces begin.
@@ -135,7 +135,8 @@ pub(super) unsafe fn run_tile(
     let run = |tile: &Tile| unsafe {
         let blob = *bases.weights.add(s.weights as usize);
         let packed = std::slice::from_raw_parts(blob.start, blob.len);
-        (CONV_KERNELS[s.kernel].run)(g, &s.epilogue, packed, x, r, y, tile);
+        let operands = Operands { geom: *g, epilogue: s.epilogue, packed, x, r, y, tile: tile.clone() };
+        (CONV_KERNELS[s.kernel].run)(&operands);
     };
     let Some(then) = s.then else { return run(tile) };
     // Results become what they are to be while they are in the caches.

@@ -103,32 +103,7 @@ macro_rules! blocks {
             const FORM: Form = $form;
             const PIXELS: usize = 16 * LANES;
 
-            /// Interleaves register `i` with register `i + 8`. Named one by one: the compiler keeps an indexed array in
-            /// memory.
-            #[inline]
-            #[target_feature(enable = $features)]
-            fn interleave(v: [Ints; 16]) -> [Ints; 16] {
-                let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v;
-                let ([q, r], [s, t]) = (both(a, i), both(b, j));
-                let ([u, w], [x, y]) = (both(c, k), both(d, l));
-                let ([a, b], [c, d]) = (both(e, m), both(f, n));
-                let ([e, f], [g, h]) = (both(g, o), both(h, p));
-                [q, r, s, t, u, w, x, y, a, b, c, d, e, f, g, h]
-            }
-
-            #[inline]
-            #[target_feature(enable = $features)]
-            fn both(a: Ints, b: Ints) -> [Ints; 2] {
-                [low_bytes(a, b), high_bytes(a, b)]
-            }
-
-            /// Turns every lane: byte `j` of register `i` becomes byte `i` of register `j`, because each interleaving
-            /// rotates the bits of a byte's address by one.
-            #[inline]
-            #[target_feature(enable = $features)]
-            fn turn(v: [Ints; 16]) -> [Ints; 16] {
-                interleave(interleave(interleave(interleave(v))))
-            }
+            turning!(Ints, $features, low_bytes, high_bytes);
 
             /// Puts 16 bytes of each pixel from `offset` on, turned, into 16 registers: `i` holds byte `i` of all pixels.
             ///

@@ -27,31 +27,7 @@ const _: () = assert!(WIDE_QUADS.element == 1 && SIGNED_QUADS.element == 1);
 const STEP: usize = WIDE_QUADS.step();
 const STRIPS: usize = WIDE_QUADS.strips();
 
-/// Interleaves register `i` with register `i + 8`. Named one by one: the compiler keeps an indexed array in memory.
-#[inline]
-#[target_feature(enable = "neon")]
-fn interleave(v: [uint8x16_t; 16]) -> [uint8x16_t; 16] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v;
-    let ([q, r], [s, t]) = (both(a, i), both(b, j));
-    let ([u, w], [x, y]) = (both(c, k), both(d, l));
-    let ([a, b], [c, d]) = (both(e, m), both(f, n));
-    let ([e, f], [g, h]) = (both(g, o), both(h, p));
-    [q, r, s, t, u, w, x, y, a, b, c, d, e, f, g, h]
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn both(a: uint8x16_t, b: uint8x16_t) -> [uint8x16_t; 2] {
-    [vzip1q_u8(a, b), vzip2q_u8(a, b)]
-}
-
-/// Byte `j` of register `i` becomes byte `i` of register `j`, because each interleaving rotates the bits of a byte's address
-/// by one.
-#[inline]
-#[target_feature(enable = "neon")]
-fn turn(v: [uint8x16_t; 16]) -> [uint8x16_t; 16] {
-    interleave(interleave(interleave(interleave(v))))
-}
+turning!(uint8x16_t, "neon", vzip1q_u8, vzip2q_u8);
 
 /// 16 bytes of each of 16 pixels, turned: register `i` holds byte `i` of all pixels.
 ///

@@ -8,7 +8,7 @@
 use super::{FORMAT, STEP_BYTES};
 use crate::kernels::dense_avx512::{Requant, lanes_before, store_fours};
 use crate::kernels::packed::{LANES, Sections, read};
-use crate::kernels::{ConvGeom, QEpilogue, Tile, blocks};
+use crate::kernels::{Operands, blocks};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -213,15 +213,8 @@ const ODD: [BlockFn; 4] = [p5_4, p6_5, p7_6, p8_7];
 
 /// # Safety
 /// See [`crate::kernels::RunFn`].
-pub(in crate::kernels) unsafe fn run(
-    g: &ConvGeom,
-    e: &QEpilogue,
-    packed: &[u8],
-    x: *const u8,
-    r: *const u8,
-    y: *mut u8,
-    tile: &Tile,
-) {
+pub(in crate::kernels) unsafe fn run(o: &Operands<'_>) {
+    let &Operands { geom: ref g, epilogue: ref e, packed, x, r, y, ref tile } = o;
     tile.check(g, LANES);
     let s = read(FORMAT, g, packed);
     let y_size = if e.out_f32 { 4 } else { 1 };
