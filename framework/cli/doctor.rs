@@ -6,7 +6,7 @@ use crate::{term, training};
 use clap::ValueEnum;
 use lacuna_data::fashion_mnist;
 use lacuna_engine::kernels::CONV_KERNELS;
-use lacuna_engine::{Isa, Target};
+use lacuna_engine::{Isa, Target, pin_thread};
 use lacuna_kernels::isa::Isa as TrainingIsa;
 use lacuna_models::MODELS;
 use lacuna_nn::ops::{has_kernels, kernels_are_off};
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -158,21 +159,16 @@ fn clock_ghz() -> Option<f64> {
 /// What a second thread can gain where the two share nothing, and how long a word takes from one to the other and back. Two
 /// virtual cores of a busy host may be threads of one core (no gain), or belong to distant caches (a third of a microsecond and more).
 fn second_core() -> Value {
-    let work = || {
+    let work = |_| {
+        let start = Instant::now();
         // Sums that do not wait for each other fill a core by themselves.
         let sums =
             (0..2_000_000u64).fold([0u64; 8], |sums, i| sums.map(|sum| black_box(sum.wrapping_add(i))));
         black_box(sums);
-    };
-    let seconds = |threads: usize| {
-        let start = Instant::now();
-        thread::scope(|scope| {
-            (1..threads).for_each(|_| drop(scope.spawn(work)));
-            work();
-        });
         start.elapsed().as_secs_f64()
     };
-    let gain = median((0..9).map(|_| 2.0 * seconds(1) / seconds(2)));
+    let slowest = |cores: usize| on_cores(cores, work).into_iter().fold(0.0, f64::max);
+    let gain = median((0..9).map(|_| 2.0 * slowest(1) / slowest(2)));
     json!({ "gain": gain, "round_trip_ns": median((0..9).map(|_| round_trip_ns())) })
 }
 
@@ -180,32 +176,41 @@ fn second_core() -> Value {
 fn round_trip_ns() -> f64 {
     const TRIPS: u32 = 2000;
     let word = AtomicU32::new(0);
-    let wait_for = |number: u32| {
-        // Who waits for long lets others run: the other thread may need this core.
-        for spin in 1u32.. {
-            match word.load(Ordering::Acquire) == number {
-                true => break,
-                false if spin.is_multiple_of(4096) => thread::yield_now(),
-                false => std::hint::spin_loop(),
+    let seconds = on_cores(2, |core| {
+        let mut start = Instant::now();
+        for trip in 0..=TRIPS {
+            let mine = 2 * trip + core as u32;
+            // Who waits for long lets others run: where threads cannot be pinned, the other may need this core.
+            for spin in 1u32.. {
+                match word.load(Ordering::Acquire) == mine {
+                    true => break,
+                    false if spin.is_multiple_of(4096) => thread::yield_now(),
+                    false => std::hint::spin_loop(),
+                }
             }
+            if trip == 0 {
+                start = Instant::now();
+            }
+            word.store(mine + 1, Ordering::Release);
         }
+        start.elapsed().as_secs_f64()
+    });
+    // The second has been written to when it begins: both are awake.
+    seconds[1] * 1e9 / f64::from(TRIPS)
+}
+
+/// What the same work gives on each of so many cores, at the same time.
+fn on_cores<T: Send>(cores: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let start = Barrier::new(cores);
+    let on_core = |core: usize| {
+        // Where this does not work, the system places the threads.
+        let _ = pin_thread(core);
+        start.wait();
+        work(core)
     };
     thread::scope(|scope| {
-        scope.spawn(|| {
-            for trip in 0..TRIPS {
-                wait_for(2 * trip);
-                word.store(2 * trip + 1, Ordering::Release);
-            }
-        });
-        let turn = |trip: u32| {
-            wait_for(2 * trip + 1);
-            word.store(2 * trip + 2, Ordering::Release);
-        };
-        // The other thread runs when it has answered.
-        turn(0);
-        let start = Instant::now();
-        (1..TRIPS).for_each(turn);
-        start.elapsed().as_secs_f64() * 1e9 / f64::from(TRIPS - 1)
+        let threads: Vec<_> = (0..cores).map(|core| scope.spawn(move || on_core(core))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("the work does not panic")).collect()
     })
 }
 
