@@ -21,6 +21,7 @@ over runs with several. --isa limits lacuna and openvino to what lesser processo
 import argparse
 import contextlib
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -98,11 +99,17 @@ class Peer:
         self.process.wait()
 
 
+def is_command(args):
+    """Whether lacuna is the command, and not the engine's example, which knows less."""
+    return pathlib.Path(args.lacuna).name != "run_onnx"
+
+
 class Lacuna:
     """The command's `benchmark`, or the engine's example `run_onnx`: a fresh process for each measurement."""
 
     def __init__(self, args, mode, batch, cores):
         self.binary, (_, self.path, self.scenario) = args.lacuna, mode
+        self.is_command = is_command(args)
         self.batch, self.cores, self.env = batch, cores, environment(args)
         self.peak_megabytes, self.about = 0.0, {}
 
@@ -123,7 +130,7 @@ class Lacuna:
         return out
 
     def measure(self, seconds):
-        if pathlib.Path(self.binary).name == "run_onnx":
+        if not self.is_command:
             # It takes a number of runs: the first few tell how many fill the time.
             words = [self.binary, self.path, "-b", str(self.batch), "-c", str(self.cores), "-n"]
             median = lambda runs: float(self.run([*words, str(runs)]).split("median ")[1].split(" ms")[0])
@@ -170,7 +177,7 @@ def contenders(args, row):
     # The float parts of quantised networks run in what openvino would choose by itself.
     chosen = "bf16" if bf16 and args.isa is None else "f32"
     found = {"lacuna": [("lacuna", str(f), "sync") for f in ours]}
-    if pathlib.Path(args.lacuna).name != "run_onnx":
+    if is_command(args):
         found["lacuna, several"] = [("lacuna", str(f), "async") for f in ours]
     found["onnxruntime"] = [("onnxruntime", str(f)) for f in files]
     for title, hint in (("openvino", "latency"), ("openvino, several", "throughput")):
@@ -304,7 +311,7 @@ def cores_lines(args):
         one, two = Lacuna(args, ("lacuna", path, "sync"), 1, 1), Lacuna(args, ("lacuna", path, "sync"), 1, args.cores)
         rounds = []
         for _ in range(args.rounds):
-            second = doctor(args.lacuna)["second_core"] or {"gain": 1.0, "round_trip_ns": 0.0}
+            second = (is_command(args) and doctor(args.lacuna)["second_core"]) or {"gain": math.nan, "round_trip_ns": math.nan}
             a, b = one.measure(args.seconds), two.measure(args.seconds)
             rounds.append((a, b, a / b, second["gain"], second["round_trip_ns"]))
         a, b, gain, most, trip = (statistics.median(column) for column in zip(*rounds))
