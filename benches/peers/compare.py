@@ -99,9 +99,9 @@ class Peer:
         self.process.wait()
 
 
-def is_command(args):
-    """Whether lacuna is the command, and not the engine's example, which knows less."""
-    return pathlib.Path(args.lacuna).name != "run_onnx"
+def is_command(lacuna):
+    """Whether that is the command, and not the engine's example, which knows less."""
+    return pathlib.Path(lacuna).name != "run_onnx"
 
 
 class Lacuna:
@@ -109,7 +109,6 @@ class Lacuna:
 
     def __init__(self, args, mode, batch, cores):
         self.binary, (_, self.path, self.scenario) = args.lacuna, mode
-        self.is_command = is_command(args)
         self.batch, self.cores, self.env = batch, cores, environment(args)
         self.peak_megabytes, self.about = 0.0, {}
 
@@ -130,7 +129,7 @@ class Lacuna:
         return out
 
     def measure(self, seconds):
-        if not self.is_command:
+        if not is_command(self.binary):
             # It takes a number of runs: the first few tell how many fill the time.
             words = [self.binary, self.path, "-b", str(self.batch), "-c", str(self.cores), "-n"]
             median = lambda runs: float(self.run([*words, str(runs)]).split("median ")[1].split(" ms")[0])
@@ -177,7 +176,7 @@ def contenders(args, row):
     # The float parts of quantised networks run in what openvino would choose by itself.
     chosen = "bf16" if bf16 and args.isa is None else "f32"
     found = {"lacuna": [("lacuna", str(f), "sync") for f in ours]}
-    if is_command(args):
+    if is_command(args.lacuna):
         found["lacuna, several"] = [("lacuna", str(f), "async") for f in ours]
     found["onnxruntime"] = [("onnxruntime", str(f)) for f in files]
     for title, hint in (("openvino", "latency"), ("openvino, several", "throughput")):
@@ -311,7 +310,7 @@ def cores_lines(args):
         one, two = Lacuna(args, ("lacuna", path, "sync"), 1, 1), Lacuna(args, ("lacuna", path, "sync"), 1, args.cores)
         rounds = []
         for _ in range(args.rounds):
-            second = (is_command(args) and doctor(args.lacuna)["second_core"]) or {"gain": math.nan, "round_trip_ns": math.nan}
+            second = (is_command(args.lacuna) and doctor(args.lacuna)["second_core"]) or {"gain": math.nan, "round_trip_ns": math.nan}
             a, b = one.measure(args.seconds), two.measure(args.seconds)
             rounds.append((a, b, a / b, second["gain"], second["round_trip_ns"]))
         a, b, gain, most, trip = (statistics.median(column) for column in zip(*rounds))
