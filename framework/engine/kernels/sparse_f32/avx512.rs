@@ -1,6 +1,7 @@
 //! The sparse f32 kernel's loops on AVX-512: vectors of 16 pixels.
 
 use super::{Multiply, PIXELS, Scatter, VECTOR, Vectors};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 pub const VECTORS: Vectors =
@@ -8,38 +9,48 @@ pub const VECTORS: Vectors =
 
 /// Vector `k` of the result holds element `k` of all rows.
 ///
-/// Quarters of rows are put in place as they are loaded, so that what is left is to transpose within 128 bits.
+/// Rows `i` and `8 + i` share a register as they are loaded; what is left are three exchanges: of single elements and of pairs within
+/// 128 bits, then of those.
 ///
 /// # Safety
 /// AVX-512 F; 16 elements may be read at each row.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn transposed(row: impl Fn(usize) -> *const f32) -> [__m512; 16] {
-    let mut a = [_mm512_setzero_ps(); 16];
-    for i in 0..4 {
-        let rows = [row(i), row(4 + i), row(8 + i), row(12 + i)];
-        for q in 0..4 {
+    let d = |v| _mm512_castps_pd(v);
+    let s = |v| _mm512_castpd_ps(v);
+    let left = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+    let right = _mm512_setr_epi32(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    // By half of the elements. Lanes of 128 bits: elements 0 to 3 and 4 to 7 of row `i`, then of row `8 + i`. A row is read at once:
+    // rows may lie in one set of the first-level cache, which holds eight lines.
+    let mut halves = [[_mm512_setzero_ps(); 8]; 2];
+    for i in 0..8 {
+        let rows = [row(i), row(8 + i)];
+        for half in 0..2 {
             // SAFETY: as the caller promises.
-            unsafe {
-                let part = |nth: usize| _mm_loadu_ps(rows[nth].add(4 * q));
-                let v = _mm512_castps128_ps512(part(0));
-                let v = _mm512_insertf32x4::<1>(v, part(1));
-                let v = _mm512_insertf32x4::<2>(v, part(2));
-                a[4 * q + i] = _mm512_insertf32x4::<3>(v, part(3));
-            }
+            let [upper, lower] = rows.map(|row| unsafe { _mm256_loadu_ps(row.add(8 * half)) });
+            let upper = _mm512_castps_pd(_mm512_castps256_ps512(upper));
+            halves[half][i] = s(_mm512_insertf64x4::<1>(upper, _mm256_castps_pd(lower)));
         }
     }
-    let d = |v| _mm512_castps_pd(v);
-    for q in 0..4 {
-        let a = &mut a[4 * q..4 * q + 4];
-        let low = [_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpacklo_ps(a[2], a[3])];
-        let high = [_mm512_unpackhi_ps(a[0], a[1]), _mm512_unpackhi_ps(a[2], a[3])];
-        a[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(low[0]), d(low[1])));
-        a[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(d(low[0]), d(low[1])));
-        a[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(high[0]), d(high[1])));
-        a[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(d(high[0]), d(high[1])));
+    let mut all = [_mm512_setzero_ps(); 16];
+    for (a, all) in halves.iter().zip(all.chunks_exact_mut(8)) {
+        // Elements `k` and `4 + k` of four rows and of the four that are 8 rows below.
+        let mut four = [[_mm512_setzero_ps(); 4]; 2];
+        for (a, four) in a.chunks_exact(4).zip(&mut four) {
+            let low = [d(_mm512_unpacklo_ps(a[0], a[1])), d(_mm512_unpacklo_ps(a[2], a[3]))];
+            let high = [d(_mm512_unpackhi_ps(a[0], a[1])), d(_mm512_unpackhi_ps(a[2], a[3]))];
+            four[0] = s(_mm512_unpacklo_pd(low[0], low[1]));
+            four[1] = s(_mm512_unpackhi_pd(low[0], low[1]));
+            four[2] = s(_mm512_unpacklo_pd(high[0], high[1]));
+            four[3] = s(_mm512_unpackhi_pd(high[0], high[1]));
+        }
+        for k in 0..4 {
+            all[k] = _mm512_permutex2var_ps(four[0][k], left, four[1][k]);
+            all[4 + k] = _mm512_permutex2var_ps(four[0][k], right, four[1][k]);
+        }
     }
-    a
+    all
 }
 
 /// # Safety
@@ -59,6 +70,19 @@ unsafe fn gather(x: *const f32, pixels: &[usize], at: usize, rows: usize, tile: 
             }
         }
     }
+}
+
+/// The float of these bits in all lanes, by way of a general register: a broadcast from memory takes the place of a load of
+/// a whole vector, and loads are what [`multiply`] waits for.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn broadcast(bits: u32) -> __m512 {
+    let all;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("vpbroadcastd {}, {:e}", out(zmm_reg) all, in(reg) bits, options(pure, nomem, nostack, preserves_flags))
+    };
+    all
 }
 
 /// # Safety
@@ -91,14 +115,15 @@ unsafe fn multiply<const V: usize>(s: &Multiply<'_>) {
             };
             let mut odd = [_mm512_setzero_ps(); V];
             for _ in 0..pairs {
-                let [offsets, a_bits, b_bits] = *pair;
+                let first: u64 = pair.cast::<u64>().read_unaligned();
+                let (offsets, a_bits, b_bits) = (first as u32, (first >> 32) as u32, (*pair)[2]);
                 let (a, b) = (offsets & 0xffff, offsets >> 16);
                 pair = pair.add(1);
-                let (w, x) = (_mm512_set1_ps(f32::from_bits(a_bits)), s.tile.byte_add(a as usize));
+                let (w, x) = (broadcast(a_bits), s.tile.byte_add(a as usize));
                 for v in 0..V {
                     even[v] = _mm512_fmadd_ps(w, _mm512_load_ps(x.add(v * VECTOR)), even[v]);
                 }
-                let (w, x) = (_mm512_set1_ps(f32::from_bits(b_bits)), s.tile.byte_add(b as usize));
+                let (w, x) = (broadcast(b_bits), s.tile.byte_add(b as usize));
                 for v in 0..V {
                     odd[v] = _mm512_fmadd_ps(w, _mm512_load_ps(x.add(v * VECTOR)), odd[v]);
                 }
@@ -122,16 +147,20 @@ unsafe fn scatter(s: &Scatter<'_>) {
             let sums = s.sums.wrapping_add(channel * PIXELS + first);
             // SAFETY: sums hold whole vectors of 16 channels; masks keep to the channels of the tile.
             unsafe {
-                let mut v = transposed(|o| sums.wrapping_add(o * PIXELS));
-                let pixels = s.y_at.len().min(first + VECTOR);
-                for (p, sum) in (first..pixels).zip(&mut v) {
+                let v = transposed(|o| sums.wrapping_add(o * PIXELS));
+                let put = |p: usize, mut sum: __m512| {
                     if let Some(r) = s.r {
                         let r = r.wrapping_add(s.r_at[p] + channel);
-                        *sum = _mm512_add_ps(*sum, _mm512_maskz_loadu_ps(mask, r));
+                        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, r));
                     }
                     // Bounds come first: these instructions return their second operand when one is NaN.
-                    let sum = _mm512_min_ps(max, _mm512_max_ps(min, *sum));
+                    let sum = _mm512_min_ps(max, _mm512_max_ps(min, sum));
                     _mm512_mask_storeu_ps(s.y.wrapping_add(s.y_at[p] + channel), mask, sum);
+                };
+                // As many as there are registers: a loop of another length would keep them in memory.
+                match s.y_at.len() - first {
+                    VECTOR.. => (0..VECTOR).for_each(|i| put(first + i, v[i])),
+                    some => (0..some).for_each(|i| put(first + i, v[i])),
                 }
             }
         }
