@@ -279,7 +279,7 @@ impl Session {
         let whole = bound.tail.is_none() && shape_inputs.is_empty();
         let mut weights = Weights::default();
         if whole && !options.keep_values && options.kernels != KernelChoice::Dense {
-            weights.orders = Orders::of(&graph, &target);
+            weights.orders = Orders::of(&graph, &target, cache.as_deref());
         }
         let release = if options.release_weights && whole { packed_constants(&graph) } else { Vec::new() };
         let emptied = || release.iter().for_each(|&c| graph.consts[c] = Default::default());

@@ -7,10 +7,35 @@
 
 use crate::affinity::pin_thread;
 use crate::plan::{Bases, Plan, run_step};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::thread::{JoinHandle, Thread};
 use std::time::Instant;
+
+/// What `work` makes of every number below `count`: on up to `threads` threads, which end with the call. Where the system gives
+/// no more threads, the caller does all.
+pub fn side_by_side<R: Send + Sync>(
+    threads: usize,
+    count: usize,
+    work: impl Fn(usize) -> R + Sync,
+) -> Vec<R> {
+    let results: Vec<OnceLock<R>> = (0..count).map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    let take = || {
+        loop {
+            let i = next.fetch_add(1, Relaxed);
+            let Some(result) = results.get(i) else { return };
+            let _ = result.set(work(i));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.min(count) {
+            let _ = std::thread::Builder::new().spawn_scoped(scope, take);
+        }
+        take();
+    });
+    results.into_iter().map(|r| r.into_inner().expect("every number was taken")).collect()
+}
 
 /// Looks at the counter before a thread parks: some 20 to 50 microseconds.
 const SPINS: u32 = 2_000;
@@ -24,8 +49,9 @@ struct Job {
     base: u64,
     /// Meet after every step, so that each can be timed.
     every_step: bool,
-    /// Each thread takes pieces of its own.
+    /// Each thread takes pieces of its own: the next that nobody has.
     apart: Option<Apart>,
+    next: AtomicUsize,
 }
 
 /// A batch in pieces, each of which a thread runs alone. Tables of pointers have a row for each piece.
@@ -107,8 +133,8 @@ impl Workers {
         unsafe { self.run_job(plan, bases, None, times) };
     }
 
-    /// Runs a plan for one thread, which cannot fail, for every piece: each thread takes every so many. `times` gets the
-    /// nanoseconds of each step of the caller's pieces together.
+    /// Runs a plan for one thread, which cannot fail, for every piece: each thread takes the next when it is done with
+    /// one, so that a thread on a slower core does fewer. `times` gets the nanoseconds of each step of the caller's pieces together.
     ///
     /// # Safety
     /// As `plan::run_step`, for the whole plan and every piece: there are as many arenas as threads, and the tables of
@@ -140,6 +166,7 @@ impl Workers {
             base: s.arrived.load(SeqCst),
             every_step: times.is_some(),
             apart,
+            next: AtomicUsize::new(0),
         };
         if s.threads > 1 {
             s.job.store((&raw const job).cast_mut(), SeqCst);
@@ -217,7 +244,11 @@ unsafe fn follow(s: &Shared, job: &Job, me: usize, wake: impl Fn(usize), mut tim
     // SAFETY: the plan outlives the run.
     let plan = unsafe { &*job.plan };
     if let Some(apart) = job.apart {
-        for piece in (me..apart.pieces).step_by(s.threads) {
+        loop {
+            let piece = job.next.fetch_add(1, Relaxed);
+            if piece >= apart.pieces {
+                break;
+            }
             // SAFETY: the promise of `Workers::run_apart`: this thread's arena, this piece's rows.
             unsafe {
                 let bases = Bases {

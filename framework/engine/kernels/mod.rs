@@ -27,7 +27,7 @@
 // Other processors have fewer rows, or the portable ones only, and no use for all that the vector rows share.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
-pub(crate) use packed::{count_nonzeros, each_nonzero};
+pub(crate) use packed::{count_nonzeros, each_nonzero, magnitude};
 
 use crate::memory::AlignedBytes;
 use crate::target::{Isa, has_bf16};

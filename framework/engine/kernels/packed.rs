@@ -100,19 +100,26 @@ pub(crate) fn count_nonzeros(w: &[i8]) -> u64 {
     w.chunks(BLOCK).map(|w| w.iter().map(|&v| u8::from(v != 0)).sum::<u8>() as u64).sum()
 }
 
+/// Sum of the magnitudes.
+pub(crate) fn magnitude(w: &[i8]) -> i64 {
+    let block = |w: &[i8]| w.iter().map(|v| v.unsigned_abs() as u16).sum::<u16>() as i64;
+    w.chunks(BLOCK).map(block).sum()
+}
+
 /// Calls `f` with the place and value of every weight that is not zero.
 pub(crate) fn each_nonzero(w: &[i8], mut f: impl FnMut(usize, i8)) {
-    for (eight, at) in w.chunks(8).zip((0..).step_by(8)) {
+    let (eights, rest) = w.as_chunks::<8>();
+    for (eight, at) in eights.iter().zip((0..).step_by(8)) {
         // Most weights are zero: one look at eight of them skips many.
-        let mut word = [0u8; 8];
-        word[..eight.len()].copy_from_slice(bytemuck::cast_slice(eight));
-        let mut left = u64::from_le_bytes(word);
+        let mut left = u64::from_le_bytes(eight.map(|v| v as u8));
         while left != 0 {
             let byte = left.trailing_zeros() / 8;
             f(at + byte as usize, (left >> (8 * byte)) as i8);
             left &= !(0xff << (8 * byte));
         }
     }
+    let at = w.len() - rest.len();
+    rest.iter().enumerate().filter(|(_, v)| **v != 0).for_each(|(i, &v)| f(at + i, v));
 }
 
 /// Dense panels: all weights of up to `width` neighbouring channels, step by step.
@@ -210,8 +217,7 @@ fn element_bytes<const N: usize>(weights: &ConvWeights<'_>, i: usize) -> [u8; N]
 pub(super) fn bounded(weights: &ConvWeights<'_>, g: &ConvGeom) -> bool {
     let ConvWeights::Int8 { w, bias, mult, x_zero } = *weights else { return false };
     w.chunks_exact(g.depth()).zip(bias).zip(mult).all(|((w, &bias), &mult)| {
-        let sum: i64 = w.iter().map(|&v| (v as i64).abs()).sum();
-        let most = (255 + x_zero.unsigned_abs() as i64) * sum + (bias as i64).abs();
+        let most = (255 + x_zero.unsigned_abs() as i64) * magnitude(w) + (bias as i64).abs();
         most as f64 * (mult as f64).abs() < (1u32 << 30) as f64
     })
 }

@@ -11,6 +11,7 @@ use super::attention::lower_attention;
 use super::rewrite::*;
 use super::tables::lower_tables;
 use crate::error::Result;
+use crate::kernels::magnitude;
 use crate::target::Target;
 use bytes::Bytes;
 use lacuna_ir::op::{
@@ -416,9 +417,7 @@ impl Weights {
 fn accumulates(w: &[i8], bias: &[i32]) -> bool {
     let per = w.len() / bias.len().max(1);
     bias.iter().enumerate().all(|(o, &b)| {
-        // Blocks whose sum fits 16 bits: the loop over them is one of short vectors.
-        let block = |x: &[i8]| x.iter().map(|x| x.unsigned_abs() as u16).sum::<u16>() as i64;
-        let sum: i64 = w[o * per..][..per].chunks(256).map(block).sum();
+        let sum = magnitude(&w[o * per..][..per]);
         (b as i64 + 255 * sum).max(255 * sum - b as i64 - 1) < 1 << 31
     })
 }

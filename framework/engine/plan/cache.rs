@@ -1,4 +1,6 @@
-//! Measured choices on disk: one small text file per model, machine and binding.
+//! What took time to find, on disk: small text files.
+//!
+//! Measured choices, one file per model, machine and binding:
 //!
 //! ```text
 //! lacuna kernels 3
@@ -10,6 +12,17 @@
 //! The key is a hash of all that a choice rests on: every layer's geometry and weights, the instruction set, whether
 //! bfloat16 was asked for, the number of threads, the table of kernels and the engine's version. A file that does not read as this, byte for
 //! byte, is as good as none and is written anew; a choice from a file can make a run slow but never wrong.
+//!
+//! Orders of channels, one file per model:
+//!
+//! ```text
+//! lacuna orders 1
+//! <key>
+//! <class> <its channels, in their new order>      one line per class that has one
+//! end <classes that have one>
+//! ```
+//! The key is a hash of the sparse integer layers' weights. Each class that may have an order is given its own channels in any
+//! order or keeps its own: so a file that is not what was written can only make a run slow, too.
 
 use super::choose::{How, Known, Pick};
 use super::weights::{Request, Source};
@@ -22,6 +35,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::{env, fs, io, process};
 
 const HEAD: &str = "lacuna kernels 3";
+const ORDERS_HEAD: &str = "lacuna orders 1";
 /// Largest file that is read.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -54,6 +68,64 @@ pub fn key(layers: &[Request], sources: &[Source], how: &How<'_>) -> u128 {
     hash.finish()
 }
 
+/// What the orders of channels are filed under, for layers with these weights and window dims.
+pub fn orders_key<'a>(layers: impl Iterator<Item = (&'a [i8], [usize; 3])>) -> u128 {
+    let mut hash = Hash::default();
+    hash.bytes(env!("CARGO_PKG_VERSION").as_bytes());
+    for (weights, dims) in layers {
+        hash.bytes(bytemuck::cast_slice(&dims));
+        hash.bytes(bytemuck::cast_slice(weights));
+    }
+    hash.finish()
+}
+
+/// Row `i` is the order of class `i`, if it has one. `channels` says how many it has if it may be given one.
+pub fn load_orders(folder: &Path, key: u128, channels: &[Option<usize>]) -> Option<Vec<Option<Vec<u32>>>> {
+    parse_orders(&read(&path(folder, key, "orders"))?, key, channels)
+}
+
+fn parse_orders(text: &str, key: u128, channels: &[Option<usize>]) -> Option<Vec<Option<Vec<u32>>>> {
+    let mut lines = text.lines();
+    if lines.next()? != ORDERS_HEAD || lines.next()? != format!("{key:032x}") {
+        return None;
+    }
+    let mut orders = vec![None; channels.len()];
+    for found in 0.. {
+        let line = lines.next()?;
+        if let Some(count) = line.strip_prefix("end ") {
+            let whole = count.parse() == Ok(found) && lines.next().is_none();
+            return whole.then_some(orders);
+        }
+        let mut words = line.split(' ');
+        let class: usize = words.next()?.parse().ok()?;
+        let order: Vec<u32> = words.map(|word| word.parse().ok()).collect::<Option<_>>()?;
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        let is_order =
+            (*channels.get(class)?)? == order.len() && sorted.into_iter().eq(0..order.len() as u32);
+        is_order.then(|| orders[class] = Some(order))?;
+    }
+    None
+}
+
+/// Keeps the orders of channels. A cache that cannot be written is no error.
+pub fn store_orders(folder: &Path, key: u128, orders: &[Option<Vec<u32>>]) {
+    let _ = write(folder, &path(folder, key, "orders"), &orders_text(key, orders));
+}
+
+fn orders_text(key: u128, orders: &[Option<Vec<u32>>]) -> String {
+    let mut text = format!("{ORDERS_HEAD}\n{key:032x}\n");
+    for (class, order) in orders.iter().enumerate().filter_map(|(i, order)| Some((i, order.as_ref()?))) {
+        let _ = write!(text, "{class}");
+        order.iter().for_each(|channel| {
+            let _ = write!(text, " {channel}");
+        });
+        text.push('\n');
+    }
+    let _ = writeln!(text, "end {}", orders.iter().flatten().count());
+    text
+}
+
 /// What was measured before.
 pub struct Kept {
     pub layers: Vec<Known>,
@@ -62,11 +134,12 @@ pub struct Kept {
 
 /// What was measured for these many layers, if a file says so.
 pub fn load(folder: &Path, key: u128, layers: usize) -> Option<Kept> {
-    let path = path(folder, key);
-    if fs::metadata(&path).ok()?.len() > FILE_BYTES_MAX {
-        return None;
-    }
-    parse(&fs::read_to_string(path).ok()?, key, layers)
+    parse(&read(&path(folder, key, "kernels"))?, key, layers)
+}
+
+fn read(path: &Path) -> Option<String> {
+    let small = fs::metadata(path).ok()?.len() <= FILE_BYTES_MAX;
+    small.then(|| fs::read_to_string(path).ok())?
 }
 
 fn parse(text: &str, key: u128, layers: usize) -> Option<Kept> {
@@ -102,7 +175,7 @@ fn known(line: &str) -> Option<Known> {
 /// Keeps the choices of a plan, and how a batch is run. A cache that cannot be written is no
 /// error: the next session measures again.
 pub fn store(folder: &Path, key: u128, plan: &Plan, way: Way) {
-    let _ = write(folder, key, &text(key, plan, way));
+    let _ = write(folder, &path(folder, key, "kernels"), &text(key, plan, way));
 }
 
 fn text(key: u128, plan: &Plan, way: Way) -> String {
@@ -127,19 +200,19 @@ fn text(key: u128, plan: &Plan, way: Way) -> String {
 }
 
 /// Writes a file of its own first: readers see the old one, or the new one whole.
-fn write(folder: &Path, key: u128, text: &str) -> io::Result<()> {
+fn write(folder: &Path, path: &Path, text: &str) -> io::Result<()> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     fs::create_dir_all(folder)?;
     let new = folder.join(format!("{}-{}.new", process::id(), COUNT.fetch_add(1, Relaxed)));
-    let written = fs::write(&new, text).and_then(|()| fs::rename(&new, path(folder, key)));
+    let written = fs::write(&new, text).and_then(|()| fs::rename(&new, path));
     if written.is_err() {
         let _ = fs::remove_file(&new);
     }
     written
 }
 
-fn path(folder: &Path, key: u128) -> PathBuf {
-    folder.join(format!("{key:032x}.kernels"))
+fn path(folder: &Path, key: u128, what: &str) -> PathBuf {
+    folder.join(format!("{key:032x}.{what}"))
 }
 
 /// A quick hash of many bytes, in four lanes that do not wait for each other. Not for adversaries.
@@ -218,6 +291,26 @@ mod tests {
             "",
         ] {
             assert!(parse(&file(&[bad]), KEY, 1).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn orders_read_back_and_nothing_else_does() {
+        let orders = [None, Some(vec![2, 0, 1]), None, Some(vec![1, 0])];
+        let channels = [None, Some(3), Some(7), Some(2)];
+        let good = orders_text(KEY, &orders);
+        assert_eq!(parse_orders(&good, KEY, &channels).unwrap(), orders);
+        assert!(parse_orders(&good, KEY + 1, &channels).is_none());
+        for end in 0..good.len() - 1 {
+            assert!(parse_orders(&good[..end], KEY, &channels).is_none(), "{end}");
+        }
+        // A class that must keep its order, or has another number of channels, or is not there.
+        for channels in [[None, None, None, Some(2)], [None, Some(4), None, Some(2)]] {
+            assert!(parse_orders(&good, KEY, &channels).is_none());
+        }
+        assert!(parse_orders(&good, KEY, &channels[..3]).is_none());
+        for bad in ["1 2 0 0", "1 3 0 1", "1 2 0", "1 2 0 -1", "1 2 0 x", "1", "", "x 2 0 1"] {
+            assert!(parse_orders(&good.replace("1 2 0 1", bad), KEY, &channels).is_none(), "{bad}");
         }
     }
 

@@ -6,12 +6,15 @@
 //! its last dimension, are a list of classes: a join's are those of what it joins. Where an op is not known to treat
 //! channels alike, the classes it touches keep their order.
 
+use super::cache;
 use crate::kernels::count_nonzeros;
 use crate::kernels::lane_gather::{self, Counts};
 use crate::passes::tensor_params;
 use crate::target::{Isa, Target};
+use crate::workers::side_by_side;
 use lacuna_ir::{Attr, Graph, Id, OpId, OpKind, ValueId};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// The most classes of a value's channels: a graph may join a value with itself again and again.
@@ -24,8 +27,9 @@ const SPARSE: f64 = 0.5;
 pub struct Orders(HashMap<ValueId, Arc<[u32]>>);
 
 impl Orders {
-    /// An order is a function of the graph's weights alone, so that every binding of it has the same.
-    pub fn of(g: &Graph, target: &Target) -> Orders {
+    /// An order is a function of the graph's weights alone, so that every binding of it has the same. Those found before are taken
+    /// from the folder `kept`.
+    pub fn of(g: &Graph, target: &Target, kept: Option<&Path>) -> Orders {
         if target.isa < Isa::Avx512Vbmi {
             return Orders::default();
         }
@@ -34,7 +38,23 @@ impl Orders {
             return Orders::default();
         }
         let mut classes = Classes::of(g);
-        decide(g, &layers, &mut classes);
+        let makers = makers(&layers, &classes);
+        let open: Vec<bool> =
+            (0..makers.len()).map(|class| !makers[class].is_empty() && !classes.settled[class]).collect();
+        if !open.contains(&true) {
+            return Orders::default();
+        }
+        let kept = kept.map(|folder| (folder, key(g, &layers)));
+        let channels = open.iter().zip(&classes.channels).map(|(open, &channels)| open.then_some(channels));
+        match kept.and_then(|(folder, key)| cache::load_orders(folder, key, &channels.collect::<Vec<_>>())) {
+            Some(orders) => classes.orders = orders,
+            None => {
+                decide(g, &makers, open, &mut classes, target.threads);
+                if let Some((folder, key)) = kept {
+                    cache::store_orders(folder, key, &classes.orders);
+                }
+            }
+        }
         let ends = layers.iter().flat_map(|layer| [layer.x, layer.y]);
         Orders(ends.filter_map(|v| Some((v, classes.order_of(v)?.into()))).collect())
     }
@@ -254,32 +274,50 @@ fn weights_of(g: &Graph, op: OpId) -> Option<(&[i8], [usize; 3])> {
     (!w.is_empty()).then_some((w, dims))
 }
 
-/// Finds an order for each class. Which one is best rests on the order of the channels that its makers read, so the
-/// class is next whose makers have the fewest weights on channels that are still to be decided.
-fn decide(g: &Graph, layers: &[Layer], classes: &mut Classes) {
+fn key(g: &Graph, layers: &[Layer]) -> u128 {
+    let sparse = layers.iter().filter(|layer| layer.sparse);
+    cache::orders_key(sparse.map(|layer| weights_of(g, layer.op).expect("a layer has weights")))
+}
+
+/// By class: the sparse layers whose results' channels it is.
+fn makers<'a>(layers: &'a [Layer], classes: &Classes) -> Vec<Vec<&'a Layer>> {
     let mut makers: Vec<Vec<&Layer>> = vec![Vec::new(); classes.part_of.len()];
     for layer in layers.iter().filter(|layer| layer.sparse) {
         if let &[class] = &classes.of_value[layer.y.index()][..] {
             makers[classes.whole(class)].push(layer);
         }
     }
-    let mut open: Vec<bool> =
-        (0..makers.len()).map(|class| !makers[class].is_empty() && !classes.settled[class]).collect();
+    makers
+}
+
+/// Finds an order for each class that is `open`. Which one is best rests on the order of the channels that its makers read, so
+/// the class is next whose makers have the fewest weights on channels that are still to be decided. Classes whose makers have
+/// none do not rest on each other: they are decided side by side.
+fn decide(g: &Graph, makers: &[Vec<&Layer>], mut open: Vec<bool>, classes: &mut Classes, threads: usize) {
     loop {
         let undecided = |layer: &&&Layer| {
             classes.of_value[layer.x.index()].iter().any(|&class| open[classes.whole(class)])
         };
         let unsure =
-            |&class: &usize| makers[class].iter().filter(undecided).map(|layer| layer.nonzeros).sum::<u64>();
-        let Some(class) = (0..open.len()).filter(|&class| open[class]).min_by_key(unsure) else { return };
-        open[class] = false;
-        let mut counts = Counts::new(classes.channels[class]);
-        for layer in &makers[class] {
-            let (w, _) = weights_of(g, layer.op).expect("a layer has weights");
-            let places = classes.order_of(layer.x).map(|order| inverse(&order));
-            counts.push(w, layer.dims, places.as_deref());
-        }
-        classes.orders[class] = lane_gather::order(&counts);
+            |class: usize| makers[class].iter().filter(undecided).map(|layer| layer.nonzeros).sum::<u64>();
+        let waiting = (0..open.len()).filter(|&class| open[class]).map(|class| (unsure(class), class));
+        let waiting: Vec<(u64, usize)> = waiting.collect();
+        let Some(&least) = waiting.iter().min() else { return };
+        let next: Vec<usize> = match least {
+            (0, _) => waiting.iter().filter(|w| w.0 == 0).map(|w| w.1).collect(),
+            (_, class) => vec![class],
+        };
+        next.iter().for_each(|&class| open[class] = false);
+        let orders = side_by_side(threads, next.len(), |i| {
+            let mut counts = Counts::new(classes.channels[next[i]]);
+            for layer in &makers[next[i]] {
+                let (w, _) = weights_of(g, layer.op).expect("a layer has weights");
+                let places = classes.order_of(layer.x).map(|order| inverse(&order));
+                counts.push(w, layer.dims, places.as_deref());
+            }
+            lane_gather::order(&counts)
+        });
+        next.iter().zip(orders).for_each(|(&class, order)| classes.orders[class] = order);
     }
 }
 

@@ -11,13 +11,13 @@ use super::{Plan, StepKind};
 use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights, Method, each_nonzero};
 use crate::memory::{AlignedBytes, LINE};
 use crate::passes;
+use crate::workers::side_by_side;
 use bytes::Bytes;
 use lacuna_ir::{OpId, ValueId};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 /// Where a blob lies, for the length of a run.
 #[derive(Clone, Copy, Debug)]
@@ -308,23 +308,8 @@ impl Weights {
 /// geometry. `known` has a row per layer, or none. A source's bytes go when its layer is done, not when all are.
 pub fn pack(layers: &[Request], sources: Vec<Source>, known: &[Known], how: &How<'_>) -> Vec<Option<Ranked>> {
     let sources: Vec<Mutex<Option<Source>>> = sources.into_iter().map(|s| Mutex::new(Some(s))).collect();
-    let ranked: Vec<OnceLock<Option<Ranked>>> = layers.iter().map(|_| OnceLock::new()).collect();
-    let next = AtomicUsize::new(0);
-    let work = || {
-        loop {
-            let i = next.fetch_add(1, Relaxed);
-            let Some(layer) = layers.get(i) else { return };
-            let source = sources[i].lock().expect("no thread panics with it").take();
-            let pack = |weights: &ConvWeights<'_>| rank(&layer.geom, weights, how, known.get(i));
-            let _ = ranked[i].set(source.and_then(|source| source.with(pack)));
-        }
-    };
-    std::thread::scope(|scope| {
-        // Where the system gives no more threads, this one does all.
-        for _ in 1..how.target.threads.min(layers.len()) {
-            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
-        }
-        work();
-    });
-    ranked.into_iter().map(|r| r.into_inner().flatten()).collect()
+    side_by_side(how.target.threads, layers.len(), |i| {
+        let source = sources[i].lock().expect("no thread panics with it").take();
+        source?.with(|weights| rank(&layers[i].geom, weights, how, known.get(i)))
+    })
 }

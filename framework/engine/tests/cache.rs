@@ -3,12 +3,14 @@
 mod common;
 
 use common::*;
-use lacuna_engine::{Options, Session, StepProfile, Target, Tune};
+use lacuna_engine::{Isa, Options, Session, StepProfile, Target, Tune};
 use std::path::PathBuf;
 use std::{env, fs};
 
+/// All but those of orders of channels.
 fn files(folder: &PathBuf) -> Vec<PathBuf> {
-    fs::read_dir(folder).map_or(Vec::new(), |entries| entries.map(|e| e.unwrap().path()).collect())
+    let all = fs::read_dir(folder).map_or(Vec::new(), |entries| entries.map(|e| e.unwrap().path()).collect());
+    all.into_iter().filter(|path| path.extension().is_none_or(|e| e != "orders")).collect()
 }
 
 #[test]
@@ -63,6 +65,31 @@ fn choices_are_kept_found_again_and_written_anew_when_they_are_broken() {
         assert_eq!(again.lines().last(), text.lines().last());
     }
     assert_eq!(files(&folder).len(), 1, "no temporary file is left");
+
+    // The same holds for orders of channels, and results are the same whatever order is read.
+    let orders =
+        fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).find(|path| !files(&folder).contains(path));
+    assert_eq!(orders.is_some(), Target::native().unwrap().isa >= Isa::Avx512Vbmi);
+    if let Some(file) = orders {
+        let text = fs::read_to_string(&file).unwrap();
+        let turned = text.lines().map(|line| match line.split_once(' ') {
+            Some((class, order)) if class != "lacuna" && class != "end" => {
+                let channels: Vec<&str> = order.split(' ').rev().collect();
+                format!("{class} {}\n", channels.join(" "))
+            }
+            _ => format!("{line}\n"),
+        });
+        let turned: String = turned.collect();
+        assert_ne!(turned, text);
+        fs::write(&file, &turned).unwrap();
+        run();
+        assert_eq!(fs::read_to_string(&file).unwrap(), turned, "it is taken as it stands");
+        for broken in [&text[..text.len() / 2], "", &text.replace("end", "dne")] {
+            fs::write(&file, broken).unwrap();
+            run();
+            assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        }
+    }
 
     // Layers that run in bands are found again as such; the same layers one by one are others.
     let phone = mobile(128, 96);
