@@ -157,6 +157,15 @@ pub fn point_at(table: &mut [*mut u8], pieces: usize, operands: impl Iterator<It
     }
 }
 
+/// A way that is measured.
+struct Entry {
+    way: Way,
+    piece: Plan,
+    pieces: usize,
+    arenas: usize,
+    least: Duration,
+}
+
 /// How a batch is best run. `plan` is that of the whole batch.
 pub fn measure_ways(
     (g, symbols, batch): (&Graph, &[u64], SymbolId),
@@ -166,14 +175,14 @@ pub fn measure_ways(
     choice: KernelChoice,
     trial: &mut Trial<'_>,
 ) -> Way {
-    /// A run of pieces must be faster than one of the whole batch by this factor.
+    /// Threads that share images must be faster than threads with images of their own by this factor: they wait for each other,
+    /// which takes longer at other times. So must pieces of a batch that are shared be than all of it.
     const GAIN: f64 = 0.97;
-    /// Runs of the whole batch, and of each number of pieces.
-    const RUNS: usize = 2;
-    let mut best = (Way::default(), trial.time(plan, &weights.table(), RUNS).mul_f64(GAIN));
+    /// Runs of each way, in turns.
+    const RUNS: usize = 3;
     let all = symbols[batch.index()];
-    for apart in [false, true].into_iter().take(target.threads.min(2)) {
-        let before = best.0;
+    let mut entries = Vec::new();
+    for apart in [true, false].into_iter().filter(|&apart| !apart || target.threads > 1) {
         // Threads that share an image's work have one each at least.
         let least = if apart { 1 } else { target.threads as u64 };
         for pieces in ways(all, least) {
@@ -186,22 +195,35 @@ pub fn measure_ways(
             // What does not bind or plan for fewer images runs whole.
             let Ok(bound) = specialise(g, &cutting.symbols, &[]) else { break };
             let Ok(built) = build(bound.graph, &bound.computed, &how, false, weights, || ()) else { break };
-            let piece = built.plan;
-            let (arenas, pieces) = (cutting.arenas(&piece), cutting.pieces);
-            let time = match arenas {
-                _ if piece.arena_bytes * arenas > plan.arena_bytes => Duration::MAX,
-                1 => trial.time(&piece, &weights.table(), RUNS * pieces) * pieces as u32,
-                _ => trial.time_apart(&piece, &weights.table(), pieces, RUNS),
-            };
-            piece.computed_blobs.iter().for_each(|&blob| weights.reuse(blob));
-            match time < best.1 {
-                true => best = (way, time),
-                // The fewer images, the more often weights are read.
-                false if best.0 != before => break,
-                false => {}
-            }
+            let (arenas, piece) = (cutting.arenas(&built.plan), built.plan);
+            entries.push(Entry { way, piece, pieces: cutting.pieces, arenas, least: Duration::MAX });
         }
     }
+    let blobs = weights.table();
+    let mut whole = Duration::MAX;
+    for _ in 0..RUNS {
+        whole = whole.min(trial.time(plan, &blobs, 1));
+        for Entry { piece, pieces, arenas, least, .. } in &mut entries {
+            let time = match *arenas {
+                more if piece.arena_bytes * more > plan.arena_bytes => continue,
+                1 => trial.time(piece, &blobs, *pieces) * *pieces as u32,
+                _ => trial.time_apart(piece, &blobs, *pieces, 1),
+            };
+            *least = time.min(*least);
+        }
+    }
+    let fastest = |apart: bool| {
+        let alike = entries.iter().filter(|e| e.way.apart == apart);
+        alike.min_by_key(|e| e.least).map(|e| (e.way, e.least))
+    };
+    let mut best = (Way::default(), Duration::MAX);
+    for (way, time) in [fastest(true), Some((Way::default(), whole)), fastest(false)].into_iter().flatten() {
+        if time < best.1 {
+            best = (way, time.mul_f64(GAIN));
+        }
+    }
+    let computed = entries.iter().flat_map(|e| &e.piece.computed_blobs);
+    computed.for_each(|&blob| weights.reuse(blob));
     best.0
 }
 
