@@ -175,8 +175,9 @@ pub fn measure_ways(
     choice: KernelChoice,
     trial: &mut Trial<'_>,
 ) -> Way {
-    /// Threads that share images must be faster than threads with images of their own by this factor: they wait for each other,
-    /// which takes longer at other times. So must pieces of a batch that are shared be than all of it.
+    /// Threads with images of their own come first, then the whole batch at once, then pieces that threads share: what comes later
+    /// must be faster than the best before by this factor. Threads that share wait for each other, which takes longer at other
+    /// times.
     const GAIN: f64 = 0.97;
     /// Runs of each way, in turns.
     const RUNS: usize = 3;

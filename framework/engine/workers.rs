@@ -7,35 +7,10 @@
 
 use crate::affinity::pin_thread;
 use crate::plan::{Bases, Plan, run_step};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
 use std::thread::{JoinHandle, Thread};
 use std::time::Instant;
-
-/// What `work` makes of every number below `count`: on up to `threads` threads, which end with the call. Where the system gives
-/// no more threads, the caller does all.
-pub fn side_by_side<R: Send + Sync>(
-    threads: usize,
-    count: usize,
-    work: impl Fn(usize) -> R + Sync,
-) -> Vec<R> {
-    let results: Vec<OnceLock<R>> = (0..count).map(|_| OnceLock::new()).collect();
-    let next = AtomicUsize::new(0);
-    let take = || {
-        loop {
-            let i = next.fetch_add(1, Relaxed);
-            let Some(result) = results.get(i) else { return };
-            let _ = result.set(work(i));
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..threads.min(count) {
-            let _ = std::thread::Builder::new().spawn_scoped(scope, take);
-        }
-        take();
-    });
-    results.into_iter().map(|r| r.into_inner().expect("every number was taken")).collect()
-}
 
 /// Looks at the counter before a thread parks: some 20 to 50 microseconds.
 const SPINS: u32 = 2_000;

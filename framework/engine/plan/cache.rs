@@ -89,11 +89,11 @@ fn parse_orders(text: &str, key: u128, channels: &[Option<usize>]) -> Option<Vec
     if lines.next()? != ORDERS_HEAD || lines.next()? != format!("{key:032x}") {
         return None;
     }
-    let mut orders = vec![None; channels.len()];
-    for found in 0.. {
+    let mut orders: Vec<Option<Vec<u32>>> = vec![None; channels.len()];
+    loop {
         let line = lines.next()?;
         if let Some(count) = line.strip_prefix("end ") {
-            let whole = count.parse() == Ok(found) && lines.next().is_none();
+            let whole = count.parse() == Ok(orders.iter().flatten().count()) && lines.next().is_none();
             return whole.then_some(orders);
         }
         let mut words = line.split(' ');
@@ -105,7 +105,6 @@ fn parse_orders(text: &str, key: u128, channels: &[Option<usize>]) -> Option<Vec
             (*channels.get(class)?)? == order.len() && sorted.into_iter().eq(0..order.len() as u32);
         is_order.then(|| orders[class] = Some(order))?;
     }
-    None
 }
 
 /// Keeps the orders of channels. A cache that cannot be written is no error.

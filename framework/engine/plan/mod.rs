@@ -20,6 +20,7 @@ mod order;
 mod place;
 mod recurrent;
 mod rows;
+mod side_by_side;
 mod spread;
 mod weights;
 

@@ -7,11 +7,11 @@
 //! channels alike, the classes it touches keep their order.
 
 use super::cache;
+use super::side_by_side::side_by_side;
 use crate::kernels::count_nonzeros;
 use crate::kernels::lane_gather::{self, Counts};
 use crate::passes::tensor_params;
 use crate::target::{Isa, Target};
-use crate::workers::side_by_side;
 use lacuna_ir::{Attr, Graph, Id, OpId, OpKind, ValueId};
 use std::collections::HashMap;
 use std::path::Path;

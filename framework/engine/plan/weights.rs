@@ -7,11 +7,11 @@
 
 use super::choose::{How, Known, Pick, Ranked, rank};
 use super::order::{self, Orders};
+use super::side_by_side::side_by_side;
 use super::{Plan, StepKind};
 use crate::kernels::{CONV_KERNELS, ConvGeom, ConvWeights, Method, each_nonzero};
 use crate::memory::{AlignedBytes, LINE};
 use crate::passes;
-use crate::workers::side_by_side;
 use bytes::Bytes;
 use lacuna_ir::{OpId, ValueId};
 use std::borrow::Cow;

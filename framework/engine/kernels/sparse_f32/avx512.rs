@@ -115,6 +115,7 @@ unsafe fn multiply<const V: usize>(s: &Multiply<'_>) {
             };
             let mut odd = [_mm512_setzero_ps(); V];
             for _ in 0..pairs {
+                // Two of the three in one load.
                 let first: u64 = pair.cast::<u64>().read_unaligned();
                 let (offsets, a_bits, b_bits) = (first as u32, (first >> 32) as u32, (*pair)[2]);
                 let (a, b) = (offsets & 0xffff, offsets >> 16);
