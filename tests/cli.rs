@@ -825,6 +825,9 @@ fn doctor_says_what_the_engine_uses() {
         report["processor"]["memory_available_bytes"].as_u64()
             <= report["processor"]["memory_bytes"].as_u64()
     );
+    let second = &report["processor"]["second_core"];
+    let measured = second["gain"].as_f64() > Some(0.0) && second["round_trip_ns"].as_f64() > Some(0.0);
+    assert_eq!(measured, std::thread::available_parallelism().unwrap().get() > 1, "{second}");
     assert_eq!(json(&["doctor", "--json", "--threads", "3"])["threads"]["training"], 3);
     let page = works(&["doctor"]);
     assert!(page.contains("flex: own kernels (") && page.contains("instructions "), "{page}");
