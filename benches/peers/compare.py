@@ -134,14 +134,18 @@ class Lacuna:
             words = [self.binary, self.path, "-b", str(self.batch), "-c", str(self.cores), "-n"]
             median = lambda runs: float(self.run([*words, str(runs)]).split("median ")[1].split(" ms")[0])
             return median(max(3, int(seconds * 1e3 / median(3))))
+        result = self.benchmark(seconds)["benchmark_result"]
+        return result["median"] if self.scenario == "sync" else 1e3 * self.batch / result["items_per_sec"]
+
+    def benchmark(self, seconds):
+        """What the command's `benchmark` writes as JSON."""
         with tempfile.TemporaryDirectory() as folder:
             out = pathlib.Path(folder) / "out.json"
             self.run([
                 self.binary, "benchmark", self.path, "-q", "-b", str(self.batch), "-ncores", str(self.cores),
                 "-pin", "core", "-s", self.scenario, "-t", str(seconds), "-w", "0.2", "-x", str(out),
             ])
-            result = json.loads(out.read_text())["benchmark_result"]
-        return result["median"] if self.scenario == "sync" else 1e3 * self.batch / result["items_per_sec"]
+            return json.loads(out.read_text())
 
     def close(self):
         pass
@@ -372,11 +376,14 @@ def wanted(args, row):
     return not args.rows or any(part in f"{row[0]}-{row[1]}-{row[2]}" for part in args.rows)
 
 
+def commit():
+    return subprocess.run(["git", "-C", HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
 def report(args, rows):
     version = lambda package: subprocess.run(
         [sys.executable, "-c", f"import importlib.metadata as m; print(m.version('{package}'))"], capture_output=True, text=True
     ).stdout.strip()
-    commit = subprocess.run(["git", "-C", HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     flags = [f for f in ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512vbmi", "avx512_bf16", "amx_int8", "amx_bf16") if has(f)]
     title = "Networks beside onnxruntime and openvino" + (f", limited to {args.isa}" if args.isa else "")
     shown = ["--isa " + args.isa] if args.isa else []
@@ -389,7 +396,7 @@ def report(args, rows):
         "```",
         "",
         f"{cpu_field('model name')}, family {cpu_field('cpu family')}, model {cpu_field('model')}, at {args.clock:.2f} GHz; {args.cores} cores; {', '.join(flags)}. "
-        f"lacuna {commit}, onnxruntime {version('onnxruntime')}, openvino {version('openvino')}. *Synthetic* weights "
+        f"lacuna {commit()}, onnxruntime {version('onnxruntime')}, openvino {version('openvino')}. *Synthetic* weights "
         f"(`make_models.py`), {args.rounds} rounds of {args.seconds:g} s for each contender, in turns. Milliseconds of one batch.",
     ]
     if args.isa:

@@ -9,10 +9,8 @@ wall time. The gain is the median of the rounds' ratios.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
-import subprocess
 import tempfile
 import time
 
@@ -20,20 +18,13 @@ import compare
 
 
 def items_per_second(args, path, batch, scenario):
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "out.json"
-        words = [
-            args.lacuna, "benchmark", path, "-q", "-b", str(batch), "-ncores", str(args.cores), "-pin", "core",
-            "-s", scenario, "-t", str(args.seconds), "-w", "0.3", "-x", out,
-        ]
-        subprocess.run(words, check=True, env=compare.environment(args), stdout=subprocess.DEVNULL)
-        found = json.loads(out.read_text())
+    found = compare.Lacuna(args, ("lacuna", path, scenario), batch, args.cores).benchmark(args.seconds)
     return found["num_streams"] * batch * 1e3 / found["benchmark_result"]["mean"]
 
 
 def line(args, row, batch):
     name, sparsity, kind, _ = row
-    path = args.models / f"{name}-{sparsity}-{kind}.onnx"
+    path = str(args.models / f"{name}-{sparsity}-{kind}.onnx")
     found = {"sync": [], "async": []}
     for turn in range(args.rounds):
         for scenario in sorted(found, reverse=turn % 2 == 0):
@@ -60,7 +51,6 @@ def main():
     compare.make_missing(args, rows)
     with tempfile.TemporaryDirectory() as args.cache:
         lines = [line(args, row, batch) for row in rows for batch in row[3]]
-    commit = subprocess.run(["git", "-C", compare.HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     text = [
         f"## Several requests at a time ({time.strftime('%Y-%m-%d')})",
         "",
@@ -68,7 +58,7 @@ def main():
         "python3 benches/peers/streams.py --models target/peer-models",
         "```",
         "",
-        f"lacuna {commit}, {compare.cpu_field('model name')}, {args.cores} cores: items per second with one request at a time on all cores, and with a"
+        f"lacuna {compare.commit()}, {compare.cpu_field('model name')}, {args.cores} cores: items per second with one request at a time on all cores, and with a"
         f" stream on each; {args.rounds} rounds of {args.seconds:g} s in turns, medians.",
         "",
         "| network | batch | one | several | gain |",
