@@ -191,7 +191,6 @@ def report(args):
     import onnxruntime
 
     shown = [w for w in sys.argv[1:] if w != "--write"]
-    commit = subprocess.run(["git", "-C", HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     flags = [f for f in ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8") if compare.has(f)]
     text = [
         f"## Real models beside onnxruntime ({time.strftime('%Y-%m-%d')})",
@@ -201,7 +200,7 @@ def report(args):
         "```",
         "",
         f"{compare.cpu_field('model name')}, family {compare.cpu_field('cpu family')}, model {compare.cpu_field('model')}; "
-        f"{args.cores} cores; {', '.join(flags)}. lacuna {commit}, onnxruntime {onnxruntime.__version__}. Published weights, photos, "
+        f"{args.cores} cores; {', '.join(flags)}. lacuna {compare.commit()}, onnxruntime {onnxruntime.__version__}. Published weights, photos, "
         f"text and sentences as `tests/py/real_models.py` makes them; {args.rounds} rounds of {args.seconds:g} s for each contender, "
         "in turns. Milliseconds of a run; a ratio above 1: lacuna is faster.",
         "",
